@@ -1,0 +1,266 @@
+"""The command line: fit, validate, test and predict, on Lightning's CLI."""
+
+import argparse
+import inspect
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lit_gpt_scratch import attention, models, optim
+from lit_gpt_scratch.callbacks import TextWriter
+from lit_gpt_scratch.checkpoint import find_checkpoint, import_plugins, read_checkpoint
+from lit_gpt_scratch.data import Batches, CharDataModule
+from lit_gpt_scratch.errors import InputError, require_positive
+from lit_gpt_scratch.messages import explain
+from lit_gpt_scratch.models import count_parameters
+from lit_gpt_scratch.module import LitCharLM, Prompts
+from lit_gpt_scratch.runs import (
+    WandbSettings,
+    make_callbacks,
+    make_loggers,
+    new_run_folder,
+    runs_folder,
+    summarize,
+)
+from lit_gpt_scratch.sampling import SamplingSettings
+
+PROGRAM = "lit-gpt-scratch"
+DEFAULT_NAME = "gpt_cpu"
+TRAINER_DEFAULTS = {
+    "max_steps": 2500,
+    "max_epochs": -1,  # one endless epoch, so that only steps count
+    "check_val_every_n_epoch": None,
+    "val_check_interval": 250,
+    "log_every_n_steps": 50,
+    "gradient_clip_val": 1.0,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,  # the data module shards by itself
+}
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """What to continue, and how.
+
+    Attributes:
+        prompt: Text to continue; empty: a new line.
+        num_samples: Number of texts.
+        max_new_tokens: Characters to add to each.
+        temperature: 0: always the likeliest character; 1: the model's own probabilities.
+        top_k: Draw from the k likeliest characters only; the default is all.
+        seed: Of the draws; the default is seed_everything.
+    """
+
+    prompt: str = ""
+    num_samples: int = 1
+    max_new_tokens: int = 500
+    temperature: float = 0.8
+    top_k: int | None = None
+    seed: int | None = None
+
+
+def names_of_parts() -> list[str]:
+    """The classes that a config can name, and their arguments: what a typo may have meant."""
+    names = []
+    for module in (models, attention, optim):
+        for name, part in vars(module).items():
+            if isinstance(part, type) and part.__module__ == module.__name__:
+                names += [name, *inspect.signature(part).parameters]
+    return names
+
+
+class Parser(LightningArgumentParser):
+    """Reports a mistake as one line, and lists the Trainer's many options last."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        if not self.exit_on_error:  # an inner parser: the outer one says where the mistake is
+            super().error(message, ex)
+        flags = [key.replace(".init_args", "") for key in self.get_defaults().keys()]
+        raise InputError(explain(message, [*flags, *names_of_parts()]))
+
+    def format_help(self) -> str:
+        self._action_groups.sort(key=lambda group: "rainer" in (group.title or ""))
+        return super().format_help()
+
+
+class CharCLI(LightningCLI):
+    """Lightning's CLI with a checkpoint's values as defaults and a folder for each run."""
+
+    def __init__(self, args: Sequence[str] | None = None) -> None:
+        usage = {name: {"usage": f"{PROGRAM} {name} [options]"} for name in self.subcommands()}
+        super().__init__(
+            LitCharLM,
+            CharDataModule,
+            seed_everything_default=1337,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            parser_class=Parser,
+            parser_kwargs={
+                "prog": PROGRAM, "description": __doc__, "allow_abbrev": False, **usage
+            },
+            trainer_defaults=TRAINER_DEFAULTS,
+            args=list(sys.argv[1:] if args is None else args),
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Arguments of the Trainer's methods that are not flags."""
+        ours = {"model", "datamodule", "weights_only"}
+        loaders = {"dataloaders", "train_dataloaders", "val_dataloaders", "verbose"}
+        return {
+            name: ours | loaders | {"return_predictions"}
+            for name in ("fit", "validate", "test", "predict")
+        }
+
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        super().setup_parser(*args, **kwargs)
+        fit, predict = (self._subcommand_parsers[name] for name in ("fit", "predict"))
+        fit.add_argument("--name", type=str | None, help="Name of the run. The default is the first config's.")
+        fit.add_class_arguments(WandbSettings, "wandb")
+        predict.add_class_arguments(PredictSettings)
+        predict.set_defaults({"trainer.devices": 1})
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(CharDataModule, "data")
+        parser.add_lightning_class_args(LitCharLM, "model")
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items()})
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--plugin", type=list[str], default=[],
+            help="Modules with classes of yours that a checkpoint may name.",
+        )  # fmt: skip
+        parser.link_arguments("data.alphabet", "model.alphabet", apply_on="instantiate")
+        parser.link_arguments("data.context", "model.context", apply_on="instantiate")
+
+    # Parsing: a checkpoint's values become the defaults, before explicit flags are read.
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        for flag in ("--ckpt_path", "--plugin", "--trainer.default_root_dir"):
+            early.add_argument(flag)
+        known, _ = early.parse_known_args(args)
+        subcommand = next((name for name in args if name in self.subcommands()), None)
+        if known.ckpt_path and subcommand:
+            import_plugins([known.plugin] if known.plugin else [])
+            root = getattr(known, "trainer.default_root_dir")
+            self._adopt(subcommand, known.ckpt_path, root, [known.plugin] if known.plugin else [])
+        try:
+            self.config = parser.parse_args(args)
+        except UnicodeDecodeError as error:
+            raise InputError(f"--config: not a text file ({error}).") from error
+        ours = self.config[self.config.subcommand]
+        if ours.ckpt_path and not known.ckpt_path:  # it came from a YAML file
+            import_plugins(ours.plugin)
+            self._adopt(self.config.subcommand, ours.ckpt_path, ours.trainer.default_root_dir, ours.plugin)
+            self.config = parser.parse_args(args)
+            ours = self.config[self.config.subcommand]
+        if ours.ckpt_path:
+            ours.ckpt_path = str(self.ckpt_path)
+            if ours.data.corpus != self.ckpt_data["corpus"] and ours.data.sha256 == self.ckpt_data["sha256"]:
+                ours.data.sha256 = None  # another corpus was asked for: the old one's hash says nothing
+        elif self.config.subcommand != "fit":
+            raise InputError(f"{self.config.subcommand} needs --ckpt_path: a path, or best or last.")
+
+    def _adopt(self, subcommand: str, wanted: str, root: str | None, plugins: list[str]) -> None:
+        """Make a checkpoint's hyperparameters the defaults of a subcommand."""
+        self.ckpt_path = find_checkpoint(wanted, runs_folder(root))
+        checkpoint = read_checkpoint(self.ckpt_path, plugins)
+        self.ckpt_data = checkpoint["datamodule_hyper_parameters"]
+        linked = {"alphabet", "context", "_instantiator"}
+        values = {f"model.{k}": v for k, v in checkpoint["hyper_parameters"].items() if k not in linked}
+        values |= {f"data.{k}": v for k, v in self.ckpt_data.items() if k != "_instantiator"}
+        self._subcommand_parsers[subcommand].set_defaults(values)
+
+    def _parse_ckpt_path(self) -> None:
+        """Done above: Lightning would let the checkpoint's values overrule explicit flags."""
+
+    # Running
+
+    def before_instantiate_classes(self) -> None:
+        ours = self.config[self.subcommand]
+        import_plugins(ours.plugin)
+        if ours.data.seed is None:
+            ours.data.seed = int(ours.seed_everything)
+        for name in ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
+            require_positive(**{name: ours.trainer[name]})
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        ours = self.config[self.subcommand]
+        if self.subcommand != "fit":
+            quiet = {"logger": False, "enable_checkpointing": False}
+            if self.subcommand == "predict":
+                quiet |= {"callbacks": [TextWriter()], "enable_progress_bar": False}
+            return super().instantiate_trainer(**kwargs, **quiet)
+        self.datamodule.open()  # whatever is wrong with the corpus is found before a folder is made
+        name = ours.name or (Path(ours.config[0].relative).stem if ours.config else DEFAULT_NAME)
+        name += "-sample" * self.datamodule.fell_back
+        self.folder = new_run_folder(runs_folder(ours.trainer.default_root_dir), name)
+        text = self.parser.dump(self.config, skip_none=False)
+        config = yaml.safe_load(text)[self.subcommand]
+        loggers = make_loggers(self.folder, config, self.config_init[self.subcommand].wandb)
+        if not sys.stdout.isatty():
+            kwargs["enable_progress_bar"] = False
+        callbacks = (self.config_init.fit.trainer.callbacks or []) + make_callbacks(self.folder)
+        print(f"{name}: {count_parameters(self.model.net):,} parameters, in {self.folder}", file=sys.stderr)
+        return super().instantiate_trainer(**kwargs, logger=loggers, callbacks=callbacks)
+
+    def after_fit(self) -> None:
+        if self.trainer.is_global_zero:
+            print(summarize(self.trainer, self.model, self.datamodule, self.folder))
+
+    def predict(self, model: LitCharLM, datamodule: CharDataModule, ckpt_path: str) -> None:
+        """Print texts that continue the prompt."""
+        ours = self.config_init.predict
+        size = len(model.tokenizer)
+        if ours.top_k is not None and ours.top_k > size:
+            print(f"top_k is {ours.top_k}, the alphabet has {size} characters: all are drawn from.", file=sys.stderr)
+        require_positive(num_samples=ours.num_samples)
+        settings = SamplingSettings(
+            ours.max_new_tokens, ours.temperature, ours.top_k,
+            ours.seed_everything if ours.seed is None else ours.seed,
+        )  # fmt: skip
+        try:
+            prompt = model.tokenizer.encode(ours.prompt or "\n")
+        except InputError as error:
+            raise InputError(f"prompt: {error}") from error
+        model.sampling = settings
+        ids = prompt.expand(ours.num_samples, -1)
+        batches = Batches([Prompts(ids, list(range(ours.num_samples)))])
+        self.trainer.predict(model, batches, ckpt_path=ckpt_path, weights_only=True)
+
+
+def main(args: Sequence[str] | None = None) -> CharCLI:
+    """Run the program. Returns the CLI with its `trainer`, `model`, `datamodule` and `folder`.
+
+    Raises:
+        SystemExit: A user's mistake, after one line on standard error.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
+    try:
+        return CharCLI(args)
+    except (InputError, MisconfigurationException) as error:
+        message = " ".join(str(error).split())
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        message = "the checkpoint's weights do not fit this network: do not change its sizes."
+    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def run() -> None:
+    """The console script."""
+    main()

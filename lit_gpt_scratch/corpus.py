@@ -1,0 +1,175 @@
+"""Where text comes from: a name, a path, a URL, or the built-in sample. Verified and cached."""
+
+import contextlib
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+from urllib.parse import urlparse
+
+import pooch
+
+from lit_gpt_scratch.errors import InputError, require_positive
+from lit_gpt_scratch.grammar import write_play
+
+TINY_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+RETRIES = 2
+TIMEOUT = 30  # seconds without an answer
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text on disk.
+
+    Attributes:
+        name: What was asked for (or `sample`, where that replaced a failed download).
+        path: The file, UTF-8.
+        sha256: Of the file's bytes.
+        fell_back: Whether the sample replaced a failed download.
+    """
+
+    name: str
+    path: Path
+    sha256: str
+    fell_back: bool = False
+
+
+def cache_folder() -> Path:
+    """Where derived files go: the platform's cache folder (on Linux under XDG_CACHE_HOME)."""
+    return Path(pooch.os_cache("lit_gpt_scratch"))
+
+
+def download_folder() -> Path:
+    """Where downloads go: LIT_GPT_SCRATCH_DATA, or the cache folder."""
+    return Path(os.environ.get("LIT_GPT_SCRATCH_DATA") or cache_folder()).expanduser()
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes its name when it is complete, or leaves nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def open_corpus(
+    corpus: str,
+    sha256: str | None = None,
+    fallback: Literal["sample"] | None = None,
+    sample_size: int = 1_000_000,
+) -> Corpus:
+    """Find, make or download a corpus.
+
+    Args:
+        corpus: `tiny-shakespeare`, `sample`, a file's path, or an https:// URL (http on loopback).
+        sha256: What the file must hash to; None accepts any (Tiny Shakespeare's is known).
+        fallback: `sample`: use it when a download fails. None: a failed download is an error.
+        sample_size: Characters of the sample.
+
+    Raises:
+        InputError: No such corpus, it cannot be read or downloaded, or its hash is another.
+    """
+    try:
+        if corpus == "sample":
+            path = _sample(sample_size)
+        elif corpus == "tiny-shakespeare":
+            target = download_folder() / "tinyshakespeare" / "input.txt"
+            path = _download(TINY_SHAKESPEARE, target, TINY_SHAKESPEARE_SHA256)
+        elif "://" in corpus:
+            _check_url(corpus)
+            folder = hashlib.sha256(corpus.encode()).hexdigest()[:16]
+            path = _download(corpus, download_folder() / "urls" / folder / "input.txt", sha256)
+        else:
+            path = _local(corpus)
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except _DownloadError as error:
+        if fallback is None:
+            raise InputError(f"{error} Or use the built-in text: --data.corpus sample.") from error
+        _say_loudly(f"{error}", "USING THE BUILT-IN SAMPLE INSTEAD. No figure is Shakespeare's.")
+        found_sample = open_corpus("sample", sample_size=sample_size)
+        return Corpus("sample", found_sample.path, found_sample.sha256, fell_back=True)
+    except OSError as error:
+        raise InputError(f"corpus {corpus!r}: {error.strerror or error}: {error.filename}") from error
+    if sha256 not in (None, found):
+        raise InputError(
+            f"corpus {corpus!r} has sha256 {found}, not {sha256}: it is not the text that was "
+            f"asked for (or trained on). To use it all the same, pass --data.sha256 {found}."
+        )
+    return Corpus(corpus, path, found)
+
+
+class _DownloadError(Exception):
+    """A download failed; the text says which file to put where instead."""
+
+
+def _local(corpus: str) -> Path:
+    path = Path(corpus).expanduser()
+    if path.is_dir():
+        raise InputError(f"corpus {corpus!r} is a folder: name one text file in it.")
+    if not path.exists():
+        raise InputError(
+            f"corpus {corpus!r}: no such file. Give a text file's path, an https:// URL, "
+            "tiny-shakespeare, or sample."
+        )
+    return path.resolve()
+
+
+def _sample(size: int) -> Path:
+    require_positive(sample_size=size)
+    path = cache_folder() / "sample" / f"{size}.txt"
+    if not path.exists():
+        with written_whole(path) as file:
+            write_play(file, size)
+    return path
+
+
+def _check_url(url: str) -> None:
+    parts = urlparse(url)
+    loopback = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    if parts.scheme != "https" and not (parts.scheme == "http" and loopback):
+        raise InputError(f"corpus {url!r}: only https:// is downloaded (http:// from this machine).")
+
+
+def _download(url: str, path: Path, sha256: str | None) -> Path:
+    """The file at `path`, downloaded if it is not there. Never replaces a file that is."""
+    known = f"sha256:{sha256}" if sha256 else None
+    if path.exists():
+        if known and not pooch.hashes.hash_matches(path, known):
+            raise InputError(
+                f"{path} is there, but it is not the file of {url} (its sha256 is not {sha256}): "
+                "remove it, and it is downloaded again."
+            )
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store = pooch.create(
+        path.parent, base_url="", registry={path.name: known}, urls={path.name: url},
+        retry_if_failed=RETRIES,
+    )  # fmt: skip
+    show = sys.stderr.isatty()
+    try:
+        store.fetch(path.name, downloader=pooch.HTTPDownloader(progressbar=show, timeout=TIMEOUT))
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors, a wrong hash a ValueError
+        reason = str(error).splitlines()[0][:200]
+        raise _DownloadError(
+            f"Could not download {url} ({reason}). Put the file there by hand: {path}."
+        ) from error
+    return path
+
+
+def _say_loudly(*lines: str) -> None:
+    bar = "!" * 88
+    print(bar, *(f"!!  {line}" for line in lines), bar, sep="\n", file=sys.stderr, flush=True)

@@ -1,0 +1,59 @@
+"""The parser's error messages, put as one line that names the value and the fix."""
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+NUMBER = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+
+
+def explain(message: str, known: Sequence[str]) -> str:
+    """One readable line from a message of jsonargparse.
+
+    Args:
+        message: Theirs, of several lines and with Python's type names.
+        known: Options and names that exist, to suggest the one that was meant.
+    """
+    text = " ".join(message.split())
+    # 'Parser key "model.net": Parser key "layers":' is the key model.net.layers.
+    keys = re.findall(r'Parser key "([^"]+)":', text)
+    key = ".".join(keys)
+    text = re.sub(r'Parser key "[^"]+":', "", text).strip()
+    unknown = (
+        re.search(r"unrecognized arguments: (?:--)?([^\s=]+)", text)
+        or re.search(r"does not accept option '([^']+)'", text)
+        or re.search(r"Option '([^']+)' is not accepted", text)
+        or re.search(r"has no attribute '([^']+)'", text)
+        or re.search(r"Expected a dot import path string: (\S+)", text)
+        or re.search(r"No module named '([^']+)'", text)
+    )
+    if unknown:
+        return _unknown(unknown[1], key, known)
+    wrong = re.search(r"Expected an? (.+?)\. Got value: (.*?)(?:\. Got value: .*)?$", text)
+    if wrong:
+        return f"{key} is {wrong[2]!r}: it must be {_type(wrong[1])}."
+    choice = re.search(r"Subtypes: \[(.+?)\] Errors: .* Given value: (.*)", text)
+    if choice:
+        kinds = [_type(kind) for kind in re.findall(r"<class '\w+'>|typing\.Literal\[[^]]+\]", choice[1])]
+        return f"{key} is {choice[2]!r}: it must be {' or '.join(kinds)}."
+    return f"{key}: {text}" if key else text
+
+
+def _unknown(name: str, key: str, known: Sequence[str]) -> str:
+    """An option, key or class that does not exist, and the one that was probably meant."""
+    full = f"{key}.{name}" if key and name[:1].islower() else name
+    # Compared by its whole name first, then by its last part, which is all that a class's own has.
+    short = {word.rpartition(".")[2]: word for word in reversed(known)}
+    last = name.rpartition(".")[2]
+    close = get_close_matches(full, known, 1, 0.7)
+    close = close or [short[word] for word in get_close_matches(last, short, 1, 0.6)]
+    hint = f": did you mean {close[0]}?" if close else ": --help lists what there is."
+    return f"there is no {full!r}{f' for {key}' if key and full == name else ''}{hint}"
+
+
+def _type(kind: str) -> str:
+    choices = re.findall(r"'([^']+)'", kind) if "Literal" in kind else []
+    if choices:
+        return " or ".join(choices)
+    plain = re.sub(r"<class '([^']+)'>", r"\1", kind)
+    return NUMBER.get(plain, "null" if plain == "NoneType" else plain)

@@ -1,0 +1,169 @@
+"""The rungs of the ladder: networks from ids (B, T) to logits (B, T, V), always causal.
+
+A network returns logits and nothing else; the loss lives in the Lightning module's step. Those with
+a residual stream have `embed`, `blocks` and `unembed`, so that one can look into it from outside.
+
+Shapes: B batch, T time (at most the context), C channels (the width), V alphabet size.
+"""
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_gpt_scratch.attention import AttentionFactory, FusedAttention, MultiHeadAttention
+from lit_gpt_scratch.errors import require_dropout, require_positive
+
+
+class NetFactory(Protocol):
+    """Builds a network for an alphabet and a context; its size comes from its own arguments."""
+
+    def __call__(self, alphabet_size: int, context: int) -> nn.Module: ...
+
+
+def init_weights(net: nn.Module, layers: int = 1) -> None:
+    """The one initialisation rule, GPT-2's (Radford et al. 2019, section 2.3).
+
+    Matrices and embeddings are normal with deviation 0.02. Projections named `output`, the two in a
+    block that write into the residual stream, are narrower by the root of 2 * layers, so that the
+    stream's variance at the end does not grow with depth. Norms keep PyTorch's ones.
+    """
+    for name, parameter in net.named_parameters():
+        if parameter.dim() >= 2:
+            writes = name.endswith("output.weight")
+            nn.init.normal_(parameter, std=0.02 / (math.sqrt(2 * layers) if writes else 1.0))
+
+
+class Embedding(nn.Module):
+    """The sum of what a character is and where it stands: ids (B, T) to (B, T, C)."""
+
+    def __init__(self, alphabet_size: int, context: int, width: int) -> None:
+        super().__init__()
+        require_positive(context=context, width=width)
+        self.character = nn.Embedding(alphabet_size, width)
+        self.position = nn.Embedding(context, width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.character(ids) + self.position.weight[: ids.size(1)]
+
+
+class Bigram(nn.Module):
+    """A table of next-character logits: it sees one character and nothing else."""
+
+    def __init__(self, alphabet_size: int, context: int) -> None:
+        super().__init__()
+        require_positive(context=context)
+        self.table = nn.Embedding(alphabet_size, alphabet_size)
+        init_weights(self)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.table(ids)
+
+
+class AttentionLM(nn.Module):
+    """One attention between embedding and logits, and nothing around it.
+
+    Args:
+        alphabet_size: Number of characters.
+        context: Longest input.
+        attention: What a position reads from the past.
+        width: Channels of the embedding.
+    """
+
+    def __init__(
+        self,
+        alphabet_size: int,
+        context: int,
+        attention: AttentionFactory = MultiHeadAttention,
+        width: int = 32,
+    ) -> None:
+        super().__init__()
+        self.embed = Embedding(alphabet_size, context, width)
+        self.attention = attention(width=width)
+        self.unembed = nn.Linear(width, alphabet_size)
+        # PyTorch's own initialisation: with no norm after the embedding, GPT-2's 0.02 starts every
+        # product of three matrices so close to zero that learning takes a thousand steps to begin.
+        nn.init.normal_(self.unembed.weight, std=0.02)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.unembed(self.attention(self.embed(ids)))
+
+
+class FeedForward(nn.Module):
+    """Two layers applied to each position alone; the hidden one is four times wider."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width, 4 * width, bias=False)
+        self.output = nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(F.gelu(self.hidden(x)))
+
+
+class Block(nn.Module):
+    """A transformer block with the norms before its two parts (pre-norm: Xiong et al. 2020).
+
+    Dropout falls in two places: on what each part adds to the residual stream, here, and on the
+    attention weights, inside the attention.
+    """
+
+    def __init__(self, width: int, attention: AttentionFactory, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width, bias=False)
+        self.attention = attention(width=width)
+        self.feed_forward_norm = nn.LayerNorm(width, bias=False)
+        self.feed_forward = FeedForward(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x)))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+class GPT(nn.Module):
+    """Blocks on a residual stream (Radford et al. 2019).
+
+    Args:
+        alphabet_size: Number of characters.
+        context: Longest input.
+        layers: Number of blocks.
+        width: Channels of the residual stream.
+        dropout: Probability of dropping a channel of what is added to the stream, while training.
+        attention: What a position reads from the past; it has its own `heads` and `dropout`.
+
+    Raises:
+        InputError: A size under 1, a dropout outside [0, 1), or heads that do not divide the width.
+    """
+
+    def __init__(
+        self,
+        alphabet_size: int,
+        context: int,
+        layers: int = 4,
+        width: int = 128,
+        dropout: float = 0.0,
+        attention: AttentionFactory = FusedAttention,
+    ) -> None:
+        super().__init__()
+        require_positive(layers=layers, width=width)
+        require_dropout(dropout)
+        self.embed = nn.Sequential(Embedding(alphabet_size, context, width), nn.Dropout(dropout))
+        self.blocks = nn.ModuleList(Block(width, attention, dropout) for _ in range(layers))
+        self.unembed = nn.Sequential(
+            nn.LayerNorm(width, bias=False), nn.Linear(width, alphabet_size, bias=False)
+        )
+        init_weights(self, layers)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        for block in self.blocks:
+            x = block(x)
+        return self.unembed(x)
+
+
+def count_parameters(net: nn.Module) -> int:
+    """Number of trainable scalars."""
+    return sum(p.numel() for p in net.parameters() if p.requires_grad)

@@ -1,0 +1,167 @@
+"""The Lightning module: one step for all stages, metrics, optimizer, predictions."""
+
+import math
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from lit_gpt_scratch.data import Batch
+from lit_gpt_scratch.models import GPT, NetFactory
+from lit_gpt_scratch.optim import (
+    AdamW,
+    OptimizerFactory,
+    ScheduleFactory,
+    WarmupCosine,
+    parameter_groups,
+)
+from lit_gpt_scratch.sampling import SamplingSettings, generate
+from lit_gpt_scratch.tokenizer import CharTokenizer
+
+
+class Prompts(NamedTuple):
+    """What `predict` continues: ids (B, T) of one length, and the number of each text."""
+
+    ids: Tensor
+    indices: list[int]
+
+
+class LitCharLM(pl.LightningModule):
+    """A character-level language model of any rung.
+
+    Args:
+        net: The network, from the alphabet's size and the context.
+        optimizer: Over the groups matrices, embeddings and vectors.
+        schedule: Of the learning rate, stepped every optimizer step; null: constant.
+        compile: Compile the network (torch.compile); worth its start-up time in long runs.
+        alphabet: The characters; filled in from the data.
+        context: Characters that the network sees at once; filled in from the data.
+    """
+
+    def __init__(
+        self,
+        net: NetFactory = GPT,
+        optimizer: OptimizerFactory = AdamW,
+        schedule: ScheduleFactory | None = WarmupCosine,
+        compile: bool = False,
+        alphabet: str = "",
+        context: int = 64,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)  # the whole config is logged instead
+        self.tokenizer = CharTokenizer(alphabet)
+        self.context = context
+        self.net = net(alphabet_size=len(alphabet), context=context)
+        self.sampling = SamplingSettings()  # of `predict`
+        self.make_optimizer = optimizer
+        self.make_schedule = schedule
+        # A network on no data yet has learnt nothing: an optimizer that cannot be built is refused
+        # here, before a run has its folder.
+        optimizer(params=parameter_groups(self.net))
+        self.losses = {"train": MeanMetric(), "val": MeanMetric(), "train slice": MeanMetric()}
+        self.losses["test"] = MeanMetric()
+        self._metrics = torch.nn.ModuleList(self.losses.values())  # so that they move to the device
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.hparams.compile:
+            self.net.compile()  # in place: a compiled copy would rename the checkpoint's keys
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits (B, T, V) of ids (B, T)."""
+        return self.net(ids)
+
+    def step(self, batch: Batch) -> Tensor:
+        """Mean loss in nats per character, remembered under the batch's split."""
+        logits = self(batch.inputs)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten())
+        self.losses[batch.split].update(loss.detach(), weight=batch.targets.numel())
+        return loss
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self._seed_dropout(batch.seed)
+        return self.step(batch)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.step(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.step(batch)
+
+    def _seed_dropout(self, seed: int) -> None:
+        """Dropout is a function of the batch and the rank: nothing to save, nothing to restore."""
+        seed = (seed + self.global_rank) % (1 << 63)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(seed)
+        else:  # a hundred times quicker than torch.manual_seed, which seeds every device
+            torch.default_generator.manual_seed(seed)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # Before clipping, and only where it is logged: the norm of all gradients is not free.
+        if self.logs_after(self.global_step + 1):
+            grads = [p.grad for p in self.parameters() if p.grad is not None]
+            self.log("grad_norm", torch.nn.utils.get_total_norm(grads))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        stepped = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        if stepped and self.logs_after(self.global_step):
+            self.log("train/loss", self._take("train"), prog_bar=True)
+            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+            self.log("step", float(self.global_step))
+
+    def logs_after(self, step: int) -> bool:
+        """Whether training metrics are logged once that many steps are taken: sparsely, and last."""
+        return step % self.trainer.log_every_n_steps == 0 or step >= self.trainer.max_steps
+
+    def on_validation_epoch_end(self) -> None:
+        loss = self._log_split("val")
+        if self.losses["train slice"].update_called:
+            self.log("val/gap", loss - self._take("train slice"))
+        if self.trainer.training:
+            # Lightning's own x-axis counts from 0; this one is the number of steps taken.
+            self.log("step", float(self.global_step))
+
+    def on_test_epoch_end(self) -> None:
+        self._log_split("test")
+
+    def _take(self, split: str) -> Tensor:
+        """The mean loss since the last time, over all processes."""
+        loss = self.losses[split].compute()
+        self.losses[split].reset()
+        return loss
+
+    def _log_split(self, split: str) -> Tensor:
+        loss = self._take(split)
+        self.log(f"{split}/loss", loss, prog_bar=True)
+        self.log(f"{split}/bpc", loss / math.log(2))
+        self.log(f"{split}/perplexity", loss.exp())
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.make_optimizer(params=parameter_groups(self.net))
+        if self.make_schedule is None:
+            return optimizer
+        schedule = self.make_schedule(optimizer=optimizer, steps=self.trainer.max_steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def predict_step(self, batch: Prompts, batch_idx: int) -> list[str]:
+        """The texts, prompts included."""
+        return self.generate(batch.ids, self.sampling, batch.indices)
+
+    def generate(
+        self, prompt: Tensor, settings: SamplingSettings, indices: list[int] | None = None
+    ) -> list[str]:
+        """Texts that continue prompts of ids (B, T), without dropout."""
+        was_training = self.net.training
+        self.net.eval()
+        ids = generate(self.net, prompt, self.context, settings, indices)
+        self.net.train(was_training)
+        return [self.tokenizer.decode(row) for row in ids.cpu()]

@@ -1,0 +1,171 @@
+"""The folder of a run: where it is, what is written into it, and what is said of it at the end."""
+
+import math
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from lit_gpt_scratch.callbacks import LogLines, ProgressBar, Throughput, ValidateAtEnd
+from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.models import count_parameters
+from lit_gpt_scratch.sampling import SamplingSettings
+
+
+@dataclass(frozen=True)
+class WandbSettings:
+    """Weights & Biases. By default nothing leaves this machine and no account is asked for.
+
+    Attributes:
+        mode: offline, online or disabled; the default is WANDB_MODE, else offline.
+        project: The project's name.
+        entity: User or team; the default is the account's.
+        group: What this run is compared with.
+        tags: Labels.
+    """
+
+    mode: Literal["offline", "online", "disabled"] | None = None
+    project: str = "lit_gpt_scratch"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+def runs_folder(root: str | Path | None) -> Path:
+    """The folder of all runs under the Trainer's `default_root_dir` (default: this folder)."""
+    return Path(root or ".").expanduser() / "runs"
+
+
+def new_run_folder(runs: Path, name: str) -> Path:
+    """The next `NAME/version_N`, made now, so that two runs that start together get two folders.
+
+    Raises:
+        InputError: The name is a path, or the folder cannot be written.
+    """
+    if not name or name != Path(name).name or name.startswith("."):
+        raise InputError(f"name is {name!r}: it must be a plain folder name, without slashes.")
+    try:
+        (runs / name).mkdir(parents=True, exist_ok=True)
+        taken = [int(p.name[8:]) for p in (runs / name).glob("version_*") if p.name[8:].isdigit()]
+        version = max(taken, default=-1) + 1
+        while True:
+            try:
+                folder = runs / name / f"version_{version}"
+                if rank_zero_only.rank == 0:
+                    folder.mkdir()
+                return folder
+            except FileExistsError:
+                if not folder.is_dir():
+                    raise
+                version += 1
+    except OSError as error:
+        raise InputError(
+            f"run folder {runs / name} cannot be written ({error.strerror}): choose another with "
+            "--trainer.default_root_dir."
+        ) from error
+
+
+def make_loggers(folder: Path, config: dict[str, Any], wandb: WandbSettings) -> list[Logger]:
+    """The CSV file and W&B's own files, both in the run's folder, and `config.yaml` beside them."""
+    loggers: list[Logger] = [
+        CSVLogger(folder.parent.parent, folder.parent.name, folder.name, flush_logs_every_n_steps=1)
+    ]
+    if rank_zero_only.rank == 0:
+        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    mode = wandb.mode or os.environ.get("WANDB_MODE", "offline")
+    if mode == "disabled":
+        return loggers
+    if mode == "offline":
+        os.environ.setdefault("WANDB_SILENT", "true")  # the run's folder is all that it would say
+    from wandb import Settings  # here, since W&B alone takes two seconds to import
+
+    logger = WandbLogger(
+        name=f"{folder.parent.name}/{folder.name}",
+        save_dir=folder,
+        offline=mode == "offline",
+        project=wandb.project,
+        entity=wandb.entity,
+        group=wandb.group,
+        tags=wandb.tags,
+        config=config,
+        settings=Settings(console="off"),
+    )
+    return [*loggers, logger]
+
+
+def make_callbacks(folder: Path) -> list[Callback]:
+    """What every `fit` has: best and last checkpoints, throughput, bar, a validation at the end."""
+    kept: dict[str, Any] = {
+        "dirpath": folder / "checkpoints",
+        "auto_insert_metric_name": False,
+        "enable_version_counter": False,
+        "save_on_train_epoch_end": False,
+    }
+    return [
+        Throughput(),
+        ValidateAtEnd(),
+        ProgressBar() if sys.stdout.isatty() else LogLines(),
+        ModelCheckpoint(filename="best", monitor="val/loss", **kept),
+        ModelCheckpoint(filename="last", monitor=None, **kept),
+    ]
+
+
+def best_and_last(trainer: pl.Trainer) -> tuple[ModelCheckpoint, ModelCheckpoint]:
+    """The two checkpoint callbacks of `make_callbacks`."""
+    best, last = (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint))
+    return best, last
+
+
+def bits(loss: float) -> str:
+    return f"{loss:.4f} nats ({loss / math.log(2):.3f} bits) per character"
+
+
+def summarize(trainer: pl.Trainer, model: Any, data: Any, folder: Path) -> str:
+    """What a user wants to know when training ends."""
+    best, last = best_and_last(trainer)
+    throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    loss, gap = metrics["val/loss"], metrics.get("val/gap", math.nan)
+    prompt = model.tokenizer.encode("\n" if "\n" in data.alphabet else data.alphabet[0])
+    sampling = SamplingSettings(max_new_tokens=300, temperature=0.8, seed=data.seed)
+    text = model.generate(prompt[None].to(model.device), sampling)[0].strip()
+    corpus = data.hparams.corpus + (" (THE DOWNLOAD FAILED: not the corpus asked for)" * data.fell_back)
+    checkpoint = folder / "checkpoints" / "best.ckpt"
+    lines = [
+        f"corpus       {corpus}",
+        f"parameters   {count_parameters(model.net):,}",
+        f"last         {bits(loss)} at step {trainer.global_step}, {gap:+.4f} above training text",
+        f"best         {bits(float(best.best_model_score or math.nan))}",
+        f"time         {throughput.train_seconds:.0f} s of training",
+        *floor_lines(data),
+        f"run          {folder}",
+        "",
+        "A sample:",
+        "",
+        *(f"  | {line}" for line in text.splitlines()),
+        "",
+        "Next:",
+        f"  lit-gpt-scratch predict --ckpt_path {checkpoint} --prompt 'ROMEO:'",
+        f"  lit-gpt-scratch validate --ckpt_path {checkpoint}",
+    ]
+    offline = sorted(folder.glob("wandb/offline-run-*"))
+    return "\n".join(lines + [f"  wandb sync {run}" for run in offline])
+
+
+def floor_lines(data: Any) -> list[str]:
+    """The sample knows its own entropy: what no model can beat but by luck."""
+    if data.hparams.corpus != "sample":
+        return []
+    from lit_gpt_scratch.grammar import play_log_loss
+
+    val = data.splits.val
+    floor, error = play_log_loss(val.start + 1, val.stop)
+    return [f"floor        {bits(floor)}, standard error {error:.4f}: the grammar's own loss"]
