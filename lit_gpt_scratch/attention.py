@@ -1,7 +1,7 @@
 """Four ways for a position to read what came before it.
 
 Each class maps x (B, T, C) to (B, T, C) and has `weights(x) -> (B, H, T, T)`: how much each
-position (row) reads from each other one (column). Rows sum to 1 and nothing is read from the future.
+position (row) reads from each other one (column). Rows sum to 1; the future is never read.
 
 Shapes: B batch, T time, C channels (the width), H heads, D head size (D = C / H).
 """

@@ -1,4 +1,4 @@
-"""What happens beside the training step: throughput, progress, the last validation, writing texts."""
+"""What happens beside the training step: throughput, progress, last validation, printed texts."""
 
 import sys
 import time

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_gpt_scratch import attention, models, optim
 from lit_gpt_scratch.callbacks import TextWriter
@@ -33,6 +33,7 @@ from lit_gpt_scratch.runs import (
 from lit_gpt_scratch.sampling import SamplingSettings
 
 PROGRAM = "lit-gpt-scratch"
+TRAINER_GROUP = "Customize every aspect of training via flags"
 DEFAULT_NAME = "gpt_cpu"
 TRAINER_DEFAULTS = {
     "max_steps": 2500,
@@ -84,12 +85,13 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> Any:
         if not self.exit_on_error:  # an inner parser: the outer one says where the mistake is
             super().error(message, ex)
-        flags = [key.replace(".init_args", "") for key in self.get_defaults().keys()]
+        flags = [key.replace(".init_args", "") for key in dict(self.get_defaults().items())]
         raise InputError(explain(message, [*flags, *names_of_parts()]))
 
-    def format_help(self) -> str:
-        self._action_groups.sort(key=lambda group: "rainer" in (group.title or ""))
-        return super().format_help()
+    def format_help(self, *args: Any) -> str:
+        groups: Any = self._action_groups
+        groups.sort(key=lambda group: group.title == TRAINER_GROUP)
+        return super().format_help(*args)
 
 
 class CharCLI(LightningCLI):
@@ -104,9 +106,7 @@ class CharCLI(LightningCLI):
             save_config_callback=None,
             auto_configure_optimizers=False,
             parser_class=Parser,
-            parser_kwargs={
-                "prog": PROGRAM, "description": __doc__, "allow_abbrev": False, **usage
-            },
+            parser_kwargs={"prog": PROGRAM, "description": __doc__, "allow_abbrev": False, **usage},
             trainer_defaults=TRAINER_DEFAULTS,
             args=list(sys.argv[1:] if args is None else args),
         )
@@ -124,7 +124,9 @@ class CharCLI(LightningCLI):
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
         super().setup_parser(*args, **kwargs)
         fit, predict = (self._subcommand_parsers[name] for name in ("fit", "predict"))
-        fit.add_argument("--name", type=str | None, help="Name of the run. The default is the first config's.")
+        fit.add_argument(
+            "--name", type=str | None, help="Name of the run. The default is the first config's."
+        )
         fit.add_class_arguments(WandbSettings, "wandb")
         predict.add_class_arguments(PredictSettings)
         predict.set_defaults({"trainer.devices": 1})
@@ -162,15 +164,24 @@ class CharCLI(LightningCLI):
         ours = self.config[self.config.subcommand]
         if ours.ckpt_path and not known.ckpt_path:  # it came from a YAML file
             import_plugins(ours.plugin)
-            self._adopt(self.config.subcommand, ours.ckpt_path, ours.trainer.default_root_dir, ours.plugin)
+            self._adopt(
+                self.config.subcommand, ours.ckpt_path, ours.trainer.default_root_dir, ours.plugin
+            )
             self.config = parser.parse_args(args)
             ours = self.config[self.config.subcommand]
         if ours.ckpt_path:
             ours.ckpt_path = str(self.ckpt_path)
-            if ours.data.corpus != self.ckpt_data["corpus"] and ours.data.sha256 == self.ckpt_data["sha256"]:
-                ours.data.sha256 = None  # another corpus was asked for: the old one's hash says nothing
+            if (
+                ours.data.corpus != self.ckpt_data["corpus"]
+                and ours.data.sha256 == self.ckpt_data["sha256"]
+            ):
+                ours.data.sha256 = (
+                    None  # another corpus was asked for: the old one's hash says nothing
+                )
         elif self.config.subcommand != "fit":
-            raise InputError(f"{self.config.subcommand} needs --ckpt_path: a path, or best or last.")
+            raise InputError(
+                f"{self.config.subcommand} needs --ckpt_path: a path, or best or last."
+            )
 
     def _adopt(self, subcommand: str, wanted: str, root: str | None, plugins: list[str]) -> None:
         """Make a checkpoint's hyperparameters the defaults of a subcommand."""
@@ -178,7 +189,9 @@ class CharCLI(LightningCLI):
         checkpoint = read_checkpoint(self.ckpt_path, plugins)
         self.ckpt_data = checkpoint["datamodule_hyper_parameters"]
         linked = {"alphabet", "context", "_instantiator"}
-        values = {f"model.{k}": v for k, v in checkpoint["hyper_parameters"].items() if k not in linked}
+        values = {
+            f"model.{k}": v for k, v in checkpoint["hyper_parameters"].items() if k not in linked
+        }
         values |= {f"data.{k}": v for k, v in self.ckpt_data.items() if k != "_instantiator"}
         self._subcommand_parsers[subcommand].set_defaults(values)
 
@@ -192,13 +205,18 @@ class CharCLI(LightningCLI):
         import_plugins(ours.plugin)
         if ours.data.seed is None:
             ours.data.seed = int(ours.seed_everything)
-        for name in ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
+        for name in (
+            "max_steps",
+            "val_check_interval",
+            "log_every_n_steps",
+            "accumulate_grad_batches",
+        ):
             require_positive(**{name: ours.trainer[name]})
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         ours = self.config[self.subcommand]
         if self.subcommand != "fit":
-            quiet = {"logger": False, "enable_checkpointing": False}
+            quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
             if self.subcommand == "predict":
                 quiet |= {"callbacks": [TextWriter()], "enable_progress_bar": False}
             return super().instantiate_trainer(**kwargs, **quiet)
@@ -212,10 +230,15 @@ class CharCLI(LightningCLI):
         if not sys.stdout.isatty():
             kwargs["enable_progress_bar"] = False
         callbacks = (self.config_init.fit.trainer.callbacks or []) + make_callbacks(self.folder)
-        print(f"{name}: {count_parameters(self.model.net):,} parameters, in {self.folder}", file=sys.stderr)
+        print(
+            f"{name}: {count_parameters(self.model.net):,} parameters, in {self.folder}",
+            file=sys.stderr,
+        )
         return super().instantiate_trainer(**kwargs, logger=loggers, callbacks=callbacks)
 
     def after_fit(self) -> None:
+        if wandb := sys.modules.get("wandb"):
+            wandb.finish()
         if self.trainer.is_global_zero:
             print(summarize(self.trainer, self.model, self.datamodule, self.folder))
 
@@ -224,7 +247,10 @@ class CharCLI(LightningCLI):
         ours = self.config_init.predict
         size = len(model.tokenizer)
         if ours.top_k is not None and ours.top_k > size:
-            print(f"top_k is {ours.top_k}, the alphabet has {size} characters: all are drawn from.", file=sys.stderr)
+            print(
+                f"top_k is {ours.top_k}, the alphabet has {size} characters: all are drawn from.",
+                file=sys.stderr,
+            )
         require_positive(num_samples=ours.num_samples)
         settings = SamplingSettings(
             ours.max_new_tokens, ours.temperature, ours.top_k,

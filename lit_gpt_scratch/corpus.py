@@ -16,7 +16,9 @@ import pooch
 from lit_gpt_scratch.errors import InputError, require_positive
 from lit_gpt_scratch.grammar import write_play
 
-TINY_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+TINY_SHAKESPEARE = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 RETRIES = 2
 TIMEOUT = 30  # seconds without an answer
@@ -103,7 +105,9 @@ def open_corpus(
         found_sample = open_corpus("sample", sample_size=sample_size)
         return Corpus("sample", found_sample.path, found_sample.sha256, fell_back=True)
     except OSError as error:
-        raise InputError(f"corpus {corpus!r}: {error.strerror or error}: {error.filename}") from error
+        raise InputError(
+            f"corpus {corpus!r}: {error.strerror or error}: {error.filename}"
+        ) from error
     if sha256 not in (None, found):
         raise InputError(
             f"corpus {corpus!r} has sha256 {found}, not {sha256}: it is not the text that was "
@@ -141,7 +145,9 @@ def _check_url(url: str) -> None:
     parts = urlparse(url)
     loopback = parts.hostname in ("localhost", "127.0.0.1", "::1")
     if parts.scheme != "https" and not (parts.scheme == "http" and loopback):
-        raise InputError(f"corpus {url!r}: only https:// is downloaded (http:// from this machine).")
+        raise InputError(
+            f"corpus {url!r}: only https:// is downloaded (http:// from this machine)."
+        )
 
 
 def _download(url: str, path: Path, sha256: str | None) -> Path:
@@ -162,7 +168,10 @@ def _download(url: str, path: Path, sha256: str | None) -> Path:
     show = sys.stderr.isatty()
     try:
         store.fetch(path.name, downloader=pooch.HTTPDownloader(progressbar=show, timeout=TIMEOUT))
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors, a wrong hash a ValueError
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # requests' errors are OSErrors, a wrong hash a ValueError
         reason = str(error).splitlines()[0][:200]
         raise _DownloadError(
             f"Could not download {url} ({reason}). Put the file there by hand: {path}."

@@ -175,7 +175,7 @@ class CharDataModule(pl.LightningDataModule):
         """
         if len(self.tokens):
             return
-        wanted = self.hparams
+        wanted: Any = self.hparams
         corpus = open_corpus(wanted.corpus, wanted.sha256, wanted.fallback, wanted.sample_size)
         self._alphabet, tokens = load_tokens(corpus, self._alphabet)
         self.splits = split_corpus(len(tokens), wanted.val_fraction, wanted.test_fraction)
@@ -217,7 +217,9 @@ class CharDataModule(pl.LightningDataModule):
         bits = random_bits(self.seed, k, self.batch_size + 1)
         places = np.uint64(len(self.splits.train) - self.context)
         starts = (bits[rank + 1 :: world] % places).astype(np.int64)
-        return Windows(torch.from_numpy(starts), self.context, int(bits[0] >> np.uint64(1)), "train")
+        return Windows(
+            torch.from_numpy(starts), self.context, int(bits[0] >> np.uint64(1)), "train"
+        )
 
     def val_dataloader(self) -> Iterable[Windows]:
         return Batches([*self._exact(self.splits.val, "val"), *self._slice_of_train()])
@@ -235,14 +237,16 @@ class CharDataModule(pl.LightningDataModule):
             yield from self._batches(ragged, len(part) - 1 - whole, split)
 
     def _slice_of_train(self) -> Iterator[Windows]:
-        """Evenly spread windows of the training split, at most a quarter as many as validation's."""
+        """Evenly spread windows of the training split, a quarter as many as validation's."""
         count = max(1, min(len(self.splits.val) // 4, SLICE_TOKENS) // self.context)
         starts = torch.arange(count) * ((len(self.splits.train) - 1) // count)
         yield from self._batches(starts, self.context, "train slice")
 
     def _batches(self, starts: Tensor, length: int, split: str) -> Iterator[Windows]:
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        for rows in starts[rank::world].split(max(1, EVALUATION_TOKENS // length)):
+        rank, world = (
+            (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        )
+        for rows in torch.split(starts[rank::world], max(1, EVALUATION_TOKENS // length)):
             if len(rows):
                 yield Windows(rows, length, 0, split)
 

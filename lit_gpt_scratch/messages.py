@@ -34,7 +34,9 @@ def explain(message: str, known: Sequence[str]) -> str:
         return f"{key} is {wrong[2]!r}: it must be {_type(wrong[1])}."
     choice = re.search(r"Subtypes: \[(.+?)\] Errors: .* Given value: (.*)", text)
     if choice:
-        kinds = [_type(kind) for kind in re.findall(r"<class '\w+'>|typing\.Literal\[[^]]+\]", choice[1])]
+        kinds = [
+            _type(kind) for kind in re.findall(r"<class '\w+'>|typing\.Literal\[[^]]+\]", choice[1])
+        ]
         return f"{key} is {choice[2]!r}: it must be {' or '.join(kinds)}."
     return f"{key}: {text}" if key else text
 

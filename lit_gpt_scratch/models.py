@@ -9,7 +9,6 @@ Shapes: B batch, T time (at most the context), C channels (the width), V alphabe
 import math
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -59,6 +59,7 @@ class LitCharLM(pl.LightningModule):
         self.sampling = SamplingSettings()  # of `predict`
         self.make_optimizer = optimizer
         self.make_schedule = schedule
+        self.compiles = compile
         # A network on no data yet has learnt nothing: an optimizer that cannot be built is refused
         # here, before a run has its folder.
         optimizer(params=parameter_groups(self.net))
@@ -67,7 +68,7 @@ class LitCharLM(pl.LightningModule):
         self._metrics = torch.nn.ModuleList(self.losses.values())  # so that they move to the device
 
     def setup(self, stage: str) -> None:
-        if stage == "fit" and self.hparams.compile:
+        if stage == "fit" and self.compiles:
             self.net.compile()  # in place: a compiled copy would rename the checkpoint's keys
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -115,8 +116,9 @@ class LitCharLM(pl.LightningModule):
             self.log("step", float(self.global_step))
 
     def logs_after(self, step: int) -> bool:
-        """Whether training metrics are logged once that many steps are taken: sparsely, and last."""
-        return step % self.trainer.log_every_n_steps == 0 or step >= self.trainer.max_steps
+        """Whether training metrics are logged after that many steps: sparsely, and at the end."""
+        trainer: Any = self.trainer
+        return bool(step % trainer.log_every_n_steps == 0 or step >= trainer.max_steps)
 
     def on_validation_epoch_end(self) -> None:
         loss = self._log_split("val")

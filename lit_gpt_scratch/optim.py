@@ -67,9 +67,7 @@ class AdamW(torch.optim.AdamW):
     ) -> None:
         if not lr > 0 or not math.isfinite(lr):
             raise InputError(f"lr is {lr}: it must be a number above 0.")
-        super().__init__(
-            params, lr=lr, betas=(beta1, beta2), weight_decay=weight_decay, fused=True
-        )
+        super().__init__(params, lr=lr, betas=(beta1, beta2), weight_decay=weight_decay, fused=True)
 
 
 class WarmupCosine(LambdaLR):

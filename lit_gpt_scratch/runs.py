@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning.pytorch as pl
-import torch
 import yaml
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from lit_gpt_scratch.callbacks import LogLines, ProgressBar, Throughput, ValidateAtEnd
 from lit_gpt_scratch.errors import InputError
@@ -39,6 +37,11 @@ class WandbSettings:
     tags: list[str] = field(default_factory=list)
 
 
+def is_first_process() -> bool:
+    """Whether this process is the one that writes, also before the Trainer knows."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
 def runs_folder(root: str | Path | None) -> Path:
     """The folder of all runs under the Trainer's `default_root_dir` (default: this folder)."""
     return Path(root or ".").expanduser() / "runs"
@@ -59,7 +62,7 @@ def new_run_folder(runs: Path, name: str) -> Path:
         while True:
             try:
                 folder = runs / name / f"version_{version}"
-                if rank_zero_only.rank == 0:
+                if is_first_process():
                     folder.mkdir()
                 return folder
             except FileExistsError:
@@ -73,32 +76,31 @@ def new_run_folder(runs: Path, name: str) -> Path:
         ) from error
 
 
-def make_loggers(folder: Path, config: dict[str, Any], wandb: WandbSettings) -> list[Logger]:
+def make_loggers(folder: Path, config: dict[str, Any], settings: WandbSettings) -> list[Logger]:
     """The CSV file and W&B's own files, both in the run's folder, and `config.yaml` beside them."""
     loggers: list[Logger] = [
         CSVLogger(folder.parent.parent, folder.parent.name, folder.name, flush_logs_every_n_steps=1)
     ]
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    mode = wandb.mode or os.environ.get("WANDB_MODE", "offline")
-    if mode == "disabled":
+    mode: Any = settings.mode or os.environ.get("WANDB_MODE", "offline")
+    if mode == "disabled" or not is_first_process():
         return loggers
-    if mode == "offline":
-        os.environ.setdefault("WANDB_SILENT", "true")  # the run's folder is all that it would say
-    from wandb import Settings  # here, since W&B alone takes two seconds to import
+    import wandb  # here, since it alone takes two seconds
 
-    logger = WandbLogger(
+    # Offline there is nothing to say but the run's folder, which the summary names.
+    run = wandb.init(
         name=f"{folder.parent.name}/{folder.name}",
-        save_dir=folder,
-        offline=mode == "offline",
-        project=wandb.project,
-        entity=wandb.entity,
-        group=wandb.group,
-        tags=wandb.tags,
+        dir=folder,
+        mode=mode,
+        project=settings.project,
+        entity=settings.entity,
+        group=settings.group,
+        tags=settings.tags,
         config=config,
-        settings=Settings(console="off"),
+        settings=wandb.Settings(silent=mode == "offline", console="off"),
     )
-    return [*loggers, logger]
+    return [*loggers, WandbLogger(experiment=run)]
 
 
 def make_callbacks(folder: Path) -> list[Callback]:
@@ -118,29 +120,23 @@ def make_callbacks(folder: Path) -> list[Callback]:
     ]
 
 
-def best_and_last(trainer: pl.Trainer) -> tuple[ModelCheckpoint, ModelCheckpoint]:
-    """The two checkpoint callbacks of `make_callbacks`."""
-    best, last = (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint))
-    return best, last
-
-
 def bits(loss: float) -> str:
     return f"{loss:.4f} nats ({loss / math.log(2):.3f} bits) per character"
 
 
-def summarize(trainer: pl.Trainer, model: Any, data: Any, folder: Path) -> str:
+def summarize(trainer: Any, model: Any, data: Any, folder: Path) -> str:
     """What a user wants to know when training ends."""
-    best, last = best_and_last(trainer)
+    best = next(c for c in trainer.checkpoint_callbacks if c.monitor == "val/loss")
     throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     loss, gap = metrics["val/loss"], metrics.get("val/gap", math.nan)
     prompt = model.tokenizer.encode("\n" if "\n" in data.alphabet else data.alphabet[0])
     sampling = SamplingSettings(max_new_tokens=300, temperature=0.8, seed=data.seed)
     text = model.generate(prompt[None].to(model.device), sampling)[0].strip()
-    corpus = data.hparams.corpus + (" (THE DOWNLOAD FAILED: not the corpus asked for)" * data.fell_back)
+    fell_back = " (THE DOWNLOAD FAILED: this is not the corpus that was asked for)"
     checkpoint = folder / "checkpoints" / "best.ckpt"
     lines = [
-        f"corpus       {corpus}",
+        f"corpus       {data.hparams.corpus}{fell_back * data.fell_back}",
         f"parameters   {count_parameters(model.net):,}",
         f"last         {bits(loss)} at step {trainer.global_step}, {gap:+.4f} above training text",
         f"best         {bits(float(best.best_model_score or math.nan))}",

@@ -79,7 +79,7 @@ def uniforms(seed: int, indices: Sequence[int], count: int) -> Tensor:
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """Ids (B, 1) at which the cumulated probabilities (B, V) pass uniform numbers (B, 1)."""
     cumulated = probabilities.cumsum(-1)
-    # Scaled by the sum that was really reached, and `right`, so that no id of probability 0 is drawn.
+    # Scaled by the sum that was really reached, and `right`: no id of probability 0 is drawn.
     return torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True)
 
 

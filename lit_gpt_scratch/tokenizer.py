@@ -49,7 +49,7 @@ class CharTokenizer:
         return np.uint8 if len(self) <= 1 << 8 else np.int16 if len(self) <= 1 << 15 else np.int32
 
     def encode_array(self, text: str, offset: int = 0) -> NDArray[np.integer]:
-        """Ids (T,) of a text in the smallest type; `offset` is its place in a longer one, for errors.
+        """Ids (T,) of a text in the smallest type; errors count positions from `offset`.
 
         Raises:
             InputError: A character is not in the alphabet.
