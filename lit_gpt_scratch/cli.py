@@ -205,36 +205,42 @@ class CharCLI(LightningCLI):
         import_plugins(ours.plugin)
         if ours.data.seed is None:
             ours.data.seed = int(ours.seed_everything)
-        for name in (
-            "max_steps",
-            "val_check_interval",
-            "log_every_n_steps",
-            "accumulate_grad_batches",
-        ):
-            require_positive(**{name: ours.trainer[name]})
+        counts = ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
+        require_positive(**{c: ours.trainer[c] for c in counts if ours.trainer[c] is not None})
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         ours = self.config[self.subcommand]
-        if self.subcommand != "fit":
-            quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
-            if self.subcommand == "predict":
-                quiet |= {"callbacks": [TextWriter()], "enable_progress_bar": False}
-            return super().instantiate_trainer(**kwargs, **quiet)
-        self.datamodule.open()  # whatever is wrong with the corpus is found before a folder is made
+        # A run's folder is made last, when all that can be refused has been.
+        kwargs |= {"enable_checkpointing": False, "logger": ours.trainer.logger or False}
+        if self.subcommand == "predict":
+            kwargs |= {"callbacks": [TextWriter()], "enable_progress_bar": False}
+        elif self.subcommand == "fit":
+            kwargs["enable_progress_bar"] = False  # for ours
+            self.datamodule.open()
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except ValueError as error:  # Lightning's word for a flag of its own that cannot be
+            raise InputError(str(error)) from error
+        if self.subcommand == "fit":
+            self._make_run(trainer)
+        return trainer
+
+    def _make_run(self, trainer: Any) -> None:
+        """Make the run's folder, and what writes into it."""
+        ours = self.config.fit
+        data = self.datamodule
         name = ours.name or (Path(ours.config[0].relative).stem if ours.config else DEFAULT_NAME)
-        name += "-sample" * self.datamodule.fell_back
+        name += "-sample" * data.fell_back
         self.folder = new_run_folder(runs_folder(ours.trainer.default_root_dir), name)
-        text = self.parser.dump(self.config, skip_none=False)
-        config = yaml.safe_load(text)[self.subcommand]
-        loggers = make_loggers(self.folder, config, self.config_init[self.subcommand].wandb)
-        if not sys.stdout.isatty():
-            kwargs["enable_progress_bar"] = False
-        callbacks = (self.config_init.fit.trainer.callbacks or []) + make_callbacks(self.folder)
-        print(
-            f"{name}: {count_parameters(self.model.net):,} parameters, in {self.folder}",
-            file=sys.stderr,
-        )
-        return super().instantiate_trainer(**kwargs, logger=loggers, callbacks=callbacks)
+        # What was used, not only what was asked for: the seed, and the text that was opened.
+        for key in ("corpus", "sha256", "fallback"):
+            ours.data[key] = data.hparams[key]
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))["fit"]
+        if ours.trainer.logger is None:
+            trainer.loggers = make_loggers(self.folder, config, self.config_init.fit.wandb)
+        trainer.callbacks += make_callbacks(self.folder, ours.trainer.enable_progress_bar)
+        parameters = count_parameters(self.model.net)
+        print(f"{name}: {parameters:,} parameters, in {self.folder}", file=sys.stderr)
 
     def after_fit(self) -> None:
         if wandb := sys.modules.get("wandb"):
@@ -252,15 +258,12 @@ class CharCLI(LightningCLI):
                 file=sys.stderr,
             )
         require_positive(num_samples=ours.num_samples)
-        settings = SamplingSettings(
-            ours.max_new_tokens, ours.temperature, ours.top_k,
-            ours.seed_everything if ours.seed is None else ours.seed,
-        )  # fmt: skip
+        seed = ours.seed_everything if ours.seed is None else ours.seed
+        model.sampling = SamplingSettings(ours.max_new_tokens, ours.temperature, ours.top_k, seed)
         try:
             prompt = model.tokenizer.encode(ours.prompt or "\n")
         except InputError as error:
             raise InputError(f"prompt: {error}") from error
-        model.sampling = settings
         ids = prompt.expand(ours.num_samples, -1)
         batches = Batches([Prompts(ids, list(range(ours.num_samples)))])
         self.trainer.predict(model, batches, ckpt_path=ckpt_path, weights_only=True)

@@ -60,9 +60,10 @@ class LitCharLM(pl.LightningModule):
         self.make_optimizer = optimizer
         self.make_schedule = schedule
         self.compiles = compile
-        # A network on no data yet has learnt nothing: an optimizer that cannot be built is refused
-        # here, before a run has its folder.
-        optimizer(params=parameter_groups(self.net))
+        # Made anew when training starts; made here so that a wrong value is refused before that.
+        trial = optimizer(params=parameter_groups(self.net))
+        if schedule is not None:
+            schedule(optimizer=trial, steps=1)
         self.losses = {"train": MeanMetric(), "val": MeanMetric(), "train slice": MeanMetric()}
         self.losses["test"] = MeanMetric()
         self._metrics = torch.nn.ModuleList(self.losses.values())  # so that they move to the device
@@ -124,7 +125,7 @@ class LitCharLM(pl.LightningModule):
         loss = self._log_split("val")
         if self.losses["train slice"].update_called:
             self.log("val/gap", loss - self._take("train slice"))
-        if self.trainer.training:
+        if self.trainer.state.fn == "fit":
             # Lightning's own x-axis counts from 0; this one is the number of steps taken.
             self.log("step", float(self.global_step))
 

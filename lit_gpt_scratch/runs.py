@@ -103,8 +103,13 @@ def make_loggers(folder: Path, config: dict[str, Any], settings: WandbSettings) 
     return [*loggers, WandbLogger(experiment=run)]
 
 
-def make_callbacks(folder: Path) -> list[Callback]:
-    """What every `fit` has: best and last checkpoints, throughput, bar, a validation at the end."""
+def make_callbacks(folder: Path, bar: bool | None) -> list[Callback]:
+    """What every `fit` has: best and last checkpoints, throughput, bar, a validation at the end.
+
+    Args:
+        folder: The run's.
+        bar: Whether to show the bar; None: on a terminal.
+    """
     kept: dict[str, Any] = {
         "dirpath": folder / "checkpoints",
         "auto_insert_metric_name": False,
@@ -114,10 +119,15 @@ def make_callbacks(folder: Path) -> list[Callback]:
     return [
         Throughput(),
         ValidateAtEnd(),
-        ProgressBar() if sys.stdout.isatty() else LogLines(),
+        ProgressBar() if (sys.stdout.isatty() if bar is None else bar) else LogLines(),
         ModelCheckpoint(filename="best", monitor="val/loss", **kept),
         ModelCheckpoint(filename="last", monitor=None, **kept),
     ]
+
+
+def best_checkpoint(trainer: Any) -> ModelCheckpoint:
+    """The callback that keeps the best checkpoint; `best_model_score` is its validation loss."""
+    return next(c for c in trainer.checkpoint_callbacks if c.monitor == "val/loss")
 
 
 def bits(loss: float) -> str:
@@ -126,10 +136,10 @@ def bits(loss: float) -> str:
 
 def summarize(trainer: Any, model: Any, data: Any, folder: Path) -> str:
     """What a user wants to know when training ends."""
-    best = next(c for c in trainer.checkpoint_callbacks if c.monitor == "val/loss")
+    best = best_checkpoint(trainer)
     throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    loss, gap = metrics["val/loss"], metrics.get("val/gap", math.nan)
+    loss, gap = (metrics.get(name, math.nan) for name in ("val/loss", "val/gap"))
     prompt = model.tokenizer.encode("\n" if "\n" in data.alphabet else data.alphabet[0])
     sampling = SamplingSettings(max_new_tokens=300, temperature=0.8, seed=data.seed)
     text = model.generate(prompt[None].to(model.device), sampling)[0].strip()

@@ -1,0 +1,50 @@
+# Each target is listed by `make help` from the comment behind it.
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-core ladder readme lint format clean
+
+CONFIG ?= gpt_cpu
+ARGS ?=
+# The first Python that this package runs on.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+READY := .venv/.ready
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## Make .venv with everything, pinned by requirements.lock (the others do it too)
+
+$(READY): pyproject.toml requirements.lock
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: install one, or name it with PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint requirements.lock --editable '.[dev]'
+	@touch $@
+
+train: $(READY)  ## Train CONFIG (gpt_cpu) and print a sample; more options in ARGS
+	$(BIN)/lit-gpt-scratch fit --config configs/$(CONFIG).yaml --data.fallback sample $(ARGS)
+
+test: $(READY)  ## Run the whole test suite
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-core: $(READY)  ## Run the tests that take no long process, in about two minutes
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+ladder: $(READY)  ## Train every rung and print the table with samples (also runs/ladder.md)
+	$(BIN)/python -m lit_gpt_scratch.ladder $(ARGS)
+
+readme: $(READY)  ## As ladder, and put its table into README.md
+	$(BIN)/python -m lit_gpt_scratch.ladder --readme README.md $(ARGS)
+
+lint: $(READY)  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## Put the code into the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove .venv and caches; runs/ is kept
+	rm -rf .venv *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
