@@ -99,8 +99,9 @@ class LogLines(Callback):
     """A line at each validation, in place of the bar where nobody watches: a log file, or CI."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        loss, steps = trainer.callback_metrics["val/loss"], trainer.max_steps
-        print(f"step {trainer.global_step:>6} of {steps}: val/loss {loss:.4f}", file=sys.stderr)
+        if trainer.is_global_zero:
+            done = f"step {trainer.global_step:>6} of {trainer.max_steps}"
+            print(f"{done}: val/loss {trainer.callback_metrics['val/loss']:.4f}", file=sys.stderr)
 
 
 class TextWriter(BasePredictionWriter):

@@ -2,7 +2,7 @@
 
 import importlib
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,15 @@ from lit_gpt_scratch.errors import InputError
 
 PACKAGE = "lit_gpt_scratch"
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
-PARTS = ("state_dict", "hyper_parameters", "datamodule_hyper_parameters")
+HYPERPARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
 
 
-def read_checkpoint(path: Path, plugins: Sequence[str] = ()) -> dict[str, Any]:
+def read_checkpoint(path: Path, plugin: str | None = None) -> dict[str, Any]:
     """A checkpoint's contents, checked. No code in it is run.
 
     Args:
         path: The file.
-        plugins: Modules besides this package that class paths in the checkpoint may name.
+        plugin: A module besides this package that class paths in the checkpoint may name.
 
     Raises:
         InputError: Missing, damaged, not ours, or naming a class from elsewhere.
@@ -44,14 +44,14 @@ def read_checkpoint(path: Path, plugins: Sequence[str] = ()) -> dict[str, Any]:
             "of best.ckpt and last.ckpt."
         ) from error
     if not isinstance(checkpoint, dict) or not all(
-        isinstance(checkpoint.get(part), dict) for part in PARTS
+        isinstance(checkpoint.get(part), dict) for part in ("state_dict", *HYPERPARAMETERS)
     ):
         raise InputError(f"checkpoint {path} was not written by {PACKAGE}: use one of its fit.")
-    parts = [checkpoint[part] for part in PARTS[1:]]
+    parts = [checkpoint[part] for part in HYPERPARAMETERS]
     for part in parts:
         if part.get("_instantiator", INSTANTIATOR) != INSTANTIATOR:
             raise InputError(f"checkpoint {path} is refused: it names code of its own to run.")
-    allowed = (PACKAGE, *plugins)
+    allowed = (PACKAGE, plugin) if plugin else (PACKAGE,)
     for class_path in class_paths(parts):
         if not any(class_path.startswith(f"{module}.") for module in allowed):
             raise InputError(
@@ -72,17 +72,17 @@ def class_paths(value: Any) -> Iterator[str]:
             yield from class_paths(item)
 
 
-def import_plugins(plugins: Sequence[str]) -> None:
-    """Import modules that a user named, so that class paths find them.
+def import_plugin(plugin: str | None) -> None:
+    """Import a module that a user named, so that class paths find it.
 
     Raises:
-        InputError: One cannot be imported.
+        InputError: It cannot be imported.
     """
-    for plugin in plugins:
-        try:
+    try:
+        if plugin:
             importlib.import_module(plugin)
-        except ImportError as error:
-            raise InputError(f"--plugin {plugin}: {error}. Is its folder on PYTHONPATH?") from error
+    except ImportError as error:
+        raise InputError(f"--plugin {plugin}: {error}. Is its folder on PYTHONPATH?") from error
 
 
 def find_checkpoint(wanted: str, runs: Path) -> Path:

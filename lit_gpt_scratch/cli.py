@@ -16,7 +16,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lit_gpt_scratch import attention, models, optim
 from lit_gpt_scratch.callbacks import TextWriter
-from lit_gpt_scratch.checkpoint import find_checkpoint, import_plugins, read_checkpoint
+from lit_gpt_scratch.checkpoint import (
+    HYPERPARAMETERS,
+    find_checkpoint,
+    import_plugin,
+    read_checkpoint,
+)
+from lit_gpt_scratch.corpus import absolute
 from lit_gpt_scratch.data import Batches, CharDataModule
 from lit_gpt_scratch.errors import InputError, require_positive
 from lit_gpt_scratch.messages import explain
@@ -139,9 +145,10 @@ class CharCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
-            "--plugin", type=list[str], default=[],
-            help="Modules with classes of yours that a checkpoint may name.",
-        )  # fmt: skip
+            "--plugin",
+            type=str | None,
+            help="A module of yours whose classes a checkpoint may name.",
+        )
         parser.link_arguments("data.alphabet", "model.alphabet", apply_on="instantiate")
         parser.link_arguments("data.context", "model.context", apply_on="instantiate")
 
@@ -150,50 +157,41 @@ class CharCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         for flag in ("--ckpt_path", "--plugin", "--trainer.default_root_dir"):
-            early.add_argument(flag)
+            early.add_argument(flag, nargs="?")
         known, _ = early.parse_known_args(args)
         subcommand = next((name for name in args if name in self.subcommands()), None)
         if known.ckpt_path and subcommand:
-            import_plugins([known.plugin] if known.plugin else [])
             root = getattr(known, "trainer.default_root_dir")
-            self._adopt(subcommand, known.ckpt_path, root, [known.plugin] if known.plugin else [])
+            self._adopt(subcommand, known.ckpt_path, root, known.plugin)
         try:
             self.config = parser.parse_args(args)
+            subcommand = self.config.subcommand
+            ours = self.config[subcommand]
+            if ours.ckpt_path and not known.ckpt_path:  # it came from a YAML file
+                self._adopt(subcommand, ours.ckpt_path, ours.trainer.default_root_dir, ours.plugin)
+                self.config = parser.parse_args(args)
         except UnicodeDecodeError as error:
             raise InputError(f"--config: not a text file ({error}).") from error
-        ours = self.config[self.config.subcommand]
-        if ours.ckpt_path and not known.ckpt_path:  # it came from a YAML file
-            import_plugins(ours.plugin)
-            self._adopt(
-                self.config.subcommand, ours.ckpt_path, ours.trainer.default_root_dir, ours.plugin
-            )
-            self.config = parser.parse_args(args)
-            ours = self.config[self.config.subcommand]
+        ours = self.config[subcommand]
         if ours.ckpt_path:
             ours.ckpt_path = str(self.ckpt_path)
-            if (
-                ours.data.corpus != self.ckpt_data["corpus"]
-                and ours.data.sha256 == self.ckpt_data["sha256"]
-            ):
-                ours.data.sha256 = (
-                    None  # another corpus was asked for: the old one's hash says nothing
-                )
-        elif self.config.subcommand != "fit":
-            raise InputError(
-                f"{self.config.subcommand} needs --ckpt_path: a path, or best or last."
-            )
+            other = absolute(ours.data.corpus) != self.ckpt_data["corpus"]
+            if other and ours.data.sha256 == self.ckpt_data["sha256"]:
+                ours.data.sha256 = None  # of the checkpoint's corpus: it says nothing of another
+        elif subcommand != "fit":
+            raise InputError(f"{subcommand} needs --ckpt_path: a path, or best or last.")
 
-    def _adopt(self, subcommand: str, wanted: str, root: str | None, plugins: list[str]) -> None:
+    def _adopt(self, subcommand: str, wanted: str, root: str | None, plugin: str | None) -> None:
         """Make a checkpoint's hyperparameters the defaults of a subcommand."""
+        import_plugin(plugin)
         self.ckpt_path = find_checkpoint(wanted, runs_folder(root))
-        checkpoint = read_checkpoint(self.ckpt_path, plugins)
-        self.ckpt_data = checkpoint["datamodule_hyper_parameters"]
-        linked = {"alphabet", "context", "_instantiator"}
-        values = {
-            f"model.{k}": v for k, v in checkpoint["hyper_parameters"].items() if k not in linked
-        }
-        values |= {f"data.{k}": v for k, v in self.ckpt_data.items() if k != "_instantiator"}
-        self._subcommand_parsers[subcommand].set_defaults(values)
+        checkpoint = read_checkpoint(self.ckpt_path, plugin)
+        model, self.ckpt_data = (checkpoint[part] for part in HYPERPARAMETERS)
+        # The alphabet and the context come from the data, as they do without a checkpoint.
+        values = {f"model.{k}": v for k, v in model.items() if k not in ("alphabet", "context")}
+        values |= {f"data.{k}": v for k, v in self.ckpt_data.items()}
+        inner = {key: value for key, value in values.items() if not key.endswith("._instantiator")}
+        self._subcommand_parsers[subcommand].set_defaults(inner)
 
     def _parse_ckpt_path(self) -> None:
         """Done above: Lightning would let the checkpoint's values overrule explicit flags."""
@@ -202,7 +200,7 @@ class CharCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         ours = self.config[self.subcommand]
-        import_plugins(ours.plugin)
+        import_plugin(ours.plugin)
         if ours.data.seed is None:
             ours.data.seed = int(ours.seed_everything)
         counts = ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
@@ -211,12 +209,15 @@ class CharCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         ours = self.config[self.subcommand]
         # A run's folder is made last, when all that can be refused has been.
-        kwargs |= {"enable_checkpointing": False, "logger": ours.trainer.logger or False}
+        logger = self.config_init[self.subcommand].trainer.logger
+        kwargs |= {"enable_checkpointing": False, "logger": logger or False}
         if self.subcommand == "predict":
             kwargs |= {"callbacks": [TextWriter()], "enable_progress_bar": False}
         elif self.subcommand == "fit":
             kwargs["enable_progress_bar"] = False  # for ours
             self.datamodule.open()
+        elif ours.trainer.enable_progress_bar is None:
+            kwargs["enable_progress_bar"] = sys.stdout.isatty()
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except ValueError as error:  # Lightning's word for a flag of its own that cannot be
@@ -240,7 +241,11 @@ class CharCLI(LightningCLI):
             trainer.loggers = make_loggers(self.folder, config, self.config_init.fit.wandb)
         trainer.callbacks += make_callbacks(self.folder, ours.trainer.enable_progress_bar)
         parameters = count_parameters(self.model.net)
-        print(f"{name}: {parameters:,} parameters, in {self.folder}", file=sys.stderr)
+        if trainer.is_global_zero:
+            print(f"{name}: {parameters:,} parameters, in {self.folder}", file=sys.stderr)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
 
     def after_fit(self) -> None:
         if wandb := sys.modules.get("wandb"):
@@ -248,7 +253,7 @@ class CharCLI(LightningCLI):
         if self.trainer.is_global_zero:
             print(summarize(self.trainer, self.model, self.datamodule, self.folder))
 
-    def predict(self, model: LitCharLM, datamodule: CharDataModule, ckpt_path: str) -> None:
+    def predict(self, model: LitCharLM, datamodule: CharDataModule, **checkpoint: Any) -> None:
         """Print texts that continue the prompt."""
         ours = self.config_init.predict
         size = len(model.tokenizer)
@@ -266,7 +271,7 @@ class CharCLI(LightningCLI):
             raise InputError(f"prompt: {error}") from error
         ids = prompt.expand(ours.num_samples, -1)
         batches = Batches([Prompts(ids, list(range(ours.num_samples)))])
-        self.trainer.predict(model, batches, ckpt_path=ckpt_path, weights_only=True)
+        self.trainer.predict(model, batches, **checkpoint)
 
 
 def main(args: Sequence[str] | None = None) -> CharCLI:

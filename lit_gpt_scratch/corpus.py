@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
 from urllib.parse import urlparse
@@ -29,7 +29,7 @@ class Corpus:
     """A text on disk.
 
     Attributes:
-        name: What was asked for (or `sample`, where that replaced a failed download).
+        name: What was asked for, a file by its absolute path; `sample` where that replaced it.
         path: The file, UTF-8.
         sha256: Of the file's bytes.
         fell_back: Whether the sample replaced a failed download.
@@ -103,7 +103,7 @@ def open_corpus(
             raise InputError(f"{error} Or use the built-in text: --data.corpus sample.") from error
         _say_loudly(f"{error}", "USING THE BUILT-IN SAMPLE INSTEAD. No figure is Shakespeare's.")
         found_sample = open_corpus("sample", sample_size=sample_size)
-        return Corpus("sample", found_sample.path, found_sample.sha256, fell_back=True)
+        return replace(found_sample, fell_back=True)
     except OSError as error:
         raise InputError(
             f"corpus {corpus!r}: {error.strerror or error}: {error.filename}"
@@ -113,7 +113,13 @@ def open_corpus(
             f"corpus {corpus!r} has sha256 {found}, not {sha256}: it is not the text that was "
             f"asked for (or trained on). To use it all the same, pass --data.sha256 {found}."
         )
-    return Corpus(corpus, path, found)
+    return Corpus(absolute(corpus), path, found)
+
+
+def absolute(corpus: str) -> str:
+    """The name of a corpus that holds in every folder: a file's absolute path, others as is."""
+    path = Path(corpus).expanduser()
+    return str(path.resolve()) if path.is_file() else corpus
 
 
 class _DownloadError(Exception):

@@ -5,14 +5,13 @@ Nothing here changes a network: hooks are put on, read, and taken off again.
 Shapes: T time, H heads.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lit_gpt_scratch.checkpoint import import_plugins, read_checkpoint
+from lit_gpt_scratch.checkpoint import import_plugin, read_checkpoint
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.module import LitCharLM
 
@@ -29,18 +28,18 @@ class LayerAttention(NamedTuple):
     weights: Tensor
 
 
-def load(path: str | Path, plugins: Sequence[str] = ()) -> LitCharLM:
+def load(path: str | Path, plugin: str | None = None) -> LitCharLM:
     """The model of a checkpoint, from its path alone, on the CPU and without dropout.
 
     Args:
         path: A .ckpt file of `fit`.
-        plugins: Modules besides this package whose classes it may name; they are imported.
+        plugin: A module besides this package whose classes it may name; it is imported.
 
     Raises:
         InputError: The checkpoint is missing, damaged, or not one of ours.
     """
-    import_plugins(plugins)
-    read_checkpoint(Path(path), plugins)
+    import_plugin(plugin)
+    read_checkpoint(Path(path), plugin)
     model = LitCharLM.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     return model.eval()
 

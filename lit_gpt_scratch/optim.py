@@ -68,6 +68,9 @@ class AdamW(torch.optim.AdamW):
         if not lr > 0 or not math.isfinite(lr):
             raise InputError(f"lr is {lr}: it must be a number above 0.")
         super().__init__(params, lr=lr, betas=(beta1, beta2), weight_decay=weight_decay, fused=True)
+        # The kernel could undo a loss scale by itself, and Lightning then refuses to clip gradients
+        # in mixed precision. Saying that it cannot leaves it to the scaler, where there is one.
+        self._step_supports_amp_scaling = False
 
 
 class WarmupCosine(LambdaLR):

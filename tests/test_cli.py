@@ -308,7 +308,7 @@ FIT_MISTAKES = {
     "did you mean GPT?": ["--model.net", "lit_gpt_scratch.models.GTP"],
     "data.context is 'many': it must be a whole number": ["--data.context", "many"],
     "it must be offline or online or disabled": ["--wandb.mode", "of"],
-    "--plugin no_such_module": ["--plugin", "[no_such_module]"],
+    "--plugin no_such_module": ["--plugin", "no_such_module"],
     "is a folder": ["--data.corpus", "."],
     "no such file": ["--data.corpus", "tiny-shakespear"],
     "only https://": ["--data.corpus", "http://example.org/a.txt"],
@@ -452,6 +452,47 @@ def test_help_lists_our_options_before_the_trainers() -> None:
     places = [help_text.index(f"--{n}") for n in ("name", "data.corpus", "model.net", "trainer.")]
     assert places == sorted(places)
     assert "--prompt" in program("predict", "--help").stdout
+
+
+class WithoutSummary(cli.CharCLI):
+    """For a network whose sample takes a laptop half a minute."""
+
+    def after_fit(self) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_the_full_gpt_takes_one_step_at_its_real_size(tmp_path: Path) -> None:
+    """All of gpt.yaml but its batch, for which a laptop has no memory, and validation."""
+    config = Path(__file__).parents[1] / "configs/gpt.yaml"
+    smaller = ["--data.batch_size", "1", "--trainer.max_steps", "1"]
+    smaller += ["--trainer.limit_val_batches", "0"]
+    corpus = ["--data.corpus", "sample", "--wandb.mode", "disabled"]
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    fitted = WithoutSummary(["fit", "--config", str(config), *smaller, *corpus, *root])
+    assert sum(p.numel() for p in fitted.model.net.blocks.parameters()) == 10 * (12 * 512**2 + 1024)
+    assert fitted.trainer.precision == "bf16-mixed"
+    assert torch.isfinite(fitted.trainer.callback_metrics["train/loss"])
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """The same windows, one set of files, and losses equal to what summing in another order does."""
+    losses = []
+    for name, more in (
+        ("one", []),
+        ("two", ["--trainer.devices", "2", "--trainer.strategy", "ddp"]),
+    ):
+        root = ["--trainer.default_root_dir", tmp_path, "--name", name]
+        done = program("fit", *TINY, *root, "--trainer.accelerator", "cpu", *more)
+        assert done.returncode == 0, done.stderr
+        (folder,) = (tmp_path / "runs" / name).iterdir()
+        with (folder / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        losses.append([float(row["val/loss"]) for row in rows if row["val/loss"]])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    odd = program("fit", *TINY, "--trainer.accelerator", "cpu", *more, "--data.batch_size", 15)
+    assert "must be a multiple" in odd.stderr
 
 
 @pytest.mark.slow

@@ -28,7 +28,9 @@ def test_a_notebook_runs_from_a_checkpoint_and_draws(
     NotebookClient(
         notebook, kernel_name="python3", resources={"metadata": {"path": tmp_path}}, timeout=120
     ).execute()
-    shown = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
+    shown = [
+        output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])
+    ]
     assert any("image/png" in data for data in shown)
 
 
