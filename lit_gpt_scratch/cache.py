@@ -83,6 +83,7 @@ def load_tokens(corpus: Corpus, alphabet: str | None = None) -> tuple[str, Tenso
         building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
         try:
             _build(corpus, alphabet, building)
+            building.chmod(0o755)  # readable to those who share the folder
             try:
                 building.rename(folder)
             except OSError:  # another process was first; ours holds the same bytes

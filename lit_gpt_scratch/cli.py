@@ -236,7 +236,7 @@ class CharCLI(LightningCLI):
         # What was used, not only what was asked for: the seed, and the text that was opened.
         for key in ("corpus", "sha256", "fallback"):
             ours.data[key] = data.hparams[key]
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))["fit"]
+        config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))["fit"]
         if ours.trainer.logger is None:
             trainer.loggers = make_loggers(self.folder, config, self.config_init.fit.wandb)
         trainer.callbacks += make_callbacks(self.folder, ours.trainer.enable_progress_bar)

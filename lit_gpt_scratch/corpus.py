@@ -61,6 +61,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)  # readable to those who share the folder, as other files are
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -139,7 +139,9 @@ def summarize(trainer: Any, model: Any, data: Any, folder: Path) -> str:
     best = best_checkpoint(trainer)
     throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    loss, gap = (metrics.get(name, math.nan) for name in ("val/loss", "val/gap"))
+    loss = metrics.get("val/loss", math.nan)
+    above = f", {metrics['val/gap']:+.4f} above training text" if "val/gap" in metrics else ""
+    shown = " --prompt ROMEO:" if set("ROMEO:") <= set(data.alphabet) else ""
     prompt = model.tokenizer.encode("\n" if "\n" in data.alphabet else data.alphabet[0])
     sampling = SamplingSettings(max_new_tokens=300, temperature=0.8, seed=data.seed)
     text = model.generate(prompt[None].to(model.device), sampling)[0].strip()
@@ -148,7 +150,7 @@ def summarize(trainer: Any, model: Any, data: Any, folder: Path) -> str:
     lines = [
         f"corpus       {data.hparams.corpus}{fell_back * data.fell_back}",
         f"parameters   {count_parameters(model.net):,}",
-        f"last         {bits(loss)} at step {trainer.global_step}, {gap:+.4f} above training text",
+        f"last         {bits(loss)} at step {trainer.global_step}{above}",
         f"best         {bits(float(best.best_model_score or math.nan))}",
         f"time         {throughput.train_seconds:.0f} s of training",
         *floor_lines(data),
@@ -159,7 +161,7 @@ def summarize(trainer: Any, model: Any, data: Any, folder: Path) -> str:
         *(f"  | {line}" for line in text.splitlines()),
         "",
         "Next:",
-        f"  lit-gpt-scratch predict --ckpt_path {checkpoint} --prompt 'ROMEO:'",
+        f"  lit-gpt-scratch predict --ckpt_path {checkpoint}{shown}",
         f"  lit-gpt-scratch validate --ckpt_path {checkpoint}",
     ]
     offline = sorted(folder.glob("wandb/offline-run-*"))
