@@ -41,6 +41,12 @@ from lit_gpt_scratch.sampling import SamplingSettings
 PROGRAM = "lit-gpt-scratch"
 TRAINER_GROUP = "Customize every aspect of training via flags"
 DEFAULT_NAME = "gpt_cpu"
+COMMANDS = {
+    "fit": "Train a model; its files go into runs/NAME/version_N.",
+    "validate": "The exact loss of a checkpoint on the validation split.",
+    "test": "The exact loss of a checkpoint on the test split, where its corpus has one.",
+    "predict": "Print texts that a checkpoint writes.",
+}
 TRAINER_DEFAULTS = {
     "max_steps": 2500,
     "max_epochs": -1,  # one endless epoch, so that only steps count
@@ -104,7 +110,10 @@ class CharCLI(LightningCLI):
     """Lightning's CLI with a checkpoint's values as defaults and a folder for each run."""
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
-        usage = {name: {"usage": f"{PROGRAM} {name} [options]"} for name in self.subcommands()}
+        described = {
+            name: {"usage": f"{PROGRAM} {name} [options]", "description": text}
+            for name, text in COMMANDS.items()
+        }
         super().__init__(
             LitCharLM,
             CharDataModule,
@@ -112,7 +121,12 @@ class CharCLI(LightningCLI):
             save_config_callback=None,
             auto_configure_optimizers=False,
             parser_class=Parser,
-            parser_kwargs={"prog": PROGRAM, "description": __doc__, "allow_abbrev": False, **usage},
+            parser_kwargs={
+                "prog": PROGRAM,
+                "description": "Train, compare and sample character-level language models.",
+                "allow_abbrev": False,
+                **described,
+            },
             trainer_defaults=TRAINER_DEFAULTS,
             args=list(sys.argv[1:] if args is None else args),
         )
@@ -122,13 +136,13 @@ class CharCLI(LightningCLI):
         """Arguments of the Trainer's methods that are not flags."""
         ours = {"model", "datamodule", "weights_only"}
         loaders = {"dataloaders", "train_dataloaders", "val_dataloaders", "verbose"}
-        return {
-            name: ours | loaders | {"return_predictions"}
-            for name in ("fit", "validate", "test", "predict")
-        }
+        return {name: ours | loaders | {"return_predictions"} for name in COMMANDS}
 
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
         super().setup_parser(*args, **kwargs)
+        listed: Any = self.parser._subcommands_action
+        for command in listed._choices_actions:  # Lightning lists its Trainer's own docstrings
+            command.help = COMMANDS[command.dest]
         fit, predict = (self._subcommand_parsers[name] for name in ("fit", "predict"))
         fit.add_argument(
             "--name", type=str | None, help="Name of the run. The default is the first config's."

@@ -1,0 +1,134 @@
+"""Laws and builders that several test files share.
+
+Shapes: B batch, T time, H heads, V alphabet size.
+"""
+
+import copy
+import math
+import string
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_gpt_scratch.cli import CharCLI, main
+from lit_gpt_scratch.module import LitCharLM
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+ALPHABET = "".join(sorted(string.ascii_letters))
+SMALL = {"layers": 2, "width": 32}  # of networks that have these arguments
+SMALL_CONTEXT = 8
+
+
+class Parsed(CharCLI):
+    """`fit`'s command line, up to the point where a run would get its folder."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> None:
+        return None
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def parse(*args: str) -> Parsed:
+    """What the command line makes of flags, with an alphabet instead of a corpus."""
+    return Parsed(["fit", "--data.alphabet", ALPHABET, *args])
+
+
+@cache
+def settings(config: Path) -> Any:
+    """All that the command line reads from a config and adds to it."""
+    return parse("--config", str(config)).config.fit
+
+
+@cache
+def _small(config: Path) -> LitCharLM:
+    parsed = settings(config)
+    args = [f"--data.context={min(parsed.data.context, SMALL_CONTEXT)}"]
+    for name, most in SMALL.items():
+        if size := parsed.model.net.init_args.get(name):
+            while size > most:
+                size //= 2  # the heads still divide it
+            args.append(f"--model.net.{name}={size}")
+    return parse("--config", str(config), *args).model
+
+
+def small(config: Path) -> LitCharLM:
+    """A config's model at a size for tests, as fresh as the command line makes it."""
+    return copy.deepcopy(_small(config))
+
+
+def train_small(folder: Path, *args: str) -> CharCLI:
+    """A few real steps of the command line's `fit`, in a folder."""
+    flags = {
+        "data.corpus": "sample",
+        "data.sample_size": 20_000,
+        "data.context": 8,
+        "data.batch_size": 4,
+        "trainer.accelerator": "cpu",
+        "trainer.max_steps": 4,
+        "trainer.default_root_dir": folder,
+        "wandb.mode": "disabled",
+    }
+    return main(["fit", *(f"--{name}={value}" for name, value in flags.items()), *args])
+
+
+def random_ids(size: int, *shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def stirred(net: nn.Module) -> nn.Module:
+    """A copy in evaluation mode with weights that keep the size of what they multiply.
+
+    At the start attention is almost uniform, and a residual stream hardly changes from block to
+    block: a leak could be lost in rounding. Here every path carries something.
+    """
+    net = copy.deepcopy(net).eval()
+    generator = torch.Generator().manual_seed(1)
+    tables = {id(m.weight) for m in net.modules() if isinstance(m, nn.Embedding)}
+    with torch.no_grad():
+        for parameter in net.parameters():
+            fan_in = 1 if id(parameter) in tables else parameter.size(-1)
+            parameter.normal_(std=1 / math.sqrt(fan_in), generator=generator)
+    return net
+
+
+@torch.no_grad()
+def assert_causal(net: nn.Module, alphabet_size: int, context: int) -> None:
+    """Changing a character changes the logits from there on, and never one before it."""
+    net = stirred(net)
+    ids = random_ids(alphabet_size, 3, context)
+    logits = net(ids)
+    for t in range(context):
+        changed = ids.clone()
+        changed[:, t] = (ids[:, t] + 1) % alphabet_size
+        after = net(changed)
+        moved = (after - logits).abs().amax(dim=(0, 2))
+        assert (moved[:t] < 1e-4).all(), f"the character at {t} changed an earlier logit"
+        assert moved[t] > 1e-2, f"the character at {t} counts for nothing"
+
+
+def readings(net: nn.Module, ids: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
+    """Each module of a network that has `weights`, with its input."""
+    seen: list[tuple[nn.Module, Tensor]] = []
+    handles = [
+        module.register_forward_pre_hook(lambda module, inputs: seen.append((module, inputs[0])))
+        for module in net.modules()
+        if hasattr(module, "weights")
+    ]
+    net(ids)
+    for handle in handles:
+        handle.remove()
+    yield from seen
+
+
+def past_weights(q: Tensor, k: Tensor) -> Tensor:
+    """Weights (T, T) of one text and head, from its q and k (T, D), one reader at a time."""
+    weights = q.new_zeros(len(q), len(q))
+    for t in range(len(q)):
+        scores = torch.stack([q[t].dot(k[s]) / math.sqrt(q.size(-1)) for s in range(t + 1)])
+        weights[t, : t + 1] = scores.exp() / scores.exp().sum()
+    return weights

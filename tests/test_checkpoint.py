@@ -1,0 +1,376 @@
+"""Checkpoints: what the command line writes, and what is refused from wherever a file came."""
+
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from laws import random_ids, train_small
+
+from lit_gpt_scratch import explore
+from lit_gpt_scratch.checkpoint import find_checkpoint, import_plugin, read_checkpoint
+from lit_gpt_scratch.cli import CharCLI
+from lit_gpt_scratch.errors import InputError
+
+PLUGIN = """
+from lit_gpt_scratch.models import GPT
+class Mine(GPT):
+    pass
+"""
+
+
+@pytest.fixture(scope="module")
+def fit(tmp_path_factory: pytest.TempPathFactory) -> CharCLI:
+    """A real run of the command line: a GPT with every nested part named."""
+    flags = ["--model.net.layers=2", "--model.net.width=16", "--model.net.attention.heads=2"]
+    return train_small(tmp_path_factory.mktemp("fit"), *flags)
+
+
+@pytest.fixture
+def path(fit: CharCLI, tmp_path: Path) -> Path:
+    """Its last checkpoint, moved alone to another folder."""
+    return Path(shutil.copy(fit.folder / "checkpoints" / "last.ckpt", tmp_path / "moved.ckpt"))
+
+
+@pytest.fixture
+def edited(path: Path) -> Callable[[Callable[[dict[str, Any]], Any]], Path]:
+    """Writes the checkpoint anew after a change of its contents."""
+
+    def write(edit: Callable[[dict[str, Any]], Any]) -> Path:
+        contents = torch.load(path, weights_only=True)
+        edit(contents)
+        torch.save(contents, path)
+        return path
+
+    return write
+
+
+# What is written
+
+
+def plain(value: Any) -> bool:
+    """Whether a value is data only, all the way down."""
+    if isinstance(value, dict):
+        return all(plain(part) for item in value.items() for part in item)
+    if isinstance(value, list | tuple):
+        return all(plain(part) for part in value)
+    return value is None or type(value) in (bool, int, float, str, torch.Tensor)
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_a_checkpoint_is_plain_data(fit: CharCLI, name: str) -> None:
+    contents = torch.load(fit.folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    assert plain(contents)
+    assert contents["hyper_parameters"]["alphabet"] == fit.datamodule.alphabet
+    assert contents["hyper_parameters"]["context"] == 8
+    assert contents["datamodule_hyper_parameters"]["corpus"] == "sample"
+    assert len(contents["datamodule_hyper_parameters"]["sha256"]) == 64
+
+
+@torch.no_grad()
+def test_a_loaded_model_is_the_trained_one_to_the_bit(fit: CharCLI, path: Path) -> None:
+    """From the file alone: weights, logits, tokenizer, context."""
+    model, trained = explore.load(path), fit.model.eval()
+    ids = random_ids(len(trained.tokenizer), 3, 8)
+    assert torch.equal(model(ids), trained(ids))
+    assert set(model.state_dict()) == set(trained.state_dict())
+    for name, weight in trained.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
+    assert model.tokenizer.alphabet == trained.tokenizer.alphabet
+    assert model.context == 8
+    assert not model.training
+
+
+def test_reading_gives_what_was_saved(path: Path) -> None:
+    contents, saved = read_checkpoint(path), torch.load(path, weights_only=True)
+    assert contents["hyper_parameters"] == saved["hyper_parameters"]
+    for name, weight in saved["state_dict"].items():
+        assert torch.equal(contents["state_dict"][name], weight)
+
+
+# What is refused
+
+
+def refused(path: Path, message: str, plugin: str | None = None) -> None:
+    """By the reader, and so by `load`, in one line that names the file."""
+    for read in (read_checkpoint, explore.load):
+        with pytest.raises(InputError, match=message) as error:
+            read(path, plugin)
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    refused(tmp_path / "none.ckpt", "no such file")
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    refused(tmp_path, "is a folder")
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        {},
+        {"state_dict": {}},
+        {"a": torch.ones(3)},
+        [1, 2],
+        torch.ones(3),
+        {"state_dict": {}, "hyper_parameters": {}, "datamodule_hyper_parameters": []},
+    ],
+)
+def test_a_file_of_another_program_is_refused(tmp_path: Path, contents: Any) -> None:
+    path = tmp_path / "foreign.ckpt"
+    torch.save(contents, path)
+    refused(path, "was not written by lit_gpt_scratch")
+
+
+@pytest.mark.parametrize("contents", [b"", b"x", b"PK", b"PK\3\4", b"hello\n" * 1000, bytes(5000)])
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, contents: bytes) -> None:
+    path = tmp_path / "notes.ckpt"
+    path.write_bytes(contents)
+    refused(path, "not a checkpoint|pickled code")
+
+
+@pytest.mark.parametrize("part", [0.0, 0.001, 0.1, 0.5, 0.9, 0.99, 0.9999])
+def test_a_truncated_file_is_refused(path: Path, part: float) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(part * len(whole))])
+    refused(path, "damaged|not a checkpoint")
+
+
+@pytest.mark.parametrize("missing", [1, 22, 100])
+def test_a_file_without_its_last_bytes_is_refused(path: Path, missing: int) -> None:
+    path.write_bytes(path.read_bytes()[:-missing])
+    refused(path, "damaged|not a checkpoint")
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3, -22, -21, -20, -19])
+def test_a_flipped_bit_in_the_archives_signatures_is_refused(path: Path, at: int) -> None:
+    damaged = bytearray(path.read_bytes())
+    damaged[at] ^= 4
+    path.write_bytes(damaged)
+    refused(path, "damaged|not a checkpoint")
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.floats(0, 1, exclude_max=True), st.integers(0, 7), st.booleans())
+def test_a_flipped_bit_anywhere_is_refused_or_harmless(
+    fit: CharCLI, path: Path, where: float, bit: int, at_the_end: bool
+) -> None:
+    """It may turn one weight into another; it is never an error of another kind."""
+    damaged = bytearray((fit.folder / "checkpoints" / "last.ckpt").read_bytes())
+    size = 8000  # where the archive's tables are; most of the rest is weights
+    at = len(damaged) - 1 - int(where * size) if at_the_end else int(where * size)
+    damaged[at] ^= 1 << bit
+    path.write_bytes(damaged)
+    try:
+        contents = read_checkpoint(path)
+    except InputError:
+        return
+    assert plain(contents)
+
+
+class RunsCommand:
+    """Runs a command when it is unpickled by anything but a reader of plain data."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"echo run > {self.marker}",)
+
+
+class Evaluates(RunsCommand):
+    def __reduce__(self) -> tuple[Any, ...]:
+        return eval, (f"open({str(self.marker)!r}, 'w').close()",)
+
+
+class Wakes(RunsCommand):
+    """An instance like any other, with a `__setstate__`."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state["marker"].touch()
+
+
+class OfNumpy(RunsCommand):
+    """An array of objects, of which one runs a command."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return np.array([RunsCommand(self.marker)], dtype=object).__reduce__()
+
+
+GADGETS = [RunsCommand, Evaluates, Wakes, OfNumpy]
+
+
+@pytest.mark.parametrize("gadget", GADGETS)
+@pytest.mark.parametrize("place", ["hyper_parameters", "state_dict", "callbacks", "alone", "raw"])
+def test_pickled_code_is_refused_and_never_run(
+    path: Path, tmp_path: Path, gadget: type[RunsCommand], place: str
+) -> None:
+    """In any part of a genuine checkpoint, as a file's only object, and as a bare pickle."""
+    marker = tmp_path / "marker"
+    contents: Any = gadget(marker)
+    if place not in ("alone", "raw"):
+        contents = torch.load(path, weights_only=True)
+        contents[place]["gadget"] = gadget(marker)
+    if place == "raw":
+        path.write_bytes(pickle.dumps(contents))
+    else:
+        torch.save(contents, path)
+    refused(path, "is refused: it holds pickled code")
+    assert not marker.exists()
+    if place == "raw":
+        pickle.loads(path.read_bytes())
+    else:
+        torch.load(path, weights_only=False)
+    assert marker.exists(), "the gadget is harmless, so this test shows nothing"
+
+
+# Class paths
+
+HARMFUL = [
+    "os.system",
+    "torch.nn.Linear",
+    "lit_gpt_scratchy.models.GPT",
+    "lit_gpt_scratch",
+    # Inside the package by name, but not by what it is.
+    "lit_gpt_scratch.corpus.os.system",
+    "lit_gpt_scratch.models.nn.Linear",
+    "lit_gpt_scratch.cache.shutil.rmtree",
+    # Of the package, but no class.
+    "lit_gpt_scratch.checkpoint.import_plugin",
+]
+
+
+def spec(class_path: str) -> dict[str, Any]:
+    return {"class_path": class_path, "init_args": {}}
+
+
+@pytest.mark.parametrize("class_path", HARMFUL)
+@pytest.mark.parametrize("place", ["net", "attention", "optimizer", "schedule"])
+def test_a_class_from_elsewhere_is_refused(edited: Any, place: str, class_path: str) -> None:
+    def edit(contents: dict[str, Any]) -> None:
+        model = contents["hyper_parameters"]
+        (model["net"]["init_args"] if place == "attention" else model)[place] = spec(class_path)
+
+    refused(edited(edit), "which is not part of lit_gpt_scratch")
+
+
+@pytest.mark.parametrize(
+    "disguise",
+    [
+        "os.system",
+        "torch.nn.Linear",
+        '{"class_path": "os.system", "init_args": {"command": "echo"}}',
+        "class_path: os.system",
+    ],
+)
+@pytest.mark.parametrize("place", ["net", "attention", "optimizer", "schedule"])
+def test_a_class_named_by_a_bare_text_is_refused(edited: Any, place: str, disguise: str) -> None:
+    """The parser would take a text for a class path, or read YAML in it."""
+
+    def edit(contents: dict[str, Any]) -> None:
+        model = contents["hyper_parameters"]
+        (model["net"]["init_args"] if place == "attention" else model)[place] = disguise
+
+    refused(edited(edit), "refused|not part of lit_gpt_scratch")
+
+
+def test_no_command_named_in_a_checkpoint_is_run(edited: Any, tmp_path: Path) -> None:
+    """`os` is imported by the package, and so has a path that begins with the package's name."""
+    marker = tmp_path / "marker"
+    arguments = {"command": f"echo run > {marker}"}
+    call = {"class_path": "lit_gpt_scratch.corpus.os.system", "init_args": arguments}
+    path = edited(lambda contents: contents["hyper_parameters"].update(net=call))
+    with pytest.raises(InputError):
+        explore.load(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("part", ["hyper_parameters", "datamodule_hyper_parameters"])
+@pytest.mark.parametrize("value", ["os.system", "lightning.pytorch.cli.instantiate_class", 7])
+def test_another_instantiator_is_refused(edited: Any, part: str, value: Any) -> None:
+    path = edited(lambda contents: contents[part].update(_instantiator=value))
+    refused(path, "is refused: it names code of its own")
+
+
+def test_another_module_class_is_refused(edited: Any) -> None:
+    """Lightning would build the class that `_class_path` names in place of ours."""
+    path = edited(lambda c: c["hyper_parameters"].update(_class_path="os.system"))
+    refused(path, "refused|not part of lit_gpt_scratch")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda contents: contents["state_dict"].popitem(),
+        lambda contents: contents["hyper_parameters"]["net"]["init_args"].update(width=32),
+        lambda contents: contents["hyper_parameters"].update(context=16),
+        lambda contents: contents["hyper_parameters"].update(context="long"),
+        lambda contents: contents["hyper_parameters"].pop("_instantiator"),
+        lambda contents: contents.pop("pytorch-lightning_version"),
+    ],
+    ids=["a weight", "a width", "a context", "a type", "no instantiator", "no version"],
+)
+def test_a_checkpoint_that_does_not_fit_itself_is_refused(edited: Any, edit: Any) -> None:
+    with pytest.raises(InputError):
+        explore.load(edited(edit))
+
+
+# Plugins
+
+
+def test_a_class_of_a_named_plugin_is_taken(
+    edited: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user's own word for it; without it, the same file is refused."""
+    (tmp_path / "my_rungs.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    path = edited(lambda c: c["hyper_parameters"]["net"].update(class_path="my_rungs.Mine"))
+    refused(path, "'my_rungs.Mine', which is not part of lit_gpt_scratch")
+    refused(path, "'my_rungs.Mine'", plugin="json")
+    model = explore.load(path, plugin="my_rungs")
+    assert type(model.net).__name__ == "Mine"
+
+
+def test_a_plugin_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InputError, match="--plugin no_such_module"):
+        import_plugin("no_such_module")
+
+
+# Finding
+
+
+def test_best_and_last_are_those_of_the_newest_run(tmp_path: Path) -> None:
+    """By time, whatever the runs are called and numbered."""
+    old, new = (tmp_path / name for name in ("b/version_10", "a/version_9"))
+    for age, run in enumerate([new, old]):
+        for name in ("best", "last"):
+            file = run / "checkpoints" / f"{name}.ckpt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+            os.utime(file, (1e9 - age, 1e9 - age))
+    for name in ("best", "last"):
+        assert find_checkpoint(name, tmp_path) == new / "checkpoints" / f"{name}.ckpt"
+
+
+def test_best_of_no_run_says_so(tmp_path: Path) -> None:
+    for runs in (tmp_path, tmp_path / "none"):
+        with pytest.raises(InputError, match=r"ckpt_path best: no run under .* Run fit first"):
+            find_checkpoint("best", runs)
+
+
+def test_anything_else_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_checkpoint("~/a.ckpt", tmp_path) == tmp_path / "a.ckpt"
+    assert find_checkpoint("b/best", tmp_path) == Path("b/best")

@@ -1,0 +1,156 @@
+"""Laws of every file in configs/, found by globbing: a new one needs no new test."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from laws import CONFIGS, assert_causal, parse, random_ids, readings, settings, small, stirred
+from torch import Tensor
+from torch.nn import functional as F
+
+from lit_gpt_scratch.module import LitCharLM
+from lit_gpt_scratch.optim import AdamW, parameter_groups
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
+def config(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+@pytest.fixture
+def model(config: Path) -> LitCharLM:
+    """The config's model as the command line makes it, but small."""
+    return small(config)
+
+
+def loss_of(model: LitCharLM, ids: Tensor) -> Tensor:
+    """Of ids (B, T + 1)."""
+    return F.cross_entropy(model(ids[:, :-1]).flatten(0, 1).float(), ids[:, 1:].flatten())
+
+
+def random_batch(model: LitCharLM) -> Tensor:
+    """As uniform as can be, so that nothing is to be learnt of it beforehand."""
+    return random_ids(len(model.tokenizer), 16, model.context + 1)
+
+
+def test_there_is_a_config_for_every_rung() -> None:
+    """The glob finds them, so that the laws below are not all skipped."""
+    rungs = {"bigram", "mean", "single_head", "multi_head", "transformer", "gpt", "gpt_cpu"}
+    assert rungs <= {path.stem for path in CONFIGS}
+
+
+def test_changing_a_later_character_never_changes_an_earlier_logit(model: LitCharLM) -> None:
+    assert_causal(model.net, len(model.tokenizer), model.context)
+
+
+@torch.no_grad()
+def test_a_text_of_any_length_up_to_the_context_has_logits(model: LitCharLM) -> None:
+    """(B, T, V), and a longer text's begin with those of its beginning."""
+    net, size = stirred(model.net), len(model.tokenizer)
+    ids = random_ids(size, 3, model.context)
+    whole = net(ids)
+    for length in range(1, model.context + 1):
+        logits = net(ids[:, :length])
+        assert logits.shape == (3, length, size)
+        torch.testing.assert_close(logits, whole[:, :length], atol=1e-4, rtol=1e-4)
+
+
+def test_every_parameter_gets_a_finite_gradient(config: Path, model: LitCharLM) -> None:
+    """In the precision that the config asks for."""
+    precision = str(settings(config).trainer.precision)
+    with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in precision):
+        loss = loss_of(model, random_batch(model))
+    loss.backward()
+    for name, parameter in model.net.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+@torch.no_grad()
+def test_an_untrained_network_knows_nothing(model: LitCharLM) -> None:
+    """Its loss is near log V, that of a uniform guess."""
+    loss = loss_of(model, random_batch(model)).item()
+    assert loss == pytest.approx(math.log(len(model.tokenizer)), rel=0.1)
+
+
+def test_one_batch_can_be_learnt_by_heart(model: LitCharLM) -> None:
+    """The characters go round a circle that is longer than the context.
+
+    So every rung can: the last character says what comes next (all that a bigram sees), and so does
+    the mean of all characters so far (all that mean attention sees).
+    """
+    round_trip = model.context + 4
+    steps = torch.arange(model.context + 1)
+    batch = (torch.arange(round_trip)[:, None] + steps) % round_trip
+    optimizer = AdamW(parameter_groups(model.net), lr=0.01)
+    model.train()
+    for _ in range(500):
+        optimizer.zero_grad()
+        loss = loss_of(model, batch)
+        loss.backward()
+        optimizer.step()
+        if loss < 0.15:
+            break
+    with torch.no_grad():
+        assert loss_of(model.eval(), batch).item() < 0.2
+
+
+def test_its_own_optimizer_and_schedule_lower_the_loss(model: LitCharLM) -> None:
+    batch = random_batch(model)
+    optimizer = model.make_optimizer(params=parameter_groups(model.net))
+    schedule = model.make_schedule and model.make_schedule(optimizer=optimizer, steps=20)
+    before = loss_of(model.eval(), batch).item()
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        optimizer.step()
+        if schedule:
+            schedule.step()
+    assert loss_of(model, batch).item() < before - 0.005
+
+
+@torch.no_grad()
+def test_evaluation_is_deterministic(model: LitCharLM) -> None:
+    """Whatever the dropout, and whatever was drawn before."""
+    ids = random_ids(len(model.tokenizer), 3, model.context)
+    model.eval()
+    assert torch.equal(model(ids), model(ids))
+
+
+@torch.no_grad()
+def test_attention_weights_are_shares_of_the_past(model: LitCharLM) -> None:
+    """(B, H, T, T): rows sum to 1, nothing is negative, the future has none."""
+    ids = random_ids(len(model.tokenizer), 3, model.context)
+    for attention, x in readings(stirred(model.net), ids):
+        weights = attention.weights(x)
+        assert weights.shape == (3, getattr(attention, "heads", 1), model.context, model.context)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+        assert (weights >= 0).all()
+        assert not weights.triu(1).any()
+
+
+def test_one_step_at_full_size(config: Path) -> None:
+    """Each file is ready to run as it is: shapes, gradients, optimizer."""
+    model = parse("--config", str(config)).model
+    ids = random_ids(len(model.tokenizer), 1, model.context + 1)
+    assert model(ids[:, :-1]).shape == (1, model.context, len(model.tokenizer))
+    before = [p.clone() for p in model.net.parameters()]
+    optimizer = model.make_optimizer(params=parameter_groups(model.net))
+    loss_of(model, ids).backward()
+    optimizer.step()
+    for old, new in zip(before, model.net.parameters(), strict=True):
+        assert new.isfinite().all()
+        assert not torch.equal(old, new)
+
+
+def test_gpt_cpu_is_what_the_typed_defaults_are() -> None:
+    """A bare `fit` and the file train the same."""
+    bare, file = (
+        parse(*args).config.fit
+        for args in ([], ["--config", str(next(p for p in CONFIGS if p.stem == "gpt_cpu"))])
+    )
+    assert file.data == bare.data
+    assert file.model == bare.model
+    assert file.trainer == bare.trainer
