@@ -79,8 +79,14 @@ def load_tokens(corpus: Corpus, alphabet: str | None = None) -> tuple[str, Tenso
     of_alphabet = hashlib.sha256((alphabet or "").encode("utf-8", "surrogatepass")).hexdigest()
     folder = cache_folder() / "tokens" / (corpus.sha256 + (f"-{of_alphabet}" if alphabet else ""))
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
+        except OSError as error:
+            raise InputError(
+                f"cache folder {folder.parent} cannot be written ({error.strerror}): name another "
+                "with the environment variable XDG_CACHE_HOME."
+            ) from error
         try:
             _build(corpus, alphabet, building)
             building.chmod(0o755)  # readable to those who share the folder

@@ -2,7 +2,8 @@
 
 import importlib
 import pickle
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,12 @@ from lit_gpt_scratch.errors import InputError
 
 PACKAGE = "lit_gpt_scratch"
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
+# What every checkpoint of ours has, and its keys.
+PARTS: dict[str, set[str]] = {
+    "state_dict": set(),
+    "hyper_parameters": {"net", "alphabet", "context"},
+    "datamodule_hyper_parameters": {"corpus", "sha256", "context"},
+}
 HYPERPARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
 
 
@@ -36,40 +43,62 @@ def read_checkpoint(path: Path, plugin: str | None = None) -> dict[str, Any]:
             f"checkpoint {path} is refused: it holds pickled code, or is not a checkpoint. "
             "Ours hold plain data only."
         ) from error
-    except OSError as error:
-        raise InputError(f"checkpoint {path}: {error.strerror or error}.") from error
+    except PermissionError as error:
+        raise InputError(f"checkpoint {path}: {error.strerror}.") from error
     except Exception as error:  # a damaged archive fails in many ways, all of them PyTorch's
         raise InputError(
             f"checkpoint {path} is damaged or not a checkpoint: use another, such as the other "
             "of best.ckpt and last.ckpt."
         ) from error
     if not isinstance(checkpoint, dict) or not all(
-        isinstance(checkpoint.get(part), dict) for part in ("state_dict", *HYPERPARAMETERS)
+        isinstance(checkpoint.get(part), dict) and keys <= checkpoint[part].keys()
+        for part, keys in PARTS.items()
     ):
         raise InputError(f"checkpoint {path} was not written by {PACKAGE}: use one of its fit.")
-    parts = [checkpoint[part] for part in HYPERPARAMETERS]
-    for part in parts:
-        if part.get("_instantiator", INSTANTIATOR) != INSTANTIATOR:
+    for part in HYPERPARAMETERS:
+        values = checkpoint[part]
+        if values.get("_instantiator", INSTANTIATOR) != INSTANTIATOR or "_class_path" in values:
             raise InputError(f"checkpoint {path} is refused: it names code of its own to run.")
     allowed = (PACKAGE, plugin) if plugin else (PACKAGE,)
-    for class_path in class_paths(parts):
-        if not any(class_path.startswith(f"{module}.") for module in allowed):
+    for name in named_classes(checkpoint["hyper_parameters"]):
+        if not is_class_of(name, allowed):
             raise InputError(
-                f"checkpoint {path} names the class {class_path!r}, which is not part of "
-                f"{PACKAGE}: if you trust that module, name it with --plugin."
+                f"checkpoint {path} is refused: it names {name!r}, which is not part of "
+                f"{PACKAGE}. If you trust the module that it is from, name that with --plugin."
             )
     return checkpoint
 
 
-def class_paths(value: Any) -> Iterator[str]:
-    """Every class path in nested hyperparameters."""
+def named_classes(value: Any, key: str = "") -> Iterator[str]:
+    """Every text in nested hyperparameters that the parser might take for a class or for YAML.
+
+    All but words like `gelu`: the parser reads a bare text where a class belongs as its path.
+    """
     if isinstance(value, dict):
-        if "class_path" in value:
-            yield str(value["class_path"])
-        value = list(value.values())
-    if isinstance(value, list):
+        for inner, item in value.items():
+            yield from named_classes(item, inner)
+    elif isinstance(value, list | tuple):
         for item in value:
-            yield from class_paths(item)
+            yield from named_classes(item)
+    elif isinstance(value, str) and key not in ("alphabet", "_instantiator"):
+        word = key != "class_path" and re.fullmatch("[a-z0-9_-]*", value)
+        yield from [] if word else [value]
+
+
+def is_class_of(class_path: str, modules: Sequence[str]) -> bool:
+    """Whether a path names a class that is defined in one of the modules or below them."""
+
+    def within(module: str) -> bool:
+        return any(module == allowed or module.startswith(f"{allowed}.") for allowed in modules)
+
+    module, _, name = class_path.rpartition(".")
+    if not within(module):
+        return False
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return False
+    return isinstance(found, type) and within(found.__module__)
 
 
 def import_plugin(plugin: str | None) -> None:

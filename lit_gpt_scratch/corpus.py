@@ -20,6 +20,7 @@ TINY_SHAKESPEARE = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 )
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+NAMES = ("tiny-shakespeare", "sample")
 RETRIES = 2
 TIMEOUT = 30  # seconds without an answer
 
@@ -106,9 +107,8 @@ def open_corpus(
         found_sample = open_corpus("sample", sample_size=sample_size)
         return replace(found_sample, fell_back=True)
     except OSError as error:
-        raise InputError(
-            f"corpus {corpus!r}: {error.strerror or error}: {error.filename}"
-        ) from error
+        where = f": {error.filename}" if error.filename else ""
+        raise InputError(f"corpus {corpus!r}: {error.strerror or error}{where}") from error
     if sha256 not in (None, found):
         raise InputError(
             f"corpus {corpus!r} has sha256 {found}, not {sha256}: it is not the text that was "
@@ -119,8 +119,11 @@ def open_corpus(
 
 def absolute(corpus: str) -> str:
     """The name of a corpus that holds in every folder: a file's absolute path, others as is."""
-    path = Path(corpus).expanduser()
-    return str(path.resolve()) if path.is_file() else corpus
+    if corpus in NAMES or "://" in corpus:
+        return corpus
+    with contextlib.suppress(OSError, RuntimeError):  # no such file, no such home: said elsewhere
+        return str(Path(corpus).expanduser().resolve(strict=True))
+    return corpus
 
 
 class _DownloadError(Exception):
@@ -128,7 +131,10 @@ class _DownloadError(Exception):
 
 
 def _local(corpus: str) -> Path:
-    path = Path(corpus).expanduser()
+    try:
+        path = Path(corpus).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"corpus {corpus!r}: {error}") from error
     if path.is_dir():
         raise InputError(f"corpus {corpus!r} is a folder: name one text file in it.")
     if not path.exists():
@@ -149,11 +155,15 @@ def _sample(size: int) -> Path:
 
 
 def _check_url(url: str) -> None:
-    parts = urlparse(url)
+    try:
+        parts = urlparse(url)
+    except ValueError:
+        parts = urlparse("")
     loopback = parts.hostname in ("localhost", "127.0.0.1", "::1")
-    if parts.scheme != "https" and not (parts.scheme == "http" and loopback):
+    secure = parts.scheme == "https" or (parts.scheme == "http" and loopback)
+    if not (secure and parts.hostname):
         raise InputError(
-            f"corpus {url!r}: only https:// is downloaded (http:// from this machine)."
+            f"corpus {url!r}: only https://HOST/PATH is downloaded (or http:// from this machine)."
         )
 
 
@@ -175,10 +185,9 @@ def _download(url: str, path: Path, sha256: str | None) -> Path:
     show = sys.stderr.isatty()
     try:
         store.fetch(path.name, downloader=pooch.HTTPDownloader(progressbar=show, timeout=TIMEOUT))
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # requests' errors are OSErrors, a wrong hash a ValueError
+        path.chmod(0o644)  # readable to those who share the folder
+    except (OSError, ValueError) as error:
+        # requests' errors are OSErrors, a wrong hash is a ValueError.
         reason = str(error).splitlines()[0][:200]
         raise _DownloadError(
             f"Could not download {url} ({reason}). Put the file there by hand: {path}."

@@ -238,8 +238,9 @@ class CharDataModule(pl.LightningDataModule):
 
     def _slice_of_train(self) -> Iterator[Windows]:
         """Evenly spread windows of the training split, a quarter as many as validation's."""
-        count = max(1, min(len(self.splits.val) // 4, SLICE_TOKENS) // self.context)
-        starts = torch.arange(count) * ((len(self.splits.train) - 1) // count)
+        size = len(self.splits.train) - 1
+        count = max(1, min(len(self.splits.val) // 4, SLICE_TOKENS, size) // self.context)
+        starts = torch.arange(count) * ((size - self.context) // max(1, count - 1))
         yield from self._batches(starts, self.context, "train slice")
 
     def _batches(self, starts: Tensor, length: int, split: str) -> Iterator[Windows]:

@@ -40,7 +40,11 @@ def load(path: str | Path, plugin: str | None = None) -> LitCharLM:
     """
     import_plugin(plugin)
     read_checkpoint(Path(path), plugin)
-    model = LitCharLM.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    try:
+        model = LitCharLM.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # its parts contradict each other, in any of a hundred ways
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"checkpoint {path} does not fit together ({reason}).") from error
     return model.eval()
 
 

@@ -62,7 +62,9 @@ def next_distribution(logits: Tensor, temperature: float, top_k: int | None = No
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
-    # The largest logit goes to 0 first, so that a tiny temperature cannot make infinities.
+    # The largest logit goes to 0 first and the temperature stays within fp32, so that at the ends
+    # of the scale no 0 / 0 or infinity / infinity arises.
+    temperature = min(max(temperature, 1e-37), 1e37)
     return ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)
 
 

@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from laws import random_ids, train_small
 
 from lit_gpt_scratch import explore
 from lit_gpt_scratch.checkpoint import find_checkpoint, import_plugin, read_checkpoint
-from lit_gpt_scratch.cli import CharCLI
+from lit_gpt_scratch.cli import CharCLI, main
 from lit_gpt_scratch.errors import InputError
 
+LIGHTNING = {"pytorch-lightning_version": "2.6.6", "state_dict": {}, "hyper_parameters": {"lr": 1}}
 PLUGIN = """
 from lit_gpt_scratch.models import GPT
 class Mine(GPT):
@@ -124,6 +126,8 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
         [1, 2],
         torch.ones(3),
         {"state_dict": {}, "hyper_parameters": {}, "datamodule_hyper_parameters": []},
+        LIGHTNING,
+        LIGHTNING | {"datamodule_hyper_parameters": {"folder": "images"}},
     ],
 )
 def test_a_file_of_another_program_is_refused(tmp_path: Path, contents: Any) -> None:
@@ -247,9 +251,14 @@ HARMFUL = [
     "lit_gpt_scratch.corpus.os.system",
     "lit_gpt_scratch.models.nn.Linear",
     "lit_gpt_scratch.cache.shutil.rmtree",
+    "lit_gpt_scratch.checkpoint.Path",
     # Of the package, but no class.
     "lit_gpt_scratch.checkpoint.import_plugin",
 ]
+
+
+def predict(path: Path) -> None:
+    main(["predict", "--ckpt_path", str(path), "--max_new_tokens", "5"])
 
 
 def spec(class_path: str) -> dict[str, Any]:
@@ -286,14 +295,18 @@ def test_a_class_named_by_a_bare_text_is_refused(edited: Any, place: str, disgui
     refused(edited(edit), "refused|not part of lit_gpt_scratch")
 
 
-def test_no_command_named_in_a_checkpoint_is_run(edited: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", [explore.load, predict])
+@pytest.mark.parametrize("place", ["net", "optimizer", "schedule"])
+def test_no_command_named_in_a_checkpoint_is_run(
+    edited: Any, tmp_path: Path, place: str, read: Callable[[Path], Any]
+) -> None:
     """`os` is imported by the package, and so has a path that begins with the package's name."""
     marker = tmp_path / "marker"
     arguments = {"command": f"echo run > {marker}"}
     call = {"class_path": "lit_gpt_scratch.corpus.os.system", "init_args": arguments}
-    path = edited(lambda contents: contents["hyper_parameters"].update(net=call))
-    with pytest.raises(InputError):
-        explore.load(path)
+    path = edited(lambda contents: contents["hyper_parameters"].update({place: call}))
+    with pytest.raises((InputError, SystemExit)):
+        read(path)
     assert not marker.exists()
 
 
@@ -334,18 +347,22 @@ def test_a_class_of_a_named_plugin_is_taken(
     edited: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The user's own word for it; without it, the same file is refused."""
-    (tmp_path / "my_rungs.py").write_text(PLUGIN)
+    (tmp_path / "lit_gpt_scratch_more.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(tmp_path)
-    path = edited(lambda c: c["hyper_parameters"]["net"].update(class_path="my_rungs.Mine"))
-    refused(path, "'my_rungs.Mine', which is not part of lit_gpt_scratch")
-    refused(path, "'my_rungs.Mine'", plugin="json")
-    model = explore.load(path, plugin="my_rungs")
+    path = edited(
+        lambda c: c["hyper_parameters"]["net"].update(class_path="lit_gpt_scratch_more.Mine")
+    )
+    refused(path, "'lit_gpt_scratch_more.Mine', which is not part of lit_gpt_scratch")
+    refused(path, "'lit_gpt_scratch_more.Mine'", plugin="json")
+    assert "lit_gpt_scratch_more" not in sys.modules
+    model = explore.load(path, plugin="lit_gpt_scratch_more")
     assert type(model.net).__name__ == "Mine"
 
 
 def test_a_plugin_that_is_not_there_is_refused() -> None:
-    with pytest.raises(InputError, match="--plugin no_such_module"):
-        import_plugin("no_such_module")
+    for call in (import_plugin, lambda plugin: explore.load("any.ckpt", plugin)):
+        with pytest.raises(InputError, match="--plugin no_such_module"):
+            call("no_such_module")
 
 
 # Finding

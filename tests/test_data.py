@@ -308,6 +308,7 @@ def test_the_evaluation_loss_is_exact_for_every_batch_size(
 
 def test_what_is_remembered_opens_the_same_data(open_text: Opener) -> None:
     module = open_text(500, context=8, batch_size=4, seed=5, test_fraction=0.1)
+    assert CharDataModule(**module.hparams | {"corpus": "gone"}).alphabet == module.alphabet
     again = CharDataModule(**module.hparams)
     again.open()
     assert (again.alphabet, again.splits) == (module.alphabet, module.splits)
