@@ -477,7 +477,7 @@ def test_the_full_gpt_takes_one_step_at_its_real_size(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """The same windows, one set of files, and losses equal to what summing in another order does."""
+    """The same windows, one set of files, and losses equal up to the order of summing."""
     losses = []
     for name, more in (
         ("one", []),
