@@ -205,7 +205,12 @@ class CharCLI(LightningCLI):
         values = {f"model.{k}": v for k, v in model.items() if k not in ("alphabet", "context")}
         values |= {f"data.{k}": v for k, v in self.ckpt_data.items()}
         inner = {key: value for key, value in values.items() if not key.endswith("._instantiator")}
-        self._subcommand_parsers[subcommand].set_defaults(inner)
+        try:
+            self._subcommand_parsers[subcommand].set_defaults(inner)
+        except KeyError as error:
+            raise InputError(
+                f"checkpoint {self.ckpt_path} is of another version of this program: {error}."
+            ) from error
 
     def _parse_ckpt_path(self) -> None:
         """Done above: Lightning would let the checkpoint's values overrule explicit flags."""

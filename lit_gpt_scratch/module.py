@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from lit_gpt_scratch.data import Batch
+from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.models import GPT, NetFactory
 from lit_gpt_scratch.optim import (
     AdamW,
@@ -61,9 +62,12 @@ class LitCharLM(pl.LightningModule):
         self.make_schedule = schedule
         self.compiles = compile
         # Made anew when training starts; made here so that a wrong value is refused before that.
-        trial = optimizer(params=parameter_groups(self.net))
-        if schedule is not None:
-            schedule(optimizer=trial, steps=1)
+        try:
+            trial = optimizer(params=parameter_groups(self.net))
+            if schedule is not None:
+                schedule(optimizer=trial, steps=1)
+        except ValueError as error:
+            raise InputError(str(error)) from error
         self.losses = {"train": MeanMetric(), "val": MeanMetric(), "train slice": MeanMetric()}
         self.losses["test"] = MeanMetric()
         self._metrics = torch.nn.ModuleList(self.losses.values())  # so that they move to the device
@@ -108,12 +112,12 @@ class LitCharLM(pl.LightningModule):
         if self.logs_after(self.global_step + 1):
             grads = [p.grad for p in self.parameters() if p.grad is not None]
             self.log("grad_norm", torch.nn.utils.get_total_norm(grads))
+            self.log("lr", optimizer.param_groups[0]["lr"])  # later, it is the next step's
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         stepped = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         if stepped and self.logs_after(self.global_step):
             self.log("train/loss", self._take("train"), prog_bar=True)
-            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
             self.log("step", float(self.global_step))
 
     def logs_after(self, step: int) -> bool:

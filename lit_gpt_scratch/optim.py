@@ -65,7 +65,7 @@ class AdamW(torch.optim.AdamW):
         beta2: float = 0.99,
         weight_decay: float = 0.1,
     ) -> None:
-        if not lr > 0 or not math.isfinite(lr):
+        if not 0 < lr < math.inf:
             raise InputError(f"lr is {lr}: it must be a number above 0.")
         super().__init__(params, lr=lr, betas=(beta1, beta2), weight_decay=weight_decay, fused=True)
         # The kernel could undo a loss scale by itself, and Lightning then refuses to clip gradients

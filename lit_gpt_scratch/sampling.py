@@ -69,13 +69,12 @@ def next_distribution(logits: Tensor, temperature: float, top_k: int | None = No
 
 
 def uniforms(seed: int, indices: Sequence[int], count: int) -> Tensor:
-    """Numbers (B, N) from 0 to 1 - 2**-23, row by row a pure function of (seed, index)."""
+    """Numbers (B, N) in [0, 1), row by row a pure function of (seed, index)."""
     rows = []
     for index in indices:
         generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % (1 << 63))
         rows.append(torch.rand(count, generator=generator))
-    # A little under 1: times a sum of probabilities, it must not round up to that sum.
-    return torch.stack(rows) * (1 - 2**-23)
+    return torch.stack(rows)
 
 
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:

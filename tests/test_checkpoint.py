@@ -317,10 +317,12 @@ def test_another_instantiator_is_refused(edited: Any, part: str, value: Any) -> 
     refused(path, "is refused: it names code of its own")
 
 
-def test_another_module_class_is_refused(edited: Any) -> None:
+@pytest.mark.parametrize("part", ["hyper_parameters", "datamodule_hyper_parameters"])
+@pytest.mark.parametrize("value", ["os.system", "lit_gpt_scratch.module.LitCharLM"])
+def test_another_module_class_is_refused(edited: Any, part: str, value: str) -> None:
     """Lightning would build the class that `_class_path` names in place of ours."""
-    path = edited(lambda c: c["hyper_parameters"].update(_class_path="os.system"))
-    refused(path, "refused|not part of lit_gpt_scratch")
+    path = edited(lambda contents: contents[part].update(_class_path=value))
+    refused(path, "is refused: it names code of its own")
 
 
 @pytest.mark.parametrize(

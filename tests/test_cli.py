@@ -90,6 +90,9 @@ def test_metrics_have_every_name_and_end_at_the_last_step(run_folder: Path) -> N
     val = [int(row["step"]) for row in rows if row["val/loss"]]
     assert (train, val) == ([2, 4, 6, 7], [3, 6, 7])
     assert all(int(float(r["tokens_seen"])) == int(r["step"]) * 16 * 16 for r in rows)
+    # Step s is taken at (s / 100) of the peak, while the default schedule warms up.
+    rates = [float(row["lr"]) for row in rows if row["lr"]]
+    assert rates == pytest.approx([0.004 * step / 100 for step in train], rel=1e-5)
 
 
 def test_the_resolved_config_repeats_the_run(run_folder: Path, tmp_path: Path) -> None:
@@ -295,6 +298,8 @@ FIT_MISTAKES = {
     "dropout is nan": ["--model.net.dropout", ".nan"],
     "model.net.dropout is 'nan'": ["--model.net.dropout", "nan"],
     "lr is 0.0": ["--model.optimizer.lr", "0"],
+    "Invalid weight_decay value: -1.0": ["--model.optimizer.weight_decay", "-1"],
+    "Invalid beta": ["--model.optimizer.beta1", "1.5"],
     "warmup is 0": ["--model.schedule.warmup", "0"],
     "max_steps is 0": ["--trainer.max_steps", "0"],
     "max_steps is -5": ["--trainer.max_steps", "-5"],
@@ -398,6 +403,15 @@ def test_a_bad_checkpoint_is_one_line(tmp_path: Path, checkpoint: Path, refusal:
         assert "damaged" in refusal(command, "--ckpt_path", broken)
         assert "was not written by" in refusal(command, "--ckpt_path", foreign)
         assert "no run under" in refusal(command, "--ckpt_path", "best")
+
+
+def test_a_checkpoint_of_another_version_is_one_line(
+    tmp_path: Path, checkpoint: Path, refusal: Refusal
+) -> None:
+    contents = torch.load(checkpoint, weights_only=True)
+    contents["hyper_parameters"]["of_tomorrow"] = 1
+    torch.save(contents, tmp_path / "new.ckpt")
+    assert "another version" in refusal("predict", "--ckpt_path", tmp_path / "new.ckpt")
 
 
 def test_test_without_a_test_split_is_one_line(checkpoint: Path, refusal: Refusal) -> None:
