@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.tokenizer import CharTokenizer, code_points
 
 PIECE = 1 << 22  # bytes read at a time
+AS_IT_IS: Any = {"encoding": "utf-8", "errors": "surrogatepass", "newline": ""}
 SHOW_PROGRESS_FROM = 1 << 26  # bytes
 
 
@@ -99,7 +101,7 @@ def load_tokens(corpus: Corpus, alphabet: str | None = None) -> tuple[str, Tenso
             shutil.rmtree(building, ignore_errors=True)
     # Mode "c" (copy on write) only because PyTorch warns of read-only memory; nobody writes.
     tokens = np.load(folder / "tokens.npy", mmap_mode="c")
-    with (folder / "alphabet.txt").open(encoding="utf-8", newline="") as file:
+    with (folder / "alphabet.txt").open(**AS_IT_IS) as file:
         return file.read(), torch.from_numpy(tokens)
 
 
@@ -116,5 +118,5 @@ def _build(corpus: Corpus, alphabet: str | None, folder: Path) -> None:
         tokens[done : done + len(text)] = tokenizer.encode_array(text, offset=done)
         done += len(text)
     tokens.flush()
-    with (folder / "alphabet.txt").open("w", encoding="utf-8", newline="") as file:
+    with (folder / "alphabet.txt").open("w", **AS_IT_IS) as file:
         file.write(tokenizer.alphabet)

@@ -301,7 +301,8 @@ def main(args: Sequence[str] | None = None) -> CharCLI:
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning")
+    for module in ("lightning", "torchmetrics"):
+        warnings.filterwarnings("ignore", module=module)
     try:
         return CharCLI(args)
     except (InputError, MisconfigurationException) as error:

@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 import pooch
 
 from lit_gpt_scratch.errors import InputError, require_positive
-from lit_gpt_scratch.grammar import write_play
+from lit_gpt_scratch.grammar import fingerprint, write_play
 
 TINY_SHAKESPEARE = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -86,6 +86,7 @@ def open_corpus(
     Raises:
         InputError: No such corpus, it cannot be read or downloaded, or its hash is another.
     """
+    sha256 = sha256.lower() if sha256 else None
     try:
         if corpus == "sample":
             path = _sample(sample_size)
@@ -101,7 +102,7 @@ def open_corpus(
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except _DownloadError as error:
-        if fallback is None:
+        if fallback is None or sha256:  # a hash says that no other text will do
             raise InputError(f"{error} Or use the built-in text: --data.corpus sample.") from error
         _say_loudly(f"{error}", "USING THE BUILT-IN SAMPLE INSTEAD. No figure is Shakespeare's.")
         found_sample = open_corpus("sample", sample_size=sample_size)
@@ -121,7 +122,7 @@ def absolute(corpus: str) -> str:
     """The name of a corpus that holds in every folder: a file's absolute path, others as is."""
     if corpus in NAMES or "://" in corpus:
         return corpus
-    with contextlib.suppress(OSError, RuntimeError):  # no such file, no such home: said elsewhere
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # no such file: said elsewhere
         return str(Path(corpus).expanduser().resolve(strict=True))
     return corpus
 
@@ -142,13 +143,15 @@ def _local(corpus: str) -> Path:
             f"corpus {corpus!r}: no such file. Give a text file's path, an https:// URL, "
             "tiny-shakespeare, or sample."
         )
+    if not path.is_file():
+        raise InputError(f"corpus {corpus!r} is not a file: save the text in one.")
     return path.resolve()
 
 
 def _sample(size: int) -> Path:
     require_positive(sample_size=size)
-    path = cache_folder() / "sample" / f"{size}.txt"
-    if not path.exists():
+    path = cache_folder() / "sample" / fingerprint() / f"{size}.txt"
+    if not path.exists() or path.stat().st_size != size:
         with written_whole(path) as file:
             write_play(file, size)
     return path
@@ -188,7 +191,7 @@ def _download(url: str, path: Path, sha256: str | None) -> Path:
         path.chmod(0o644)  # readable to those who share the folder
     except (OSError, ValueError) as error:
         # requests' errors are OSErrors, a wrong hash is a ValueError.
-        reason = str(error).splitlines()[0][:200]
+        reason = " ".join(str(error).split())[:200]
         raise _DownloadError(
             f"Could not download {url} ({reason}). Put the file there by hand: {path}."
         ) from error

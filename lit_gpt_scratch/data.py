@@ -49,7 +49,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Splits:
-    """Positions at which training, validation and test text begin; the last is the corpus' end."""
+    """Positions of the training, validation and test text in the corpus."""
 
     train: range
     val: range
@@ -230,6 +230,12 @@ class CharDataModule(pl.LightningDataModule):
     def _exact(self, part: range, split: str) -> Iterator[Windows]:
         """Windows side by side: each character but the first is predicted exactly once."""
         whole = len(part) - 1 - (len(part) - 1) % self.context
+        world = self.trainer.world_size if self.trainer else 1
+        if whole // self.context < world:  # a process without any would wait for ever
+            raise InputError(
+                f"the {split} split has {len(part)} characters, too few for {world} processes: "
+                "use fewer devices or a smaller --data.context."
+            )
         starts = torch.arange(part.start, part.start + whole, self.context)
         yield from self._batches(starts, self.context, split)
         if whole < len(part) - 1:

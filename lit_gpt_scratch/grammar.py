@@ -10,6 +10,7 @@ What an option may be depends on the line's subject (singular or plural), so tha
 must do worse than a model that remembers.
 """
 
+import hashlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -125,17 +126,27 @@ def write_play(file: BinaryIO, size: int) -> None:
         file.write(text)
 
 
+def fingerprint() -> str:
+    """What the play depends on, as a short name: a changed grammar is another play."""
+    grammar = Grammar()
+    tables = (SEED, LINES_PER_CHUNK, grammar.words, grammar.losses)
+    return hashlib.sha256(repr(tables).encode()).hexdigest()[:16]
+
+
 def play_log_loss(first: int, last: int) -> tuple[float, float]:
     """The loss of a reader who knows the grammar, over the characters first..last-1 of the play.
 
     Returns:
-        Mean in nats per character, and its standard error over the choices made.
+        Mean in nats per character, and its standard error: lines are drawn one by one, so it is
+        that of a ratio of sums over lines, of loss to length.
     """
-    total = squares = 0.0
-    for _, positions, losses in Grammar().chunks(last):
-        inside = losses[(positions >= first) & (positions < last)]
-        total += float(inside.sum())
-        squares += float(np.square(inside).sum())
-    count = last - first
-    mean = total / count
-    return mean, float(np.sqrt((squares / count - mean**2) / count))
+    loss, length = [], []
+    for text, positions, losses in Grammar().chunks(last):
+        inside = (positions >= first) & (positions < last)
+        loss.append((losses * inside).reshape(-1, 7).sum(axis=1))
+        edges = np.append(positions[::7], positions[0] + len(text)).clip(first, last)
+        length.append(np.diff(edges))
+    losses, lengths = np.concatenate(loss), np.concatenate(length)
+    mean = losses.sum() / (last - first)
+    error = np.sqrt(np.square(losses - mean * lengths).sum()) / (last - first)
+    return float(mean), float(error)

@@ -126,9 +126,9 @@ class LitCharLM(pl.LightningModule):
         return bool(step % trainer.log_every_n_steps == 0 or step >= trainer.max_steps)
 
     def on_validation_epoch_end(self) -> None:
-        loss = self._log_split("val")
-        if self.losses["train slice"].update_called:
-            self.log("val/gap", loss - self._take("train slice"))
+        gap = self._log_split("val") - self._take("train slice")
+        if not gap.isnan():  # a limit_val_batches may leave the slice out
+            self.log("val/gap", gap)
         if self.trainer.state.fn == "fit":
             # Lightning's own x-axis counts from 0; this one is the number of steps taken.
             self.log("step", float(self.global_step))

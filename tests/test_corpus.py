@@ -154,6 +154,13 @@ def test_a_failed_download_falls_back_only_when_told_to_and_says_so(
     assert printed.out == ""
 
 
+@pytest.mark.usefixtures("play")
+def test_a_known_hash_does_not_fall_back(site: Site) -> None:
+    """Such as a checkpoint's: no other text will do."""
+    site.pages = [None]
+    assert "Could not download" in refusal("tiny-shakespeare", SHA256, fallback="sample")
+
+
 def test_a_good_download_does_not_fall_back(play: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = open_corpus("tiny-shakespeare", fallback="sample")
     assert (found.name, found.path, found.fell_back) == ("tiny-shakespeare", play, False)
@@ -307,6 +314,19 @@ def test_a_file_that_has_a_corpus_name_by_chance_is_not_taken_for_it(
     found = open_corpus(name)
     assert found.name == name
     assert found.path.read_bytes() != b"another text"
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    """It has no size and cannot be read twice."""
+    os.mkfifo(tmp_path / "pipe")
+    assert "is not a file" in refusal(str(tmp_path / "pipe"))
+
+
+def test_a_damaged_sample_is_written_again() -> None:
+    path = open_corpus("sample", sample_size=321).path
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    assert open_corpus("sample", sample_size=321).path.read_bytes() == whole
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:

@@ -84,6 +84,15 @@ def as_rank(
     return module
 
 
+def test_fewer_windows_than_processes_are_refused(open_text: Opener) -> None:
+    """On every process alike, so that none waits for the others for ever."""
+    module = open_text(300, context=10)
+    for rank in range(4):
+        with pytest.raises(InputError, match="too few for 4 processes"):
+            as_rank(module, rank, 4).val_dataloader()
+    assert all(len(as_rank(module, rank, 3).val_dataloader()) for rank in range(3))
+
+
 def is_same(first: Windows, second: Windows) -> bool:
     return torch.equal(first.starts, second.starts) and first[1:] == second[1:]
 

@@ -162,7 +162,7 @@ def test_the_reported_standard_error_is_not_too_small(reading: Reading) -> None:
     whole = reading.losses.mean()
     parts = [play_log_loss(first, first + 10_000) for first in range(0, SIZE, 50_000)]
     deviations = [(mean - whole) / error for mean, error in parts]
-    assert 0.4 < np.std(deviations) < 1.4
+    assert 0.7 < np.std(deviations) < 1.4
 
 
 class Trained(NamedTuple):
