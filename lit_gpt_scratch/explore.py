@@ -101,7 +101,7 @@ def plot_attention(weights: Tensor, text: str, axes: "Axes | None" = None) -> "A
     if axes is None:
         size = 1.5 + 0.22 * len(text)
         _, axes = plt.subplots(figsize=(size, size), layout="constrained")
-    image = axes.imshow(weights.float().cpu(), cmap="magma", vmin=0)
+    image = axes.imshow(weights.float().cpu().numpy(), cmap="magma", vmin=0)
     labels = list(text.translate(VISIBLE))
     axes.set_xticks(range(len(text)), labels, family="monospace")
     axes.set_yticks(range(len(text)), labels, family="monospace")
