@@ -191,7 +191,8 @@ def _download(url: str, path: Path, sha256: str | None) -> Path:
         path.chmod(0o644)  # readable to those who share the folder
     except (OSError, ValueError) as error:
         # requests' errors are OSErrors, a wrong hash is a ValueError.
-        reason = " ".join(str(error).split())[:200]
+        cause = getattr(error.args[0] if error.args else None, "reason", error)  # urllib3's, inside
+        reason = " ".join(str(cause).split())[:200]
         raise _DownloadError(
             f"Could not download {url} ({reason}). Put the file there by hand: {path}."
         ) from error

@@ -43,3 +43,6 @@ def test_notebooks_are_committed_with_stable_ids_and_no_timestamps() -> None:
         ]
         assert all("execution" not in cell.metadata for cell in notebook.cells)
         assert "widgets" not in notebook.metadata
+        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+        assert outputs, "a notebook is committed with its pictures"
+        assert not [o for o in outputs if o.get("name") == "stderr"], "paths of one machine"
