@@ -35,6 +35,7 @@ from lit_gpt_scratch.runs import (
     new_run_folder,
     runs_folder,
     summarize,
+    wandb_mode,
 )
 from lit_gpt_scratch.sampling import SamplingSettings
 
@@ -251,11 +252,14 @@ class CharCLI(LightningCLI):
         data = self.datamodule
         name = ours.name or (Path(ours.config[0].relative).stem if ours.config else DEFAULT_NAME)
         name += "-sample" * data.fell_back
+        wandb_mode(self.config_init.fit.wandb)
         self.folder = new_run_folder(runs_folder(ours.trainer.default_root_dir), name)
         # What was used, not only what was asked for: the seed, and the text that was opened.
         for key in ("corpus", "sha256", "fallback"):
             ours.data[key] = data.hparams[key]
         config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))["fit"]
+        if trainer.is_global_zero:
+            (self.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         if ours.trainer.logger is None:
             trainer.loggers = make_loggers(self.folder, config, self.config_init.fit.wandb)
         trainer.callbacks += make_callbacks(self.folder, ours.trainer.enable_progress_bar)

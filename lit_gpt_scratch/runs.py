@@ -5,9 +5,8 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
@@ -16,6 +15,9 @@ from lit_gpt_scratch.callbacks import LogLines, ProgressBar, Throughput, Validat
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.models import count_parameters
 from lit_gpt_scratch.sampling import SamplingSettings
+
+Mode = Literal["offline", "online", "disabled"]
+WANDB_MODES = get_args(Mode)
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class WandbSettings:
         tags: Labels.
     """
 
-    mode: Literal["offline", "online", "disabled"] | None = None
+    mode: Mode | None = None
     project: str = "lit_gpt_scratch"
     entity: str | None = None
     group: str | None = None
@@ -76,14 +78,24 @@ def new_run_folder(runs: Path, name: str) -> Path:
         ) from error
 
 
+def wandb_mode(settings: WandbSettings) -> Any:
+    """The mode asked for, by the settings, else by WANDB_MODE; else offline.
+
+    Raises:
+        InputError: WANDB_MODE is another word.
+    """
+    mode = settings.mode or os.environ.get("WANDB_MODE", "offline")
+    if mode not in WANDB_MODES:
+        raise InputError(f"WANDB_MODE is {mode!r}: it must be {', '.join(WANDB_MODES)}.")
+    return mode
+
+
 def make_loggers(folder: Path, config: dict[str, Any], settings: WandbSettings) -> list[Logger]:
-    """The CSV file and W&B's own files, both in the run's folder, and `config.yaml` beside them."""
+    """The CSV file and W&B's own files, both in the run's folder."""
     loggers: list[Logger] = [
         CSVLogger(folder.parent.parent, folder.parent.name, folder.name, flush_logs_every_n_steps=1)
     ]
-    if is_first_process():
-        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    mode: Any = settings.mode or os.environ.get("WANDB_MODE", "offline")
+    mode = wandb_mode(settings)
     if mode == "disabled" or not is_first_process():
         return loggers
     import wandb  # here, since it alone takes two seconds

@@ -418,6 +418,11 @@ def test_test_without_a_test_split_is_one_line(checkpoint: Path, refusal: Refusa
     assert "there is no test split" in refusal("test", "--ckpt_path", checkpoint)
 
 
+def test_another_wandb_mode_is_one_line(monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
+    monkeypatch.setenv("WANDB_MODE", "onlin")
+    assert "WANDB_MODE is 'onlin'" in refusal("fit", *TINY[:-2])
+
+
 def test_an_unwritable_run_folder_is_one_line(tmp_path: Path, refusal: Refusal) -> None:
     (tmp_path / "file").write_text("a file, not a folder")
     root = ["--trainer.default_root_dir", tmp_path / "file"]
