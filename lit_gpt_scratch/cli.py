@@ -273,8 +273,12 @@ class CharCLI(LightningCLI):
     def after_fit(self) -> None:
         if wandb := sys.modules.get("wandb"):
             wandb.finish()
-        if self.trainer.is_global_zero:
-            print(summarize(self.trainer, self.model, self.datamodule, self.folder))
+        last = self.folder / "checkpoints" / "last.ckpt"
+        trainer: Any = self.trainer
+        if not last.exists() and not trainer.fast_dev_run:  # nothing was validated
+            trainer.save_checkpoint(last)
+        if trainer.is_global_zero:
+            print(summarize(trainer, self.model, self.datamodule, self.folder))
 
     def predict(self, model: LitCharLM, datamodule: CharDataModule, **checkpoint: Any) -> None:
         """Print texts that continue the prompt."""

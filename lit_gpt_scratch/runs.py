@@ -142,7 +142,10 @@ def best_checkpoint(trainer: Any) -> ModelCheckpoint:
     return next(c for c in trainer.checkpoint_callbacks if c.monitor == "val/loss")
 
 
-def bits(loss: float) -> str:
+def bits(loss: Any) -> str:
+    if loss is None:
+        return "not validated"
+    loss = float(loss)
     return f"{loss:.4f} nats ({loss / math.log(2):.3f} bits) per character"
 
 
@@ -151,19 +154,19 @@ def summarize(trainer: Any, model: Any, data: Any, folder: Path) -> str:
     best = best_checkpoint(trainer)
     throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    loss = metrics.get("val/loss", math.nan)
+    loss, best_loss = metrics.get("val/loss"), best.best_model_score
     above = f", {metrics['val/gap']:+.4f} above training text" if "val/gap" in metrics else ""
     shown = " --prompt ROMEO:" if set("ROMEO:") <= set(data.alphabet) else ""
     prompt = model.tokenizer.encode("\n" if "\n" in data.alphabet else data.alphabet[0])
     sampling = SamplingSettings(max_new_tokens=300, temperature=0.8, seed=data.seed)
     text = model.generate(prompt[None].to(model.device), sampling)[0].strip()
     fell_back = " (THE DOWNLOAD FAILED: this is not the corpus that was asked for)"
-    checkpoint = folder / "checkpoints" / "best.ckpt"
+    kept = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
     lines = [
         f"corpus       {data.hparams.corpus}{fell_back * data.fell_back}",
         f"parameters   {count_parameters(model.net):,}",
         f"last         {bits(loss)} at step {trainer.global_step}{above}",
-        f"best         {bits(float(best.best_model_score or math.nan))}",
+        f"best         {bits(best_loss)}",
         f"time         {throughput.train_seconds:.0f} s of training",
         *floor_lines(data),
         f"run          {folder}",
@@ -172,10 +175,10 @@ def summarize(trainer: Any, model: Any, data: Any, folder: Path) -> str:
         "",
         *(f"  | {line}" for line in text.splitlines()),
         "",
-        "Next:",
-        f"  lit-gpt-scratch predict --ckpt_path {checkpoint}{shown}",
-        f"  lit-gpt-scratch validate --ckpt_path {checkpoint}",
     ]
+    for checkpoint in [path for path in kept if path.exists()][:1]:
+        lines += ["Next:", f"  lit-gpt-scratch predict --ckpt_path {checkpoint}{shown}"]
+        lines += [f"  lit-gpt-scratch validate --ckpt_path {checkpoint}"]
     offline = sorted(folder.glob("wandb/offline-run-*"))
     return "\n".join(lines + [f"  wandb sync {run}" for run in offline])
 

@@ -137,6 +137,17 @@ def test_the_end_says_last_best_bits_time_sample_floor_and_the_next_commands(
     assert f"floor        {floor:.4f} nats" in said
 
 
+def test_a_run_without_validation_keeps_its_last_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    fitted = cli.main(["fit", *TINY, *root, "--trainer.limit_val_batches", "0"])
+    said = capsys.readouterr().out
+    assert "not validated" in said
+    assert f"validate --ckpt_path {fitted.folder / 'checkpoints/last.ckpt'}" in said
+    cli.main(["validate", "--ckpt_path", str(fitted.folder / "checkpoints/last.ckpt")])
+
+
 # A checkpoint alone is enough
 
 
