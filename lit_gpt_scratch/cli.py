@@ -3,6 +3,8 @@
 import argparse
 import inspect
 import logging
+import os
+import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -23,7 +25,7 @@ from lit_gpt_scratch.checkpoint import (
     read_checkpoint,
 )
 from lit_gpt_scratch.corpus import absolute
-from lit_gpt_scratch.data import Batches, CharDataModule
+from lit_gpt_scratch.data import Batches, CharDataModule, check_processes
 from lit_gpt_scratch.errors import InputError, require_positive
 from lit_gpt_scratch.messages import explain
 from lit_gpt_scratch.models import count_parameters
@@ -98,7 +100,11 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> Any:
         if not self.exit_on_error:  # an inner parser: the outer one says where the mistake is
             super().error(message, ex)
-        flags = [key.replace(".init_args", "") for key in dict(self.get_defaults().items())]
+        commands: Any = getattr(self, "_subcommands_action", None)
+        parsers = [self, *(commands.choices.values() if commands else ())]
+        flags = [
+            key.replace(".init_args", "") for p in parsers for key, _ in p.get_defaults().items()
+        ]
         raise InputError(explain(message, [*flags, *names_of_parts()]))
 
     def format_help(self, *args: Any) -> str:
@@ -190,6 +196,11 @@ class CharCLI(LightningCLI):
         ours = self.config[subcommand]
         if ours.ckpt_path:
             ours.ckpt_path = str(self.ckpt_path)
+            if subcommand == "fit" and ours.trainer.max_steps <= self.ckpt_step:
+                raise InputError(
+                    f"max_steps is {ours.trainer.max_steps}, and {self.ckpt_path} is at step "
+                    f"{self.ckpt_step} already: give a larger --trainer.max_steps."
+                )
             other = absolute(ours.data.corpus) != self.ckpt_data["corpus"]
             if other and ours.data.sha256 == self.ckpt_data["sha256"]:
                 ours.data.sha256 = None  # of the checkpoint's corpus: it says nothing of another
@@ -201,6 +212,7 @@ class CharCLI(LightningCLI):
         import_plugin(plugin)
         self.ckpt_path = find_checkpoint(wanted, runs_folder(root))
         checkpoint = read_checkpoint(self.ckpt_path, plugin)
+        self.ckpt_step = int(checkpoint.get("global_step", 0))
         model, self.ckpt_data = (checkpoint[part] for part in HYPERPARAMETERS)
         # The alphabet and the context come from the data, as they do without a checkpoint.
         values = {f"model.{k}": v for k, v in model.items() if k not in ("alphabet", "context")}
@@ -250,8 +262,8 @@ class CharCLI(LightningCLI):
         """Make the run's folder, and what writes into it."""
         ours = self.config.fit
         data = self.datamodule
-        name = ours.name or (Path(ours.config[0].relative).stem if ours.config else DEFAULT_NAME)
-        name += "-sample" * data.fell_back
+        name = ours.name or self._default_name() + "-sample" * data.fell_back
+        check_processes(data.batch_size, trainer.num_devices * trainer.num_nodes)
         wandb_mode(self.config_init.fit.wandb)
         self.folder = new_run_folder(runs_folder(ours.trainer.default_root_dir), name)
         # What was used, not only what was asked for: the seed, and the text that was opened.
@@ -266,6 +278,45 @@ class CharCLI(LightningCLI):
         parameters = count_parameters(self.model.net)
         if trainer.is_global_zero:
             print(f"{name}: {parameters:,} parameters, in {self.folder}", file=sys.stderr)
+
+    def _default_name(self) -> str:
+        """That of the first config file, else of the run that a checkpoint is from."""
+        ours = self.config.fit
+        if ours.config and ours.config[0]:
+            return Path(ours.config[0].relative).stem
+        if ours.ckpt_path and self.ckpt_path.parent.name == "checkpoints":
+            return self.ckpt_path.resolve().parents[2].name
+        return DEFAULT_NAME
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train; a run that is refused before its first step leaves no folder."""
+        try:
+            self.trainer.fit(**kwargs)
+        except (InputError, MisconfigurationException, RuntimeError):
+            if not (self.folder / "metrics.csv").exists():
+                if wandb := sys.modules.get("wandb"):
+                    wandb.finish()
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+
+    def _tell(self) -> None:
+        """Say what is about to be measured, and whether it is what the checkpoint left out."""
+        self.datamodule.setup(self.subcommand)
+        ours, data = self.config[self.subcommand], self.datamodule.hparams
+        print(f"{ours.ckpt_path} on {data.corpus}", file=sys.stderr)
+        for name in ("val_fraction", "test_fraction"):
+            if data[name] != self.ckpt_data[name]:
+                print(
+                    f"Notice: {name} is {data[name]}, in training it was {self.ckpt_data[name]}: "
+                    "the model may have been trained on this text.",
+                    file=sys.stderr,
+                )
+
+    def before_validate(self) -> None:
+        self._tell()
+
+    def before_test(self) -> None:
+        self._tell()
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
@@ -293,7 +344,7 @@ class CharCLI(LightningCLI):
         seed = ours.seed_everything if ours.seed is None else ours.seed
         model.sampling = SamplingSettings(ours.max_new_tokens, ours.temperature, ours.top_k, seed)
         try:
-            prompt = model.tokenizer.encode(ours.prompt or "\n")
+            prompt = model.tokenizer.encode(ours.prompt or model.default_prompt)
         except InputError as error:
             raise InputError(f"prompt: {error}") from error
         ids = prompt.expand(ours.num_samples, -1)
@@ -325,4 +376,8 @@ def main(args: Sequence[str] | None = None) -> CharCLI:
 
 def run() -> None:
     """The console script."""
-    main()
+    try:
+        main()
+    except BrokenPipeError:  # whoever reads us has read enough, such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None

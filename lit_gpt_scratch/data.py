@@ -72,6 +72,15 @@ def split_corpus(size: int, val_fraction: float, test_fraction: float) -> Splits
     return Splits(range(train), range(train, val), range(val, size))
 
 
+def check_processes(batch_size: int, world: int) -> None:
+    """Raise `InputError` unless the processes can share a batch out evenly."""
+    if batch_size % world:
+        raise InputError(
+            f"batch_size is {batch_size}, over all devices together, and there are {world}: "
+            "it must be a multiple of them."
+        )
+
+
 def random_bits(seed: int, k: int, count: int) -> NDArray[np.uint64]:
     """Random numbers that are a pure function of (seed, k), whatever was drawn before.
 
@@ -204,11 +213,7 @@ class CharDataModule(pl.LightningDataModule):
         # method runs after the loops' state is restored.
         trainer = self.trainer
         assert trainer is not None
-        if self.batch_size % trainer.world_size:
-            raise InputError(
-                f"batch_size is {self.batch_size}, over all devices together, and there are "
-                f"{trainer.world_size}: it must be a multiple of them."
-            )
+        check_processes(self.batch_size, trainer.world_size)
         first = trainer.global_step * trainer.accumulate_grad_batches
         return TrainWindows(self, first, trainer.global_rank, trainer.world_size)
 

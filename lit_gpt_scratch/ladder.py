@@ -7,7 +7,6 @@ rungs run side by side, one thread each, for three seeds; the larger ones alone,
 import argparse
 import contextlib
 import io
-import math
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from lit_gpt_scratch.cli import main as run_cli
 from lit_gpt_scratch.corpus import written_whole
+from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.models import count_parameters
 from lit_gpt_scratch.runs import best_checkpoint
 from lit_gpt_scratch.sampling import SamplingSettings
@@ -58,7 +58,7 @@ def run(config: str, seed: int, corpus: str) -> Result:
     """Train one rung by the command line's own `fit`.
 
     Raises:
-        RuntimeError: `fit` refused.
+        InputError: `fit` refused.
     """
     arguments = ["fit", "--config", str(CONFIGS / f"{config}.yaml"), "--wandb.mode", "disabled"]
     arguments += ["--seed_everything", str(seed), "--data.corpus", corpus]
@@ -67,17 +67,17 @@ def run(config: str, seed: int, corpus: str) -> Result:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             cli = run_cli(arguments)
     except SystemExit as error:
-        raise RuntimeError(said.getvalue()) from error
+        raise InputError(said.getvalue().strip().splitlines()[-1]) from error
     metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
     best = best_checkpoint(cli.trainer)
     sampling = SamplingSettings(max_new_tokens=300, temperature=0.8, seed=SEEDS[0])
-    prompt = cli.model.tokenizer.encode("\n")[None].to(cli.model.device)
+    prompt = cli.model.tokenizer.encode(cli.model.default_prompt)[None].to(cli.model.device)
     return Result(
         config=config,
         parameters=count_parameters(cli.model.net),
         train=metrics["val/loss"] - metrics["val/gap"],
         last=metrics["val/loss"],
-        best=float(best.best_model_score or math.nan),
+        best=float(best.best_model_score),  # type: ignore[arg-type]
         seconds=metrics["train_seconds"],
         sample=cli.model.generate(prompt, sampling)[0].strip(),
     )
@@ -168,7 +168,11 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--readme", type=Path, help="put the table between this file's markers")
     options = parser.parse_args(args)
     total = len(SEEDS) * (len(REFERENCE) - len(LARGE)) + 1 + torch.cuda.is_available()
-    text = report(list(tqdm(run_all(options.corpus), total=total, desc="ladder", unit="run")))
+    try:
+        results = list(tqdm(run_all(options.corpus), total=total, desc="ladder", unit="run"))
+    except InputError as error:
+        parser.exit(2, f"{error}\n")
+    text = report(results)
     with written_whole(Path("runs/ladder.md")) as file:
         file.write(text.encode())
     print(text)

@@ -49,6 +49,7 @@ def _unknown(name: str, key: str, known: Sequence[str]) -> str:
     last = name.rpartition(".")[2]
     close = get_close_matches(full, known, 1, 0.7)
     close = close or [short[word] for word in get_close_matches(last, short, 1, 0.6)]
+    close = [word for word in close if word != full]  # another class of that place has it
     hint = f": did you mean {close[0]}?" if close else ": --help lists what there is."
     return f"there is no {full!r}{f' for {key}' if key and full == name else ''}{hint}"
 

@@ -23,7 +23,7 @@ class NetFactory(Protocol):
 
 
 def init_weights(net: nn.Module, layers: int = 1) -> None:
-    """The one initialisation rule, GPT-2's (Radford et al. 2019, section 2.3).
+    """The GPT's initialisation rule, GPT-2's (Radford et al. 2019, section 2.3).
 
     Matrices and embeddings are normal with deviation 0.02. Projections named `output`, the two in a
     block that write into the residual stream, are narrower by the root of 2 * layers, so that the
@@ -82,8 +82,7 @@ class AttentionLM(nn.Module):
         self.embed = Embedding(alphabet_size, context, width)
         self.attention = attention(width=width)
         self.unembed = nn.Linear(width, alphabet_size)
-        # PyTorch's own initialisation: with no norm after the embedding, GPT-2's 0.02 starts every
-        # product of three matrices so close to zero that learning takes a thousand steps to begin.
+        # All else starts as PyTorch does it; small logits put the first loss near log V.
         nn.init.normal_(self.unembed.weight, std=0.02)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -105,8 +104,8 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """A transformer block with the norms before its two parts (pre-norm: Xiong et al. 2020).
 
-    Dropout falls in two places: on what each part adds to the residual stream, here, and on the
-    attention weights, inside the attention.
+    Dropout falls on what each part adds to the residual stream, here; on the attention weights,
+    inside the attention; and, once, on the embedding, in `GPT`.
     """
 
     def __init__(self, width: int, attention: AttentionFactory, dropout: float = 0.0) -> None:

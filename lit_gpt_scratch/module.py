@@ -66,11 +66,16 @@ class LitCharLM(pl.LightningModule):
             trial = optimizer(params=parameter_groups(self.net))
             if schedule is not None:
                 schedule(optimizer=trial, steps=1)
-        except ValueError as error:
-            raise InputError(str(error)) from error
+        except (TypeError, ValueError) as error:
+            raise InputError(f"optimizer or schedule: {error}") from error
         self.losses = {"train": MeanMetric(), "val": MeanMetric(), "train slice": MeanMetric()}
         self.losses["test"] = MeanMetric()
         self._metrics = torch.nn.ModuleList(self.losses.values())  # so that they move to the device
+
+    @property
+    def default_prompt(self) -> str:
+        """What an empty prompt stands for: a new line, where the alphabet has one."""
+        return "\n" if "\n" in self.tokenizer.alphabet else self.tokenizer.alphabet[0]
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.compiles:
@@ -86,6 +91,20 @@ class LitCharLM(pl.LightningModule):
         loss = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten())
         self.losses[batch.split].update(loss.detach(), weight=batch.targets.numel())
         return loss
+
+    def on_train_start(self) -> None:
+        """Let this run's optimizer values rule where a resumed state brought its own."""
+        groups = self.trainer.optimizers[0].param_groups
+        fresh = self.make_optimizer(params=parameter_groups(self.net)).param_groups
+        for group, wanted in zip(groups, fresh, strict=True):
+            peak = group.get("initial_lr", group["lr"])
+            if wanted["lr"] != peak:  # the schedule's place is kept
+                group["lr"] = wanted["lr"] * (group["lr"] / peak if peak else 1.0)
+            group.update({k: v for k, v in wanted.items() if k not in ("params", "lr")})
+            group["initial_lr"] = wanted["lr"]
+        for config in self.trainer.lr_scheduler_configs:
+            scheduler: Any = config.scheduler
+            scheduler.base_lrs = [group["initial_lr"] for group in groups]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._seed_dropout(batch.seed)

@@ -2,6 +2,8 @@
 
 import math
 import os
+import shlex
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,17 +103,21 @@ def make_loggers(folder: Path, config: dict[str, Any], settings: WandbSettings) 
     import wandb  # here, since it alone takes two seconds
 
     # Offline there is nothing to say but the run's folder, which the summary names.
-    run = wandb.init(
-        name=f"{folder.parent.name}/{folder.name}",
-        dir=folder,
-        mode=mode,
-        project=settings.project,
-        entity=settings.entity,
-        group=settings.group,
-        tags=settings.tags,
-        config=config,
-        settings=wandb.Settings(silent=mode == "offline", console="off"),
-    )
+    try:
+        run = wandb.init(
+            name=f"{folder.parent.name}/{folder.name}",
+            dir=folder,
+            mode=mode,
+            project=settings.project,
+            entity=settings.entity,
+            group=settings.group,
+            tags=settings.tags,
+            config=config,
+            settings=wandb.Settings(silent=mode == "offline", console="off"),
+        )
+    except wandb.Error as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise InputError(f"W&B: {error} Run wandb login, or use --wandb.mode offline.") from error
     return [*loggers, WandbLogger(experiment=run)]
 
 
@@ -157,7 +163,7 @@ def summarize(trainer: Any, model: Any, data: Any, folder: Path) -> str:
     loss, best_loss = metrics.get("val/loss"), best.best_model_score
     above = f", {metrics['val/gap']:+.4f} above training text" if "val/gap" in metrics else ""
     shown = " --prompt ROMEO:" if set("ROMEO:") <= set(data.alphabet) else ""
-    prompt = model.tokenizer.encode("\n" if "\n" in data.alphabet else data.alphabet[0])
+    prompt = model.tokenizer.encode(model.default_prompt)
     sampling = SamplingSettings(max_new_tokens=300, temperature=0.8, seed=data.seed)
     text = model.generate(prompt[None].to(model.device), sampling)[0].strip()
     fell_back = " (THE DOWNLOAD FAILED: this is not the corpus that was asked for)"
@@ -177,10 +183,11 @@ def summarize(trainer: Any, model: Any, data: Any, folder: Path) -> str:
         "",
     ]
     for checkpoint in [path for path in kept if path.exists()][:1]:
-        lines += ["Next:", f"  lit-gpt-scratch predict --ckpt_path {checkpoint}{shown}"]
-        lines += [f"  lit-gpt-scratch validate --ckpt_path {checkpoint}"]
+        path = shlex.quote(str(checkpoint))
+        lines += ["Next:", f"  lit-gpt-scratch predict --ckpt_path {path}{shown}"]
+        lines += [f"  lit-gpt-scratch validate --ckpt_path {path}"]
     offline = sorted(folder.glob("wandb/offline-run-*"))
-    return "\n".join(lines + [f"  wandb sync {run}" for run in offline])
+    return "\n".join(lines + [f"  wandb sync {shlex.quote(str(run))}" for run in offline])
 
 
 def floor_lines(data: Any) -> list[str]:

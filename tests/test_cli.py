@@ -159,6 +159,28 @@ def test_explicit_flags_beat_the_checkpoint_which_beats_the_defaults(checkpoint:
     assert len(validated.model.net.blocks) == 1
 
 
+def test_a_resumed_run_goes_on_and_obeys_explicit_flags(run_folder: Path, tmp_path: Path) -> None:
+    resumed = ["--ckpt_path", str(run_folder / "checkpoints/last.ckpt")]
+    resumed += ["--trainer.default_root_dir", str(tmp_path), "--wandb.mode", "disabled"]
+    resumed += ["--trainer.max_steps", "9", "--trainer.log_every_n_steps", "1"]
+    fitted = cli.main(["fit", *resumed, "--model.optimizer.lr", "0.5"])
+    assert fitted.folder.parent.name == "gpt_cpu"
+    with (fitted.folder / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["lr"]]
+    assert [int(row["step"]) for row in rows] == [8, 9]
+    assert [float(row["lr"]) for row in rows] == pytest.approx([0.5 * 0.08, 0.5 * 0.09])
+
+
+def test_a_notice_says_that_other_splits_hold_trained_text(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.main(["validate", "--ckpt_path", str(checkpoint)])
+    assert f"{checkpoint} on sample" in (said := capsys.readouterr().err)
+    assert "Notice" not in said
+    cli.main(["validate", "--ckpt_path", str(checkpoint), "--data.val_fraction", "0.3"])
+    assert "Notice: val_fraction is 0.3, in training it was 0.1" in capsys.readouterr().err
+
+
 def test_validate_repeats_the_figure_of_fit(checkpoint: Path, run_folder: Path) -> None:
     with (run_folder / "metrics.csv").open() as file:
         best = min(float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"])
@@ -311,6 +333,10 @@ FIT_MISTAKES = {
     "lr is 0.0": ["--model.optimizer.lr", "0"],
     "Invalid weight_decay value: -1.0": ["--model.optimizer.weight_decay", "-1"],
     "Invalid beta": ["--model.optimizer.beta1", "1.5"],
+    "unexpected keyword argument 'steps'": [
+        *("--model.schedule", "torch.optim.lr_scheduler.StepLR"),
+        *("--model.schedule.step_size", "5"),
+    ],
     "warmup is 0": ["--model.schedule.warmup", "0"],
     "max_steps is 0": ["--trainer.max_steps", "0"],
     "max_steps is -5": ["--trainer.max_steps", "-5"],
@@ -384,6 +410,7 @@ def test_an_unreadable_corpus_is_one_line(tmp_path: Path, refusal: Refusal) -> N
 CONFIGS = {
     "did you mean": "data:\n  contxt: 4\n",
     "there is no 'modl.net'": "modl:\n  net: 3\n",
+    "did you mean trainer.max_steps?": "trainer:\n  max_step: 3\n",
     "data.context is '[1, 2]'": "data:\n  context: [1, 2]\n",
     "Problems parsing config": "data: [1\n",
     "Unexpected config": "just a sentence",
@@ -427,6 +454,31 @@ def test_a_checkpoint_of_another_version_is_one_line(
 
 def test_test_without_a_test_split_is_one_line(checkpoint: Path, refusal: Refusal) -> None:
     assert "there is no test split" in refusal("test", "--ckpt_path", checkpoint)
+
+
+def test_what_cannot_be_resumed_is_one_line(run_folder: Path, refusal: Refusal) -> None:
+    resume = [
+        "fit",
+        "--ckpt_path",
+        run_folder / "checkpoints/last.ckpt",
+        "--wandb.mode",
+        "disabled",
+    ]
+    assert "is at step 7 already" in refusal(*resume, "--trainer.max_steps", 7)
+    assert "batch_size is 16" in refusal(
+        *resume, "--trainer.devices", 5, "--trainer.accelerator", "cpu"
+    )
+
+
+def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ["fit", "--ckpt_path", str(run_folder / "checkpoints/last.ckpt"), *TINY[:4]]
+    other += ["--model.net", "lit_gpt_scratch.models.Bigram", "--wandb.mode", "disabled"]
+    with pytest.raises(SystemExit):
+        cli.main([*other, "--trainer.default_root_dir", str(tmp_path)])
+    assert "do not fit this network" in capsys.readouterr().err
+    assert list(tmp_path.rglob("version_*")) == []
 
 
 def test_another_wandb_mode_is_one_line(monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
