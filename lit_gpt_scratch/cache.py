@@ -81,28 +81,42 @@ def load_tokens(corpus: Corpus, alphabet: str | None = None) -> tuple[str, Tenso
     of_alphabet = hashlib.sha256((alphabet or "").encode("utf-8", "surrogatepass")).hexdigest()
     folder = cache_folder() / "tokens" / (corpus.sha256 + (f"-{of_alphabet}" if alphabet else ""))
     if not folder.exists():
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
-        except OSError as error:
-            raise InputError(
-                f"cache folder {folder.parent} cannot be written ({error.strerror}): name another "
-                "with the environment variable XDG_CACHE_HOME."
-            ) from error
-        try:
-            _build(corpus, alphabet, building)
-            building.chmod(0o755)  # readable to those who share the folder
-            try:
-                building.rename(folder)
-            except OSError:  # another process was first; ours holds the same bytes
-                if not folder.exists():
-                    raise
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+        _build_whole(corpus, alphabet, folder)
+    try:
+        return _open(folder)
+    except (OSError, ValueError, EOFError):  # damaged: by a full disk or a power cut, say
+        shutil.rmtree(folder)
+        _build_whole(corpus, alphabet, folder)
+        return _open(folder)
+
+
+def _open(folder: Path) -> tuple[str, Tensor]:
     # Mode "c" (copy on write) only because PyTorch warns of read-only memory; nobody writes.
     tokens = np.load(folder / "tokens.npy", mmap_mode="c")
     with (folder / "alphabet.txt").open(**AS_IT_IS) as file:
         return file.read(), torch.from_numpy(tokens)
+
+
+def _build_whole(corpus: Corpus, alphabet: str | None, folder: Path) -> None:
+    """Build beside the folder and rename: it is there whole, or not at all."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
+    except OSError as error:
+        raise InputError(
+            f"cache folder {folder.parent} cannot be written ({error.strerror}): name another "
+            "with the environment variable XDG_CACHE_HOME."
+        ) from error
+    try:
+        _build(corpus, alphabet, building)
+        building.chmod(0o755)  # readable to those who share the folder
+        try:
+            building.rename(folder)
+        except OSError:  # another process was first; ours holds the same bytes
+            if not folder.exists():
+                raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
 
 
 def _build(corpus: Corpus, alphabet: str | None, folder: Path) -> None:

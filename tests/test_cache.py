@@ -262,3 +262,20 @@ def test_memory_stays_flat_while_a_text_is_encoded_and_a_sample_written(tmp_path
     assert count == 64 << 20
     assert encoding < count
     assert writing < 1.5 * count
+
+
+@pytest.mark.parametrize("left", [None, 0, 50, 200])
+def test_a_damaged_cache_is_built_again(left: int | None, tmp_path: Path) -> None:
+    """Tokens cut short, or gone."""
+    corpus = corpus_of(f"a text of its own: äöü {left} ".encode() * 40, tmp_path)
+    alphabet, tokens = load_tokens(corpus)
+    wanted = tokens.clone()
+    file = cache_folder() / "tokens" / corpus.sha256 / "tokens.npy"
+    whole = file.read_bytes()
+    file.unlink()
+    if left is not None:
+        file.write_bytes(whole[:left])
+    again = load_tokens(corpus)
+    assert again[0] == alphabet
+    assert torch.equal(again[1], wanted)
+    assert file.read_bytes() == whole
