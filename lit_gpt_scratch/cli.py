@@ -1,7 +1,6 @@
 """The command line: fit, validate, test and predict, on Lightning's CLI."""
 
 import argparse
-import inspect
 import logging
 import os
 import shutil
@@ -16,7 +15,6 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lit_gpt_scratch import attention, models, optim
 from lit_gpt_scratch.callbacks import TextWriter
 from lit_gpt_scratch.checkpoint import (
     HYPERPARAMETERS,
@@ -27,7 +25,7 @@ from lit_gpt_scratch.checkpoint import (
 from lit_gpt_scratch.corpus import absolute
 from lit_gpt_scratch.data import Batches, CharDataModule, check_processes
 from lit_gpt_scratch.errors import InputError, require_positive
-from lit_gpt_scratch.messages import explain
+from lit_gpt_scratch.messages import Parser
 from lit_gpt_scratch.models import count_parameters
 from lit_gpt_scratch.module import LitCharLM, Prompts
 from lit_gpt_scratch.runs import (
@@ -42,7 +40,6 @@ from lit_gpt_scratch.runs import (
 from lit_gpt_scratch.sampling import SamplingSettings
 
 PROGRAM = "lit-gpt-scratch"
-TRAINER_GROUP = "Customize every aspect of training via flags"
 DEFAULT_NAME = "gpt_cpu"
 COMMANDS = {
     "fit": "Train a model; its files go into runs/NAME/version_N.",
@@ -82,35 +79,6 @@ class PredictSettings:
     temperature: float = 0.8
     top_k: int | None = None
     seed: int | None = None
-
-
-def names_of_parts() -> list[str]:
-    """The classes that a config can name, and their arguments: what a typo may have meant."""
-    names = []
-    for module in (models, attention, optim):
-        for name, part in vars(module).items():
-            if isinstance(part, type) and part.__module__ == module.__name__:
-                names += [name, *inspect.signature(part).parameters]
-    return names
-
-
-class Parser(LightningArgumentParser):
-    """Reports a mistake as one line, and lists the Trainer's many options last."""
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        if not self.exit_on_error:  # an inner parser: the outer one says where the mistake is
-            super().error(message, ex)
-        commands: Any = getattr(self, "_subcommands_action", None)
-        parsers = [self, *(commands.choices.values() if commands else ())]
-        flags = [
-            key.replace(".init_args", "") for p in parsers for key, _ in p.get_defaults().items()
-        ]
-        raise InputError(explain(message, [*flags, *names_of_parts()]))
-
-    def format_help(self, *args: Any) -> str:
-        groups: Any = self._action_groups
-        groups.sort(key=lambda group: group.title == TRAINER_GROUP)
-        return super().format_help(*args)
 
 
 class CharCLI(LightningCLI):
@@ -312,11 +280,7 @@ class CharCLI(LightningCLI):
                     file=sys.stderr,
                 )
 
-    def before_validate(self) -> None:
-        self._tell()
-
-    def before_test(self) -> None:
-        self._tell()
+    before_validate = before_test = _tell
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}

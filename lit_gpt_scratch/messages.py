@@ -1,9 +1,17 @@
-"""The parser's error messages, put as one line that names the value and the fix."""
+"""The parser, and its error messages as one line that names the value and the fix."""
 
+import inspect
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import Any
 
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lit_gpt_scratch import attention, models, optim
+from lit_gpt_scratch.errors import InputError
+
+TRAINER_GROUP = "Customize every aspect of training via flags"
 NUMBER = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 
 
@@ -60,3 +68,32 @@ def _type(kind: str) -> str:
         return " or ".join(choices)
     plain = re.sub(r"<class '([^']+)'>", r"\1", kind)
     return NUMBER.get(plain, "null" if plain == "NoneType" else plain)
+
+
+def names_of_parts() -> list[str]:
+    """The classes that a config can name, and their arguments: what a typo may have meant."""
+    names = []
+    for module in (models, attention, optim):
+        for name, part in vars(module).items():
+            if isinstance(part, type) and part.__module__ == module.__name__:
+                names += [name, *inspect.signature(part).parameters]
+    return names
+
+
+class Parser(LightningArgumentParser):
+    """Reports a mistake as one line, and lists the Trainer's many options last."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        if not self.exit_on_error:  # an inner parser: the outer one says where the mistake is
+            super().error(message, ex)
+        commands: Any = getattr(self, "_subcommands_action", None)
+        parsers = [self, *(commands.choices.values() if commands else ())]
+        flags = [
+            key.replace(".init_args", "") for p in parsers for key, _ in p.get_defaults().items()
+        ]
+        raise InputError(explain(message, [*flags, *names_of_parts()]))
+
+    def format_help(self, *args: Any) -> str:
+        groups: Any = self._action_groups
+        groups.sort(key=lambda group: group.title == TRAINER_GROUP)
+        return super().format_help(*args)
