@@ -30,6 +30,7 @@ from lit_gpt_scratch.models import count_parameters
 from lit_gpt_scratch.module import LitCharLM, Prompts
 from lit_gpt_scratch.runs import (
     WandbSettings,
+    is_first_process,
     make_callbacks,
     make_loggers,
     new_run_folder,
@@ -261,7 +262,8 @@ class CharCLI(LightningCLI):
         try:
             self.trainer.fit(**kwargs)
         except (InputError, MisconfigurationException, RuntimeError):
-            if not (self.folder / "metrics.csv").exists():
+            written = any((self.folder / name).exists() for name in ("metrics.csv", "checkpoints"))
+            if is_first_process() and not written:  # only its own, and only while it is empty
                 if wandb := sys.modules.get("wandb"):
                     wandb.finish()
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -290,7 +292,8 @@ class CharCLI(LightningCLI):
             wandb.finish()
         last = self.folder / "checkpoints" / "last.ckpt"
         trainer: Any = self.trainer
-        if not last.exists() and not trainer.fast_dev_run:  # nothing was validated
+        # Asked of the metrics, which all processes share; only the first knows the folder.
+        if "val/loss" not in trainer.callback_metrics and not trainer.fast_dev_run:
             trainer.save_checkpoint(last)
         if trainer.is_global_zero:
             print(summarize(trainer, self.model, self.datamodule, self.folder))

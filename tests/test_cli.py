@@ -481,6 +481,24 @@ def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder(
     assert list(tmp_path.rglob("version_*")) == []
 
 
+def test_a_run_that_breaks_keeps_what_it_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no logger wrote a file that would show that it had begun."""
+
+    def breaks(model: object, batch: object, batch_idx: int) -> torch.Tensor:
+        if batch_idx == 5:
+            raise RuntimeError("out of memory, say")
+        return step(model, batch, batch_idx)
+
+    step = cli.LitCharLM.training_step
+    monkeypatch.setattr(cli.LitCharLM, "training_step", breaks)
+    root = ["--trainer.default_root_dir", str(tmp_path), "--trainer.logger", "false"]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        cli.main(["fit", *TINY, *root])
+    assert list(tmp_path.rglob("best.ckpt"))
+
+
 def test_another_wandb_mode_is_one_line(monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
     monkeypatch.setenv("WANDB_MODE", "onlin")
     assert "WANDB_MODE is 'onlin'" in refusal("fit", *TINY[:-2])
