@@ -3,7 +3,8 @@
 Each class maps x (B, T, C) to (B, T, C) and has `weights(x) -> (B, H, T, T)`: how much each
 position (row) reads from each other one (column). Rows sum to 1; the future is never read.
 
-Shapes: B batch, T time, C channels (the width), H heads, D head size (D = C / H).
+Shapes: B batch, T time, R readers (the last of T positions; all of them but where a cache holds
+the others), C channels (the width), H heads, D head size (D = C / H).
 """
 
 import math
@@ -17,20 +18,80 @@ from lit_gpt_scratch.errors import InputError, require_dropout, require_positive
 
 
 class AttentionFactory(Protocol):
-    """Builds an attention of one width; all that it needs besides comes from its own arguments."""
+    """Builds an attention of one width; all that it needs besides comes from its own arguments.
+
+    Where its forward takes a `cache` as well, texts are sampled with one.
+    """
 
     def __call__(self, width: int) -> nn.Module: ...
 
 
+class KVCache:
+    """What positions read so far left behind, so that a text grows without reading it all again.
+
+    Keyed by the module that asks: no module has state, and none needs to know its layer. Buffers
+    are made once, at full length.
+
+    Args:
+        capacity: Most positions that it will hold.
+
+    Attributes:
+        length: Positions that it holds; the network moves it on at the end of its forward.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._buffers: dict[nn.Module, list[Tensor]] = {}
+
+    def extend(self, owner: nn.Module, *new: Tensor) -> list[Tensor]:
+        """Keep tensors (..., T, D) of new positions; all so far of each, (..., length + T, D)."""
+        if owner not in self._buffers:
+            self._buffers[owner] = [
+                x.new_empty(*x.shape[:-2], self.capacity, x.size(-1)) for x in new
+            ]
+        end = self.length + new[0].size(-2)
+        assert end <= self.capacity, "the cache is full"
+        for buffer, x in zip(self._buffers[owner], new, strict=True):
+            buffer[..., self.length : end, :] = x
+        return [buffer[..., :end, :] for buffer in self._buffers[owner]]
+
+
+def causal_mask(readers: int, length: int, device: torch.device) -> Tensor:
+    """Which of `length` positions the last `readers` of them read: (readers, length), no future."""
+    return torch.ones(readers, length, dtype=torch.bool, device=device).tril(length - readers)
+
+
 def causal_softmax(scores: Tensor) -> Tensor:
-    """Softmax of scores (..., T, T) over the past: position t reads positions 0..t.
+    """Softmax of scores (..., R, T) of the last R positions over their past and themselves.
 
     The axis matters. dim=-1 makes each *reader's* weights sum to 1; dim=-2 would normalise over the
     readers, and so let a late character change what an early one reads.
     """
-    length = scores.size(-1)
-    past = torch.ones(length, length, dtype=torch.bool, device=scores.device).tril()
+    past = causal_mask(scores.size(-2), scores.size(-1), scores.device)
     return scores.masked_fill(~past, -math.inf).softmax(dim=-1)
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """Causal attention of q (B, H, R, D) over k and v (B, H, T, D), in the fastest way there is.
+
+    That is PyTorch's fused kernel, which never stores the (R, T) weights (FlashAttention: Dao et
+    al. 2022); but for training in bf16 on a CPU, where its backward pass takes several times as
+    long as attention written out in three matrix operations.
+    """
+    readers, length = q.size(-2), k.size(-2)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
+        heads, scale = q.shape[:2], 1 / math.sqrt(q.size(-1))
+        future = torch.full((readers, length), -math.inf, dtype=q.dtype).triu(length - readers + 1)
+        q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+        scores = torch.baddbmm(future.expand(len(q), -1, -1), q, k.mT, alpha=scale)
+        read = F.dropout(scores.softmax(dim=-1), dropout) @ v
+        return read.view(*heads, readers, -1)
+    aligned = readers == length  # a lone last reader reads all; several last ones need a mask
+    mask = None if aligned or readers == 1 else causal_mask(readers, length, q.device)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=aligned
+    )
 
 
 class MeanAttention(nn.Module):
@@ -92,35 +153,38 @@ class MultiHeadAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
 
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of every head, each (B, H, T, D)."""
+    def split(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of every head, each (B, H, T, D); the first is at `start`."""
         batch, length, _ = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         return q, k, v
 
     def attend(self, q: Tensor, k: Tensor) -> Tensor:
-        """Attention weights (B, H, T, T) of queries over keys."""
+        """Attention weights (B, H, R, T) of the last R positions' queries over T keys."""
         return causal_softmax(q @ k.transpose(-2, -1) / math.sqrt(q.size(-1)))
 
     def read(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """What every head gathers, (B, H, T, D)."""
+        """What every head gathers, (B, H, R, D)."""
         return F.dropout(self.attend(q, k), self.dropout, self.training) @ v
 
     def weights(self, x: Tensor) -> Tensor:
         q, k, _ = self.split(x)
         return self.attend(q, k)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.read(*self.split(x)).transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        q, k, v = self.split(x, cache.length if cache else 0)
+        if cache:
+            k, v = cache.extend(self, k, v)
+        return self.output(self.read(q, k, v).transpose(1, 2).flatten(2))
 
 
 class FusedAttention(MultiHeadAttention):
-    """Multi-head attention in PyTorch's fused kernel, which never stores the (T, T) weights.
+    """Multi-head attention by `fused_attention`.
 
     Same parameters and same result as `MultiHeadAttention`, whose `weights` it keeps for looking
-    inside (FlashAttention: Dao et al. 2022).
+    inside.
     """
 
     def read(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        return fused_attention(q, k, v, dropout)

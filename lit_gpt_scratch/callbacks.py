@@ -1,12 +1,11 @@
-"""What happens beside the training step: throughput, progress, last validation, printed texts."""
+"""What happens beside the training step: throughput and progress."""
 
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import BasePredictionWriter, Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
 
 class Throughput(Callback):
@@ -68,16 +67,6 @@ class Throughput(Callback):
         return int(data.batch_size * data.context * trainer.accumulate_grad_batches)
 
 
-class ValidateAtEnd(Callback):
-    """Ends a run with a validation, also where the last step is not a multiple of the interval."""
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step >= trainer.max_steps:
-            trainer.should_stop = True  # Lightning validates before it stops
-
-
 class ProgressBar(TQDMProgressBar):
     """Lightning's bar with the run's steps as its length; refreshed sparsely, since that costs."""
 
@@ -102,27 +91,3 @@ class LogLines(Callback):
         if trainer.is_global_zero:
             done = f"step {trainer.global_step:>6} of {trainer.max_steps}"
             print(f"{done}: val/loss {trainer.callback_metrics['val/loss']:.4f}", file=sys.stderr)
-
-
-class TextWriter(BasePredictionWriter):
-    """Prints predicted texts, and nothing else, to standard output."""
-
-    def __init__(self) -> None:
-        super().__init__("batch")
-        self._first = True
-
-    def write_on_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        prediction: Sequence[str],
-        *_: Any,
-    ) -> None:
-        for text in prediction:
-            sys.stdout.write(text if self._first else f"\n{'-' * 80}\n{text}")
-            self._first = False
-        sys.stdout.flush()
-
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        sys.stdout.write("\n")
-        sys.stdout.flush()

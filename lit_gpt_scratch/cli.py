@@ -7,7 +7,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lit_gpt_scratch.callbacks import TextWriter
 from lit_gpt_scratch.checkpoint import (
     HYPERPARAMETERS,
     find_checkpoint,
@@ -25,9 +24,11 @@ from lit_gpt_scratch.checkpoint import (
 from lit_gpt_scratch.corpus import absolute
 from lit_gpt_scratch.data import Batches, CharDataModule, check_processes
 from lit_gpt_scratch.errors import InputError, require_positive
+from lit_gpt_scratch.machine import fastest_precision, keep_freed_memory
 from lit_gpt_scratch.messages import Parser
 from lit_gpt_scratch.models import count_parameters
-from lit_gpt_scratch.module import LitCharLM, Prompts
+from lit_gpt_scratch.module import LitCharLM
+from lit_gpt_scratch.predict import PredictSettings, TextWriter, prepare
 from lit_gpt_scratch.runs import (
     WandbSettings,
     is_first_process,
@@ -38,7 +39,6 @@ from lit_gpt_scratch.runs import (
     summarize,
     wandb_mode,
 )
-from lit_gpt_scratch.sampling import SamplingSettings
 
 PROGRAM = "lit-gpt-scratch"
 DEFAULT_NAME = "gpt_cpu"
@@ -49,7 +49,7 @@ COMMANDS = {
     "predict": "Print texts that a checkpoint writes.",
 }
 TRAINER_DEFAULTS = {
-    "max_steps": 2500,
+    "max_steps": 1500,
     "max_epochs": -1,  # one endless epoch, so that only steps count
     "check_val_every_n_epoch": None,
     "val_check_interval": 250,
@@ -59,27 +59,6 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "use_distributed_sampler": False,  # the data module shards by itself
 }
-
-
-@dataclass(frozen=True)
-class PredictSettings:
-    """What to continue, and how.
-
-    Attributes:
-        prompt: Text to continue; empty: a new line.
-        num_samples: Number of texts.
-        max_new_tokens: Characters to add to each.
-        temperature: 0: always the likeliest character; 1: the model's own probabilities.
-        top_k: Draw from the k likeliest characters only; the default is all.
-        seed: Of the draws; the default is seed_everything.
-    """
-
-    prompt: str = ""
-    num_samples: int = 1
-    max_new_tokens: int = 500
-    temperature: float = 0.8
-    top_k: int | None = None
-    seed: int | None = None
 
 
 class CharCLI(LightningCLI):
@@ -103,7 +82,7 @@ class CharCLI(LightningCLI):
                 "allow_abbrev": False,
                 **described,
             },
-            trainer_defaults=TRAINER_DEFAULTS,
+            trainer_defaults=TRAINER_DEFAULTS | {"precision": fastest_precision()},
             args=list(sys.argv[1:] if args is None else args),
         )
 
@@ -125,7 +104,8 @@ class CharCLI(LightningCLI):
         )
         fit.add_class_arguments(WandbSettings, "wandb")
         predict.add_class_arguments(PredictSettings)
-        predict.set_defaults({"trainer.devices": 1})
+        # One character at a time, casts cost more than they save.
+        predict.set_defaults({"trainer.devices": 1, "trainer.precision": "32-true"})
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(CharDataModule, "data")
@@ -259,6 +239,7 @@ class CharCLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Train; a run that is refused before its first step leaves no folder."""
+        keep_freed_memory()
         try:
             self.trainer.fit(**kwargs)
         except (InputError, MisconfigurationException, RuntimeError):
@@ -301,22 +282,9 @@ class CharCLI(LightningCLI):
     def predict(self, model: LitCharLM, datamodule: CharDataModule, **checkpoint: Any) -> None:
         """Print texts that continue the prompt."""
         ours = self.config_init.predict
-        size = len(model.tokenizer)
-        if ours.top_k is not None and ours.top_k > size:
-            print(
-                f"top_k is {ours.top_k}, the alphabet has {size} characters: all are drawn from.",
-                file=sys.stderr,
-            )
-        require_positive(num_samples=ours.num_samples)
-        seed = ours.seed_everything if ours.seed is None else ours.seed
-        model.sampling = SamplingSettings(ours.max_new_tokens, ours.temperature, ours.top_k, seed)
-        try:
-            prompt = model.tokenizer.encode(ours.prompt or model.default_prompt)
-        except InputError as error:
-            raise InputError(f"prompt: {error}") from error
-        ids = prompt.expand(ours.num_samples, -1)
-        batches = Batches([Prompts(ids, list(range(ours.num_samples)))])
-        self.trainer.predict(model, batches, **checkpoint)
+        settings = PredictSettings(**{f.name: ours[f.name] for f in fields(PredictSettings)})
+        prompts = prepare(model, settings, ours.seed_everything)
+        self.trainer.predict(model, Batches(prompts), **checkpoint)
 
 
 def main(args: Sequence[str] | None = None) -> CharCLI:

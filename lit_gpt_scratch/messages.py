@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lit_gpt_scratch import attention, models, optim
+from lit_gpt_scratch import attention, models, modern, optim
 from lit_gpt_scratch.errors import InputError
 
 TRAINER_GROUP = "Customize every aspect of training via flags"
@@ -73,7 +73,7 @@ def _type(kind: str) -> str:
 def names_of_parts() -> list[str]:
     """The classes that a config can name, and their arguments: what a typo may have meant."""
     names = []
-    for module in (models, attention, optim):
+    for module in (models, modern, attention, optim):
         for name, part in vars(module).items():
             if isinstance(part, type) and part.__module__ == module.__name__:
                 names += [name, *inspect.signature(part).parameters]

@@ -12,7 +12,7 @@ from typing import Protocol
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_gpt_scratch.attention import AttentionFactory, FusedAttention, MultiHeadAttention
+from lit_gpt_scratch.attention import AttentionFactory, FusedAttention, KVCache, MultiHeadAttention
 from lit_gpt_scratch.errors import require_dropout, require_positive
 
 
@@ -38,14 +38,17 @@ def init_weights(net: nn.Module, layers: int = 1) -> None:
 class Embedding(nn.Module):
     """The sum of what a character is and where it stands: ids (B, T) to (B, T, C)."""
 
-    def __init__(self, alphabet_size: int, context: int, width: int) -> None:
+    def __init__(self, alphabet_size: int, context: int, width: int, dropout: float = 0.0) -> None:
         super().__init__()
         require_positive(context=context, width=width)
         self.character = nn.Embedding(alphabet_size, width)
         self.position = nn.Embedding(context, width)
+        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.character(ids) + self.position.weight[: ids.size(1)]
+    def forward(self, ids: Tensor, start: int = 0) -> Tensor:
+        """Of characters whose first stands at position `start`."""
+        positions = self.position.weight[start : start + ids.size(1)]
+        return self.dropout(self.character(ids) + positions)
 
 
 class Bigram(nn.Module):
@@ -116,8 +119,8 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x)))
+    def forward(self, x: Tensor, *cache: KVCache) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), *cache))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
@@ -148,17 +151,21 @@ class GPT(nn.Module):
         super().__init__()
         require_positive(layers=layers, width=width)
         require_dropout(dropout)
-        self.embed = nn.Sequential(Embedding(alphabet_size, context, width), nn.Dropout(dropout))
+        self.embed = Embedding(alphabet_size, context, width, dropout)
         self.blocks = nn.ModuleList(Block(width, attention, dropout) for _ in range(layers))
         self.unembed = nn.Sequential(
             nn.LayerNorm(width, bias=False), nn.Linear(width, alphabet_size, bias=False)
         )
         init_weights(self, layers)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.embed(ids)
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits (B, T, V) of ids (B, T), which follow on those that a cache holds."""
+        x = self.embed(ids, cache.length if cache else 0)
+        caches = [cache] if cache else []  # an attention need not know of caches
         for block in self.blocks:
-            x = block(x)
+            x = block(x, *caches)
+        if cache:
+            cache.length += ids.size(1)
         return self.unembed(x)
 
 

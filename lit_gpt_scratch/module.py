@@ -1,6 +1,7 @@
 """The Lightning module: one step for all stages, metrics, optimizer, predictions."""
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -12,15 +13,16 @@ from torchmetrics import MeanMetric
 
 from lit_gpt_scratch.data import Batch
 from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.models import GPT, NetFactory
+from lit_gpt_scratch.models import NetFactory
+from lit_gpt_scratch.modern import ModernGPT
 from lit_gpt_scratch.optim import (
-    AdamW,
+    Muon,
     OptimizerFactory,
     ScheduleFactory,
-    WarmupCosine,
+    WarmupStableDecay,
     parameter_groups,
 )
-from lit_gpt_scratch.sampling import SamplingSettings, generate
+from lit_gpt_scratch.sampling import SamplingSettings, stream
 from lit_gpt_scratch.tokenizer import CharTokenizer
 
 
@@ -45,19 +47,20 @@ class LitCharLM(pl.LightningModule):
 
     def __init__(
         self,
-        net: NetFactory = GPT,
-        optimizer: OptimizerFactory = AdamW,
-        schedule: ScheduleFactory | None = WarmupCosine,
+        net: NetFactory = ModernGPT,
+        optimizer: OptimizerFactory = Muon,
+        schedule: ScheduleFactory | None = WarmupStableDecay,
         compile: bool = False,
         alphabet: str = "",
-        context: int = 64,
+        context: int = 128,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)  # the whole config is logged instead
         self.tokenizer = CharTokenizer(alphabet)
         self.context = context
         self.net = net(alphabet_size=len(alphabet), context=context)
-        self.sampling = SamplingSettings()  # of `predict`
+        self.sampling, self.stop = SamplingSettings(), ""  # of `predict`
+        self.watch: Callable[[int, str], None] | None = None
         self.make_optimizer = optimizer
         self.make_schedule = schedule
         self.compiles = compile
@@ -70,6 +73,7 @@ class LitCharLM(pl.LightningModule):
             raise InputError(f"optimizer or schedule: {error}") from error
         self.losses = {"train": MeanMetric(), "val": MeanMetric(), "train slice": MeanMetric()}
         self.losses["test"] = MeanMetric()
+        self._unlogged: list[Tensor] = []  # training losses: a metric's update takes its time
         self._metrics = torch.nn.ModuleList(self.losses.values())  # so that they move to the device
 
     @property
@@ -89,11 +93,14 @@ class LitCharLM(pl.LightningModule):
         """Mean loss in nats per character, remembered under the batch's split."""
         logits = self(batch.inputs)
         loss = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten())
-        self.losses[batch.split].update(loss.detach(), weight=batch.targets.numel())
+        if batch.split == "train":
+            self._unlogged.append(loss.detach())
+        else:
+            self.losses[batch.split].update(loss, weight=batch.targets.numel())
         return loss
 
     def on_train_start(self) -> None:
-        """Let this run's optimizer values rule where a resumed state brought its own."""
+        """Let this run's optimizer and schedule rule where a resumed state brought its own."""
         groups = self.trainer.optimizers[0].param_groups
         fresh = self.make_optimizer(params=parameter_groups(self.net)).param_groups
         for group, wanted in zip(groups, fresh, strict=True):
@@ -105,6 +112,9 @@ class LitCharLM(pl.LightningModule):
         for config in self.trainer.lr_scheduler_configs:
             scheduler: Any = config.scheduler
             scheduler.base_lrs = [group["initial_lr"] for group in groups]
+            # A longer run is elsewhere in its schedule at this step than a shorter one was.
+            for group, factor in zip(groups, getattr(scheduler, "lr_lambdas", ()), strict=False):
+                group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._seed_dropout(batch.seed)
@@ -136,8 +146,12 @@ class LitCharLM(pl.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         stepped = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         if stepped and self.logs_after(self.global_step):
+            self.losses["train"].update(torch.stack(self._unlogged))
+            self._unlogged.clear()
             self.log("train/loss", self._take("train"), prog_bar=True)
             self.log("step", float(self.global_step))
+        if self.global_step >= self.trainer.max_steps:
+            self.trainer.should_stop = True  # Lightning validates before it stops
 
     def logs_after(self, step: int) -> bool:
         """Whether training metrics are logged after that many steps: sparsely, and at the end."""
@@ -180,14 +194,41 @@ class LitCharLM(pl.LightningModule):
 
     def predict_step(self, batch: Prompts, batch_idx: int) -> list[str]:
         """The texts, prompts included."""
-        return self.generate(batch.ids, self.sampling, batch.indices)
+        return self.generate(batch.ids, self.sampling, batch.indices, self.stop, self.watch)
 
     def generate(
-        self, prompt: Tensor, settings: SamplingSettings, indices: list[int] | None = None
+        self,
+        prompt: Tensor,
+        settings: SamplingSettings,
+        indices: Sequence[int] | None = None,
+        stop: str = "",
+        watch: Callable[[int, str], None] | None = None,
     ) -> list[str]:
-        """Texts that continue prompts of ids (B, T), without dropout."""
+        """Texts that continue prompts, without dropout.
+
+        Args:
+            prompt: ids (B, T).
+            settings: How to draw.
+            indices: The number of each text, for its draws; the default counts from 0.
+            stop: Where a text draws this, it ends before it.
+            watch: Called with the first text's number and each piece of it, as it is made.
+        """
+        indices = range(len(prompt)) if indices is None else indices
+        stop_ids = self.tokenizer.encode(stop).to(prompt.device) if stop else None
         was_training = self.net.training
         self.net.eval()
-        ids = generate(self.net, prompt, self.context, settings, indices)
+        ids, made = [*prompt.unbind(1)], ""
+        if watch:
+            watch(indices[0], self.tokenizer.decode(prompt[0].cpu()))
+        for new in stream(self.net, prompt, self.context, settings, indices, stop_ids):
+            ids.append(new)
+            if watch:
+                made += self.tokenizer.decode(new[:1].cpu())
+                if stop and made.endswith(stop):
+                    watch = None
+                elif len(made) > len(stop):  # what may yet become the stop is held back
+                    watch(indices[0], made[-len(stop) - 1])
         self.net.train(was_training)
-        return [self.tokenizer.decode(row) for row in ids.cpu()]
+        texts = [self.tokenizer.decode(row) for row in torch.stack(ids, dim=1).cpu()]
+        ends = [text.find(stop, prompt.size(1)) if stop else -1 for text in texts]
+        return [text if end < 0 else text[:end] for text, end in zip(texts, ends, strict=True)]

@@ -13,7 +13,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
-from lit_gpt_scratch.callbacks import LogLines, ProgressBar, Throughput, ValidateAtEnd
+from lit_gpt_scratch.callbacks import LogLines, ProgressBar, Throughput
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.models import count_parameters
 from lit_gpt_scratch.sampling import SamplingSettings
@@ -122,7 +122,7 @@ def make_loggers(folder: Path, config: dict[str, Any], settings: WandbSettings) 
 
 
 def make_callbacks(folder: Path, bar: bool | None) -> list[Callback]:
-    """What every `fit` has: best and last checkpoints, throughput, bar, a validation at the end.
+    """What every `fit` has: best and last checkpoints, throughput, bar.
 
     Args:
         folder: The run's.
@@ -136,7 +136,6 @@ def make_callbacks(folder: Path, bar: bool | None) -> list[Callback]:
     }
     return [
         Throughput(),
-        ValidateAtEnd(),
         ProgressBar() if (sys.stdout.isatty() if bar is None else bar) else LogLines(),
         ModelCheckpoint(filename="best", monitor="val/loss", **kept),
         ModelCheckpoint(filename="last", monitor=None, **kept),
@@ -146,6 +145,14 @@ def make_callbacks(folder: Path, bar: bool | None) -> list[Callback]:
 def best_checkpoint(trainer: Any) -> ModelCheckpoint:
     """The callback that keeps the best checkpoint; `best_model_score` is its validation loss."""
     return next(c for c in trainer.checkpoint_callbacks if c.monitor == "val/loss")
+
+
+def sample_text(model: Any, seed: int) -> str:
+    """A text of 300 characters, to show what a model has learnt."""
+    prompt = model.tokenizer.encode(model.default_prompt)[None].to(model.device)
+    settings = SamplingSettings(max_new_tokens=300, temperature=0.8, seed=seed)
+    text: str = model.generate(prompt, settings)[0]
+    return text.strip()
 
 
 def bits(loss: Any) -> str:
@@ -163,9 +170,6 @@ def summarize(trainer: Any, model: Any, data: Any, folder: Path) -> str:
     loss, best_loss = metrics.get("val/loss"), best.best_model_score
     above = f", {metrics['val/gap']:+.4f} above training text" if "val/gap" in metrics else ""
     shown = " --prompt ROMEO:" if set("ROMEO:") <= set(data.alphabet) else ""
-    prompt = model.tokenizer.encode(model.default_prompt)
-    sampling = SamplingSettings(max_new_tokens=300, temperature=0.8, seed=data.seed)
-    text = model.generate(prompt[None].to(model.device), sampling)[0].strip()
     fell_back = " (THE DOWNLOAD FAILED: this is not the corpus that was asked for)"
     kept = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
     lines = [
@@ -179,7 +183,7 @@ def summarize(trainer: Any, model: Any, data: Any, folder: Path) -> str:
         "",
         "A sample:",
         "",
-        *(f"  | {line}" for line in text.splitlines()),
+        *(f"  | {line}" for line in sample_text(model, data.seed).splitlines()),
         "",
     ]
     for checkpoint in [path for path in kept if path.exists()][:1]:

@@ -6,7 +6,7 @@ Shapes: B batch, T time, H heads, V alphabet size.
 import copy
 import math
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_gpt_scratch.attention import KVCache
 from lit_gpt_scratch.cli import CharCLI, main
 from lit_gpt_scratch.module import LitCharLM
 
@@ -123,6 +124,18 @@ def readings(net: nn.Module, ids: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
     for handle in handles:
         handle.remove()
     yield from seen
+
+
+def in_pieces(module: nn.Module, x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """What a module makes of x (B, T, ...) that comes in pieces, with a cache."""
+    cache = KVCache(x.size(1))
+    outputs = []
+    for piece in x.split(list(sizes), dim=1):
+        outputs.append(module(piece, cache))
+        if not hasattr(module, "unembed"):  # a whole network moves the cache on itself
+            cache.length += piece.size(1)
+    assert cache.length == x.size(1)
+    return torch.cat(outputs, dim=1)
 
 
 def past_weights(q: Tensor, k: Tensor) -> Tensor:

@@ -10,22 +10,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import assert_causal, past_weights
+from laws import assert_causal, in_pieces, past_weights
 from torch import Tensor, nn
 
 from lit_gpt_scratch import attention
 from lit_gpt_scratch.attention import (
     FusedAttention,
+    KVCache,
     MeanAttention,
     MultiHeadAttention,
     SingleHeadAttention,
+    causal_mask,
     causal_softmax,
+    fused_attention,
 )
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.models import AttentionLM
 
 ALL = [MeanAttention, SingleHeadAttention, MultiHeadAttention, FusedAttention]
 SIZES = {"batch": st.integers(1, 3), "length": st.integers(1, 9), "heads": st.integers(1, 4)}
+PIECES = st.lists(st.integers(1, 4), min_size=1, max_size=6)
 laws_of_sizes = settings(max_examples=10, deadline=None)
 
 
@@ -79,6 +83,126 @@ def test_fused_equals_explicit(batch: int, length: int, heads: int) -> None:
     torch.testing.assert_close(x.grad, y.grad)
     for a, b in zip(explicit.parameters(), fused.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
+
+
+def triple(heads: int, readers: int, length: int, dtype: torch.dtype) -> list[Tensor]:
+    """q (B, H, R, D), k and v (B, H, T, D), whose gradients can be asked for."""
+    generator = torch.Generator().manual_seed(readers)
+    shapes = [(2, heads, rows, 4) for rows in (readers, length, length)]
+    double = (torch.randn(s, generator=generator, dtype=torch.double) for s in shapes)
+    return [x.to(dtype).requires_grad_() for x in double]
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@given(st.integers(1, 9), st.integers(0, 5), st.integers(1, 3))
+def test_fused_attention_equals_what_is_written_out(
+    learns: bool, readers: int, before: int, heads: int
+) -> None:
+    """For all positions, for a lone last reader, for several last ones: outputs and gradients."""
+    length = readers + before
+    ours = [x.requires_grad_(learns) for x in triple(heads, readers, length, torch.double)]
+    theirs = [x.detach().clone().requires_grad_(learns) for x in ours]
+    one, other = fused_attention(*ours), MultiHeadAttention(4 * heads, heads).read(*theirs)
+    torch.testing.assert_close(one, other)
+    if learns:
+        one.square().sum().backward()
+        other.square().sum().backward()
+        for x, y in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(x.grad, y.grad)
+
+
+def relative_error(x: Tensor, y: Tensor) -> float:
+    return ((x.to(y.dtype) - y).norm() / y.norm()).item()
+
+
+@pytest.mark.parametrize(("readers", "length"), [(6, 6), (1, 9), (4, 9), (40, 40), (3, 64)])
+def test_fused_attention_in_bf16_is_exact_but_for_rounding(readers: int, length: int) -> None:
+    """Outputs and gradients, against fp32 from the same inputs; also where nothing is learned.
+
+    bf16 rounds by up to 2^-8. An output has rounded weights and is rounded itself, and a score's
+    error counts in its weight as a whole: 2^-7 in the mean. A gradient goes through it all twice.
+    """
+    ours = triple(3, readers, length, torch.bfloat16)
+    exact = [x.detach().float().requires_grad_() for x in ours]
+    one, other = fused_attention(*ours), MultiHeadAttention(12, heads=3).read(*exact)
+    assert one.dtype == torch.bfloat16
+    assert one.shape == other.shape
+    assert relative_error(one, other) < 2**-7
+    back = torch.randn_like(one)
+    one.backward(back)
+    other.backward(back.float())
+    for x, y in zip(ours, exact, strict=True):
+        assert x.grad.dtype == torch.bfloat16
+        assert relative_error(x.grad, y.grad) < 2**-6
+    with torch.no_grad():
+        assert relative_error(fused_attention(*ours), other) < 2**-7
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_attentions_dropout_keeps_the_mean(dtype: torch.dtype) -> None:
+    """In the branch for training in bf16, and in the other one."""
+    torch.manual_seed(0)
+    q, k, v = (x[:1].detach() for x in triple(2, 3, 6, torch.float32))
+    certain = fused_attention(q, k, v)[0]
+    many = [x.to(dtype).expand(20_000, -1, -1, -1) for x in (q, k, v)]
+    read = fused_attention(many[0].requires_grad_(), *many[1:], dropout=0.5).detach().float()
+    error = read.std(dim=0) / math.sqrt(len(read))
+    assert (error > 0).all()
+    rounding = torch.finfo(dtype).eps * v.abs().max()
+    assert ((read.mean(dim=0) - certain).abs() < 5 * error + rounding).all()
+
+
+@given(st.integers(1, 9), st.integers(0, 5))
+def test_the_last_readers_read_their_past_and_themselves(readers: int, before: int) -> None:
+    mask = causal_mask(readers, readers + before, torch.device("cpu"))
+    past = [[s <= before + r for s in range(readers + before)] for r in range(readers)]
+    assert mask.tolist() == past
+
+
+@given(PIECES, st.integers(0, 3))
+def test_a_cache_gives_back_what_it_got_in_order(sizes: list[int], spare: int) -> None:
+    """Each owner its own tensors, of whatever width, always in the same memory."""
+    cache = KVCache(sum(sizes) + spare)
+    owners = {nn.Identity(): (2, 3), nn.Identity(): (5,)}
+    given_so_far = {
+        owner: [torch.empty(2, 0, d) for d in widths] for owner, widths in owners.items()
+    }
+    memory: dict[nn.Module, list[int]] = {}
+    for size in sizes:
+        for owner, widths in owners.items():
+            new = [torch.randn(2, size, d) for d in widths]
+            pairs = zip(given_so_far[owner], new, strict=True)
+            given_so_far[owner] = [torch.cat(pair, dim=1) for pair in pairs]
+            found = cache.extend(owner, *new)
+            for one, other in zip(found, given_so_far[owner], strict=True):
+                assert torch.equal(one, other)
+            assert memory.setdefault(owner, [x.data_ptr() for x in found]) == [
+                x.data_ptr() for x in found
+            ]
+        cache.length += size
+    assert not memory.keys() - owners.keys()
+    assert len({pointer for pointers in memory.values() for pointer in pointers}) == 3
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_more_than_a_cache_holds_is_an_error(size: int) -> None:
+    """And never lost."""
+    cache, owner = KVCache(4), nn.Identity()
+    cache.extend(owner, torch.zeros(2, 4, 3))
+    cache.length = 4
+    with pytest.raises((AssertionError, RuntimeError)):
+        cache.extend(owner, torch.zeros(2, size, 3))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention_class", [MultiHeadAttention, FusedAttention])
+@given(PIECES)
+def test_attention_in_pieces_equals_attention_to_the_whole(
+    attention_class: Callable[..., nn.Module], sizes: list[int]
+) -> None:
+    module = sharp(attention_class(8, heads=2))
+    x = inputs(2, sum(sizes), 8)
+    torch.testing.assert_close(in_pieces(module, x, sizes), module(x))
 
 
 def test_a_single_head_is_multi_head_with_one_head_that_mixes_nothing() -> None:

@@ -31,7 +31,8 @@ class Mine(GPT):
 @pytest.fixture(scope="module")
 def fit(tmp_path_factory: pytest.TempPathFactory) -> CharCLI:
     """A real run of the command line: a GPT with every nested part named."""
-    flags = ["--model.net.layers=2", "--model.net.width=16", "--model.net.attention.heads=2"]
+    flags = ["--model.net=GPT", "--model.net.layers=2", "--model.net.width=16"]
+    flags += ["--model.net.attention.heads=2"]
     return train_small(tmp_path_factory.mktemp("fit"), *flags)
 
 

@@ -22,6 +22,7 @@ TINY = [
     *["--trainer.max_steps", "7", "--trainer.val_check_interval", "3"],
     *["--trainer.log_every_n_steps", "2", "--wandb.mode", "disabled"],
 ]
+RULE = f"\n{'-' * 80}\n"  # between texts
 Refusal = Callable[..., str]
 
 
@@ -72,6 +73,13 @@ def program(*arguments: object, **environment: str) -> subprocess.CompletedProce
     )
 
 
+def texts_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What a `predict` has printed."""
+    said = capsys.readouterr().out
+    assert said.endswith("\n")
+    return said.removesuffix("\n").split(RULE)
+
+
 # What a run leaves behind
 
 
@@ -90,9 +98,9 @@ def test_metrics_have_every_name_and_end_at_the_last_step(run_folder: Path) -> N
     val = [int(row["step"]) for row in rows if row["val/loss"]]
     assert (train, val) == ([2, 4, 6, 7], [3, 6, 7])
     assert all(int(float(r["tokens_seen"])) == int(r["step"]) * 16 * 16 for r in rows)
-    # Step s is taken at (s / 100) of the peak, while the default schedule warms up.
+    # The default schedule warms up for 20 steps; the last step is on its way down.
     rates = [float(row["lr"]) for row in rows if row["lr"]]
-    assert rates == pytest.approx([0.004 * step / 100 for step in train], rel=1e-5)
+    assert rates == pytest.approx([0.02 * r for r in (2 / 20, 4 / 20, 6 / 20, 1 / 7 / 0.6)])
 
 
 def test_the_resolved_config_repeats_the_run(run_folder: Path, tmp_path: Path) -> None:
@@ -168,7 +176,8 @@ def test_a_resumed_run_goes_on_and_obeys_explicit_flags(run_folder: Path, tmp_pa
     with (fitted.folder / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["lr"]]
     assert [int(row["step"]) for row in rows] == [8, 9]
-    assert [float(row["lr"]) for row in rows] == pytest.approx([0.5 * 0.08, 0.5 * 0.09])
+    # The place in the schedule is that of a run of nine steps, not of the seven that ended at 0.
+    assert [float(row["lr"]) for row in rows] == pytest.approx([0.5 * 2 / 5.4, 0.5 * 1 / 5.4])
 
 
 def test_a_notice_says_that_other_splits_hold_trained_text(
@@ -218,9 +227,9 @@ def test_predict_prints_the_texts_and_nothing_else(
 ) -> None:
     ask = ["predict", "--ckpt_path", str(checkpoint), "--max_new_tokens", "30"]
     cli.main([*ask, "--prompt", "BEATA:", "--num_samples", "2"])
-    first, second = capsys.readouterr().out.split("\n" + "-" * 80 + "\n")
+    first, second = texts_of(capsys)
     assert first.startswith("BEATA:")
-    assert len(first) == len(second.removesuffix("\n")) == 36
+    assert len(first) == len(second) == 36
     cli.main([*ask, "--prompt", "BEATA:"])  # text 0 does not depend on the one beside it
     assert capsys.readouterr().out == first + "\n"
 
@@ -265,6 +274,59 @@ def test_a_greedy_text_does_not_depend_on_the_seed(
         cli.main([*ask, "--seed", seed])
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
+
+
+def test_predict_prints_the_texts_of_a_file_of_prompts_in_their_order(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Text j of prompt i depends on the seed and on its number, i * num_samples + j, alone."""
+    prompts = ["BEATA:", "Kings", "the be", "Kings and bells " * 2]
+    file = tmp_path / "prompts.txt"
+    ask = ["predict", "--ckpt_path", str(checkpoint), "--max_new_tokens", "20"]
+    ask += ["--num_samples", "3", "--prompt_file", str(file)]
+    file.write_text("\n".join(prompts))
+    done = cli.main(ask)
+    texts = texts_of(capsys)
+    alone = []
+    for number, prompt in enumerate(prompt for prompt in prompts for _ in range(3)):
+        ids = done.model.tokenizer.encode(prompt)[None]
+        alone += done.model.generate(ids, done.model.sampling, [number])
+        assert alone[-1].startswith(prompt)
+    assert texts == alone
+    assert len(set(texts)) == 12
+    file.write_text(prompts[0])  # the others change nothing in the first
+    cli.main(ask)
+    assert texts_of(capsys) == texts[:3]
+
+
+@pytest.mark.parametrize("stop", ["e", "\n", ": "])
+def test_predict_ends_each_text_before_the_stop(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], stop: str
+) -> None:
+    ask = ["predict", "--ckpt_path", str(checkpoint), "--max_new_tokens", "60"]
+    ask += ["--prompt", "BE: e\n", "--num_samples", "3"]
+    cli.main(ask)
+    whole = texts_of(capsys)
+    cli.main([*ask, "--stop", stop])
+    cut = [text[:6] + text[6:].split(stop)[0] for text in whole]
+    assert texts_of(capsys) == cut
+
+
+def test_predict_takes_every_filter(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At their narrowest each makes the greedy text."""
+    ask = ["predict", "--ckpt_path", str(checkpoint), "--max_new_tokens", "20"]
+    texts = []
+    for how in (
+        ["--temperature", "0"],
+        ["--top_k", "1"],
+        ["--top_p", "1e-6"],
+        ["--min_p", "1"],
+    ):
+        cli.main([*ask, *how])
+        texts += texts_of(capsys)
+    assert texts == texts[:1] * 4
+    cli.main(ask)
+    assert texts_of(capsys) != texts[:1]
 
 
 # Corpora that change, fail or fall back
@@ -331,8 +393,8 @@ FIT_MISTAKES = {
     "dropout is nan": ["--model.net.dropout", ".nan"],
     "model.net.dropout is 'nan'": ["--model.net.dropout", "nan"],
     "lr is 0.0": ["--model.optimizer.lr", "0"],
-    "Invalid weight_decay value: -1.0": ["--model.optimizer.weight_decay", "-1"],
-    "Invalid beta": ["--model.optimizer.beta1", "1.5"],
+    "weight_decay is -1.0": ["--model.optimizer.weight_decay", "-1"],
+    "beta1 is 1.5": ["--model.optimizer.beta1", "1.5"],
     "unexpected keyword argument 'steps'": [
         *("--model.schedule", "torch.optim.lr_scheduler.StepLR"),
         *("--model.schedule.step_size", "5"),
@@ -371,9 +433,17 @@ PREDICT_MISTAKES = {
     "temperature is 'hot': it must be a number": ["--temperature", "hot"],
     "top_k is 0": ["--top_k", "0"],
     "top_k is -3": ["--top_k", "-3"],
+    "top_p is 0.0": ["--top_p", "0"],
+    "top_p is 1.5": ["--top_p", "1.5"],
+    "top_p is nan": ["--top_p", ".nan"],
+    "min_p is -0.1": ["--min_p", "-0.1"],
+    "min_p is 2.0": ["--min_p", "2"],
     "max_new_tokens is 0": ["--max_new_tokens", "0"],
     "num_samples is 0": ["--num_samples", "0"],
-    "character '8' at position 2 is not in the alphabet": ["--prompt", "AB8"],
+    "prompt: character '8' at position 2": ["--prompt", "AB8"],
+    "stop: character '8' at position 0": ["--stop", "8"],
+    "prompt_file /none.txt cannot be read: No such file": ["--prompt_file", "/none.txt"],
+    "prompt and prompt_file are both given": ["--prompt", "A", "--prompt_file", "/none.txt"],
     "do not change its sizes": ["--model.net.width", "32"],
 }
 
@@ -381,6 +451,25 @@ PREDICT_MISTAKES = {
 @pytest.mark.parametrize("said", PREDICT_MISTAKES)
 def test_a_mistake_in_predict_is_one_line(said: str, checkpoint: Path, refusal: Refusal) -> None:
     assert said in refusal("predict", "--ckpt_path", checkpoint, *PREDICT_MISTAKES[said])
+
+
+PROMPT_FILES = {
+    "it is not UTF-8 text": b"BEATA:\n\xff\n",
+    "is empty": b"",
+    "prompts.txt: character '8' at position 1": b"BEATA:\n\nB8\n",
+}
+
+
+@pytest.mark.parametrize("said", PROMPT_FILES)
+def test_a_bad_file_of_prompts_is_one_line(
+    said: str, checkpoint: Path, tmp_path: Path, refusal: Refusal
+) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(PROMPT_FILES[said])
+    line = refusal("predict", "--ckpt_path", checkpoint, "--prompt_file", path)
+    assert said in line
+    if "character" in said:
+        assert "line 3 of" in line
 
 
 CORPORA = {

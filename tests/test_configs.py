@@ -5,12 +5,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from laws import CONFIGS, assert_causal, parse, random_ids, readings, settings, small, stirred
+from laws import (
+    CONFIGS,
+    assert_causal,
+    in_pieces,
+    parse,
+    random_ids,
+    readings,
+    settings,
+    small,
+    stirred,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
 from lit_gpt_scratch.module import LitCharLM
 from lit_gpt_scratch.optim import AdamW, parameter_groups
+from lit_gpt_scratch.sampling import takes_cache
 
 
 @pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
@@ -57,14 +68,20 @@ def test_a_text_of_any_length_up_to_the_context_has_logits(model: LitCharLM) -> 
 
 
 def test_every_parameter_gets_a_finite_gradient(config: Path, model: LitCharLM) -> None:
-    """In the precision that the config asks for."""
+    """In the precision that the config asks for, while training.
+
+    From the first step on; and none is zero once the weights are not, whose start may be.
+    """
     precision = str(settings(config).trainer.precision)
-    with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in precision):
-        loss = loss_of(model, random_batch(model))
-    loss.backward()
-    for name, parameter in model.net.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
+    for net in (model.net, stirred(model.net)):
+        model.net = net.train()
+        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in precision):
+            loss = loss_of(model, random_batch(model))
+        loss.backward()
+        for name, parameter in net.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+    for name, parameter in net.named_parameters():
         assert parameter.grad.any(), name
 
 
@@ -112,6 +129,23 @@ def test_its_own_optimizer_and_schedule_lower_the_loss(model: LitCharLM) -> None
 
 
 @torch.no_grad()
+def test_logits_with_a_cache_equal_those_without(model: LitCharLM) -> None:
+    """To 1e-5 in fp32, whatever the pieces that a text comes in."""
+    net, length = stirred(model.net), model.context
+    if not takes_cache(net):
+        pytest.skip("its network takes no cache")
+    ids = random_ids(len(model.tokenizer), 3, length)
+    whole = net(ids)
+    for sizes in ([length], [1] * length, [length - 1, 1], [2, length - 5, 1, 2]):
+        torch.testing.assert_close(in_pieces(net, ids, sizes), whole, atol=1e-5, rtol=0)
+
+
+def test_some_config_takes_a_cache() -> None:
+    """So that the law above is not skipped by all."""
+    assert any(takes_cache(small(path).net) for path in CONFIGS)
+
+
+@torch.no_grad()
 def test_evaluation_is_deterministic(model: LitCharLM) -> None:
     """Whatever the dropout, and whatever was drawn before."""
     ids = random_ids(len(model.tokenizer), 3, model.context)
@@ -132,10 +166,14 @@ def test_attention_weights_are_shares_of_the_past(model: LitCharLM) -> None:
 
 
 def test_one_step_at_full_size(config: Path) -> None:
-    """Each file is ready to run as it is: shapes, gradients, optimizer."""
+    """Each file is ready to run as it is: shapes, gradients, optimizer.
+
+    A step moves every parameter, once none is zero.
+    """
     model = parse("--config", str(config)).model
     ids = random_ids(len(model.tokenizer), 1, model.context + 1)
     assert model(ids[:, :-1]).shape == (1, model.context, len(model.tokenizer))
+    model.net = stirred(model.net).train()
     before = [p.clone() for p in model.net.parameters()]
     optimizer = model.make_optimizer(params=parameter_groups(model.net))
     loss_of(model, ids).backward()

@@ -63,7 +63,7 @@ def open_text(tmp_path_factory: pytest.TempPathFactory) -> Opener:
         text = text_of(text) if isinstance(text, int) else text
         path = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.txt"
         path.write_text(text, encoding="utf-8", newline="")
-        module = CharDataModule(str(path), **options)
+        module = CharDataModule(str(path), **{"context": 64} | options)
         module.open()
         return module
 

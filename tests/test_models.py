@@ -5,7 +5,9 @@ from functools import partial
 
 import pytest
 import torch
-from laws import random_ids, stirred
+from hypothesis import given
+from hypothesis import strategies as st
+from laws import in_pieces, random_ids, stirred
 from torch import nn
 
 from lit_gpt_scratch.attention import FusedAttention, MeanAttention, MultiHeadAttention
@@ -56,7 +58,7 @@ def test_a_gpt_is_embedding_blocks_and_unembedding_in_a_row() -> None:
     """Against PyTorch's layers, so that a logit lens may stop after any block."""
     net = stirred(GPT(11, 7, layers=3, width=WIDTH))
     ids = random_ids(11, 2, 7)
-    characters, positions = net.embed[0].character.weight, net.embed[0].position.weight
+    characters, positions = net.embed.character.weight, net.embed.position.weight
     x = characters[ids] + positions
     mask = nn.Transformer.generate_square_subsequent_mask(7)
     for block in net.blocks:
@@ -64,6 +66,27 @@ def test_a_gpt_is_embedding_blocks_and_unembedding_in_a_row() -> None:
     norm, matrix = net.unembed[0].weight, net.unembed[1].weight
     logits = nn.functional.layer_norm(x, (WIDTH,), norm) @ matrix.T
     torch.testing.assert_close(net(ids), logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", [MultiHeadAttention, FusedAttention])
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=6))
+def test_a_text_read_in_pieces_has_the_logits_of_the_whole(
+    attention: type[MultiHeadAttention], sizes: list[int]
+) -> None:
+    """With a cache, which the network itself moves on; what has positions knows where it is."""
+    net = stirred(GPT(11, 24, layers=2, width=WIDTH, attention=attention))
+    ids = random_ids(11, 2, sum(sizes))
+    torch.testing.assert_close(in_pieces(net, ids, sizes), net(ids), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_an_embedding_is_the_sum_of_a_character_and_of_a_position() -> None:
+    embed = stirred(Embedding(11, 7, WIDTH))
+    ids = random_ids(11, 2, 3)
+    rows = [embed.character.weight[ids[:, t]] + embed.position.weight[4 + t] for t in range(3)]
+    assert torch.equal(embed(ids, 4), torch.stack(rows, dim=1))
+    assert not torch.equal(embed(ids), embed(ids, 4))
 
 
 @torch.no_grad()

@@ -11,7 +11,9 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from laws import random_ids
+from hypothesis import given
+from hypothesis import strategies as st
+from laws import random_ids, stirred
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -213,6 +215,21 @@ def test_a_fit_validates_what_it_has_trained() -> None:
     assert everything <= set(trainer.callback_metrics)
 
 
+# Texts
+
+LETTERS = st.text("\nab", min_size=1, max_size=9)
+STOPS = st.text("\nab", max_size=3)
+SHORT = SamplingSettings(max_new_tokens=20, seed=3)
+
+
+@pytest.fixture(scope="module")
+def writer() -> LitCharLM:
+    """A model of an alphabet so small that any stop is soon drawn."""
+    model = LitCharLM(partial(GPT, layers=1, width=16), alphabet="\nab", context=6)
+    model.net = stirred(model.net)
+    return model
+
+
 def test_predictions_are_the_generated_texts_without_dropout() -> None:
     data = data_module()
     model = make_model(data, dropout=0.5)
@@ -223,6 +240,71 @@ def test_predictions_are_the_generated_texts_without_dropout() -> None:
     assert all(text.startswith("Kings ") for text in texts)
     assert len(set(texts)) == 3
     assert texts[:1] == model.generate(prompt[None], model.sampling, [4])
+
+
+def uncut(model: LitCharLM, prompt: str, index: int = 0) -> str:
+    """A text without a stop, made alone."""
+    return model.generate(model.tokenizer.encode(prompt)[None], SHORT, [index])[0]
+
+
+def cut(text: str, prompt: str, stop: str) -> str:
+    """A text up to the first stop in what was added to the prompt."""
+    new = text.removeprefix(prompt)
+    return prompt + (new.split(stop)[0] if stop else new)
+
+
+@given(LETTERS, STOPS, st.lists(st.integers(0, 99), min_size=1, max_size=4, unique=True))
+def test_each_text_ends_before_the_stop_that_it_draws(
+    writer: LitCharLM, prompt: str, stop: str, indices: list[int]
+) -> None:
+    """Where it would end alone, whatever the others do; one that draws none goes on."""
+    ids = writer.tokenizer.encode(prompt).expand(len(indices), -1)
+    texts = writer.generate(ids, SHORT, indices, stop)
+    assert texts == [cut(uncut(writer, prompt, index), prompt, stop) for index in indices]
+
+
+def test_a_stop_counts_in_new_text_alone(writer: LitCharLM) -> None:
+    """Not in the prompt, nor across its end."""
+    prompt = writer.tokenizer.encode("ab\nab")[None]
+    whole = uncut(writer, "ab\nab")
+    for stop in ("ab\n", whole[4:6]):
+        assert stop in whole[:6]
+        assert writer.generate(prompt, SHORT, stop=stop) == [cut(whole, "ab\nab", stop)]
+
+
+@given(LETTERS, STOPS, st.lists(st.integers(0, 99), min_size=1, max_size=3, unique=True))
+def test_a_watcher_sees_the_first_text_as_it_is_made(
+    writer: LitCharLM, prompt: str, stop: str, indices: list[int]
+) -> None:
+    """Never what a stop cuts off; of the rest at most as much as a stop is long is held back."""
+    seen: list[tuple[int, str]] = []
+    ids = writer.tokenizer.encode(prompt).expand(len(indices), -1)
+    text = writer.generate(ids, SHORT, indices, stop, lambda *piece: seen.append(piece))[0]
+    assert {index for index, _ in seen} == {indices[0]}
+    pieces = [piece for _, piece in seen]
+    assert pieces[0] == prompt
+    assert all(len(piece) == 1 for piece in pieces[1:])
+    assert text.startswith("".join(pieces))
+    assert len(text) - len("".join(pieces)) <= len(stop)
+
+
+def test_a_watcher_sees_each_character_before_the_next_is_drawn(writer: LitCharLM) -> None:
+    seen, lengths = [], []
+    hook = writer.net.register_forward_pre_hook(lambda *_: lengths.append(len("".join(seen))))
+    prompt = writer.tokenizer.encode("ab")[None]
+    (text,) = writer.generate(prompt, SHORT, watch=lambda _, piece: seen.append(piece))
+    hook.remove()
+    assert lengths == list(range(2, 22))
+    assert "".join(seen) == text
+
+
+def test_predictions_stop_and_are_watched_as_the_model_was_told(writer: LitCharLM) -> None:
+    model, seen = copy.deepcopy(writer), []
+    model.sampling, model.stop, model.watch = SHORT, "a", lambda *piece: seen.append(piece)
+    prompts = Prompts(model.tokenizer.encode("ab").expand(2, -1), [5, 1])
+    texts = model.predict_step(prompts, 0)
+    assert texts == [cut(uncut(writer, "ab", index), "ab", "a") for index in (5, 1)]
+    assert seen[0] == (5, "ab")
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -1,0 +1,215 @@
+"""ModernGPT: what papers since GPT-2 have changed, beside the classic one.
+
+What is here earned its place in `make ablation`, whose table in the README has the losers too.
+
+Shapes: B batch, T time, C channels (the width), H heads, D head size (D = C / H), V alphabet size.
+"""
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from lit_gpt_scratch.attention import AttentionFactory, FusedAttention, KVCache
+from lit_gpt_scratch.errors import InputError, require_dropout, require_positive
+
+
+class _RMSNorm(torch.autograd.Function):
+    """PyTorch's own takes a dozen kernels on a CPU, forward and backward; this one takes seven."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = math.sqrt(x.size(-1)) / length.clamp_(min=1e-6)
+        y = torch.mul(x, scale).to(dtype)
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        y, scale = ctx.saved_tensors
+        # Along x itself there is nothing to gain: that would change its length, and no more.
+        along = (grad * y).mean(-1, keepdim=True)
+        return torch.addcmul(grad, y, along, value=-1) * scale, None
+
+
+def rms_norm(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Vectors (..., C) at a root mean square of 1, without a gain (Zhang and Sennrich 2019).
+
+    In the type asked for; by default that of autocast, which what reads them would ask for next.
+    """
+    if dtype is None:
+        device = x.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+    return _RMSNorm.apply(x, dtype)  # type: ignore[no-untyped-call]
+
+
+@lru_cache
+@torch.inference_mode(False)  # so that training may use what a validation has made
+def rotations(positions: int, size: int, device: torch.device) -> Tensor:
+    """Unit complex numbers (positions, 1, size / 2) whose angles grow with the position."""
+    frequencies = 10_000.0 ** -(torch.arange(0, size, 2, device=device) / size)
+    angles = torch.outer(torch.arange(positions, device=device), frequencies)
+    return torch.polar(torch.ones_like(angles), angles)[:, None]
+
+
+def rotate(x: Tensor, start: int) -> Tensor:
+    """Turn x (B, T, H, D), whose first stands at `start`, pair by pair of channels by its position.
+
+    The dot product of two vectors then depends on their distance alone (RoPE: Su et al. 2021).
+    """
+    end = start + x.size(1)
+    table = rotations(1 << (end - 1).bit_length(), x.size(-1), x.device)[start:end]
+    pairs = torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * table).flatten(-2)
+
+
+class RotaryAttention(FusedAttention):
+    """Fused attention with rotary positions, and queries and keys of one length (QK-norm).
+
+    With the lengths fixed, scores cannot grow until the softmax is a hard choice (Henry et al.
+    2020).
+    """
+
+    def __init__(self, width: int, heads: int = 2, dropout: float = 0.0) -> None:
+        super().__init__(width, heads, dropout)
+        if width // heads % 2:
+            raise InputError(
+                f"width is {width} and heads is {heads}: a head must have an even size, since "
+                "channels are turned in pairs."
+            )
+
+    def split(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        qkv = self.qkv(x).unflatten(-1, (3 * self.heads, -1))
+        qk, v = qkv.tensor_split([2 * self.heads], dim=2)
+        exact = torch.promote_types(qk.dtype, torch.float32)  # angles are lost on half precision
+        qk = rotate(rms_norm(qk.to(exact), exact), start).to(v.dtype)
+        q, k = qk.chunk(2, dim=2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+class TokenShift(nn.Module):
+    """Half of the channels come from the position before: x (B, T, C) to (B, T, C).
+
+    Every layer then sees pairs of neighbours before it looks any further, for the price of a copy
+    (RWKV's token shift: Peng et al. 2023).
+    """
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        ours, own = x.tensor_split(2, dim=-1)
+        so_far = ours if cache is None else cache.extend(self, ours)[0]
+        if so_far.size(1) > x.size(1):
+            before = so_far[:, -x.size(1) - 1 : -1]
+        else:
+            before = F.pad(ours, (0, 0, 1, -1))
+        return torch.cat((before, own), dim=-1)
+
+
+class SquaredReLU(nn.Module):
+    """Two layers applied to each position alone, with relu(x) squared between (So et al. 2021)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width, 4 * width, bias=False)
+        self.output = nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.hidden(x).relu()
+        return self.output(x * x)
+
+
+class ModernBlock(nn.Module):
+    """Attention and a feed-forward, each reading the normed and shifted residual stream."""
+
+    def __init__(self, width: int, attention: AttentionFactory, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.attention_shift, self.feed_forward_shift = TokenShift(), TokenShift()
+        self.attention = attention(width=width)
+        self.feed_forward = SquaredReLU(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, *cache: KVCache) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_shift(rms_norm(x), *cache), *cache))
+        return x + self.dropout(self.feed_forward(self.feed_forward_shift(rms_norm(x), *cache)))
+
+
+class NormedEmbedding(nn.Module):
+    """What a character is, at a root mean square of 1: ids (B, T) to (B, T, C)."""
+
+    def __init__(self, alphabet_size: int, width: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.character = nn.Embedding(alphabet_size, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.character(ids)
+        return self.dropout(rms_norm(x, x.dtype))  # the residual stream is never rounded
+
+
+class NormedUnembedding(nn.Module):
+    """Logits (B, T, V) of the residual stream (B, T, C)."""
+
+    def __init__(self, width: int, alphabet_size: int) -> None:
+        super().__init__()
+        self.character = nn.Linear(width, alphabet_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.character(rms_norm(x))
+
+
+class ModernGPT(nn.Module):
+    """A GPT with rotary positions, RMSNorm, QK-norm, squared ReLU and token shift.
+
+    Matrices start with a deviation of half of one over the root of their fan-in, but those that
+    write into the residual stream, and the unembedding, at zero: the first gradients reach all
+    blocks as if there were one (Zhang et al. 2019). These pieces, with Muon to train them, are
+    from Jordan et al. 2024, https://github.com/KellerJordan/modded-nanogpt.
+
+    Args:
+        alphabet_size: Number of characters.
+        context: Longest input; nothing in the network has that size.
+        layers: Number of blocks.
+        width: Channels of the residual stream.
+        dropout: Probability of dropping a channel of what is added to the stream, while training.
+        attention: What a position reads from the past; it has its own `heads` and `dropout`.
+
+    Raises:
+        InputError: A size under 1, a dropout outside [0, 1), or heads that do not divide the width.
+    """
+
+    def __init__(
+        self,
+        alphabet_size: int,
+        context: int,
+        layers: int = 4,
+        width: int = 128,
+        dropout: float = 0.0,
+        attention: AttentionFactory = RotaryAttention,
+    ) -> None:
+        super().__init__()
+        require_positive(context=context, layers=layers, width=width)
+        require_dropout(dropout)
+        self.embed = NormedEmbedding(alphabet_size, width, dropout)
+        self.blocks = nn.ModuleList(ModernBlock(width, attention, dropout) for _ in range(layers))
+        self.unembed = NormedUnembedding(width, alphabet_size)
+        for name, weight in self.blocks.named_parameters():
+            if weight.dim() >= 2:
+                writes = name.endswith("output.weight")
+                nn.init.normal_(weight, std=0.0 if writes else 0.5 / math.sqrt(weight.size(1)))
+        nn.init.zeros_(self.unembed.character.weight)
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits (B, T, V) of ids (B, T), which follow on those that a cache holds."""
+        x = self.embed(ids)
+        caches = [cache] if cache else []  # an attention need not know of caches
+        for block in self.blocks:
+            x = block(x, *caches)
+        if cache:
+            cache.length += ids.size(1)
+        return self.unembed(x)
