@@ -1,9 +1,10 @@
 # Each target is listed by `make help` from the comment behind it.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-core ladder readme lint format clean
+.PHONY: help setup train test test-core ladder ablation bench lint format clean
 
 CONFIG ?= gpt_cpu
 ARGS ?=
+NANOGPT ?=
 # The first Python that this package runs on.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
@@ -30,11 +31,14 @@ test: $(READY)  ## Run the whole test suite
 test-core: $(READY)  ## Run the tests that take no long process, in about two minutes
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
-ladder: $(READY)  ## Train every rung and print the table with samples (also runs/ladder.md)
-	$(BIN)/python -m lit_gpt_scratch.ladder $(ARGS)
+ladder: $(READY)  ## Train every rung; table and samples go to runs/ladder.md (ARGS=--readme: README.md too)
+	$(BIN)/python tests/benchmarks/ladder.py $(ARGS)
 
-readme: $(READY)  ## As ladder, and put its table into README.md
-	$(BIN)/python -m lit_gpt_scratch.ladder --readme README.md $(ARGS)
+ablation: $(READY)  ## Take the default apart, piece by piece; runs/ablation.md
+	$(BIN)/python tests/benchmarks/ablation.py $(ARGS)
+
+bench: $(READY)  ## Measure speed, beside a checkout of nanoGPT in NANOGPT; runs/bench.md
+	$(BIN)/python tests/benchmarks/bench.py $(if $(NANOGPT),--nanogpt $(NANOGPT)) $(ARGS)
 
 lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .

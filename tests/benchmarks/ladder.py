@@ -1,32 +1,24 @@
-"""All rungs, trained and compared: `python -m lit_gpt_scratch.ladder`, or `make ladder`.
+"""All rungs, trained and compared: `make ladder`.
 
 Prints the README's table with a sample of each rung, and writes both to runs/ladder.md. The small
 rungs run side by side, one thread each, for three seeds; the larger ones alone, on all cores.
 """
 
 import argparse
-import contextlib
-import io
 import os
-import platform
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
+from common import SEEDS, fit, machine, markdown, mean_and_range, publish
 from tqdm import tqdm
 
-from lit_gpt_scratch.cli import main as run_cli
-from lit_gpt_scratch.corpus import written_whole
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.models import count_parameters
-from lit_gpt_scratch.runs import best_checkpoint
-from lit_gpt_scratch.sampling import SamplingSettings
+from lit_gpt_scratch.runs import best_checkpoint, sample_text
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-SEEDS = (1337, 1338, 1339)
 # Train and validation loss of the reference, "GPT from Scratch", as printed at iteration 4,800.
 REFERENCE = {
     "bigram": "2.5403 / 2.5804",
@@ -34,11 +26,11 @@ REFERENCE = {
     "single_head": "2.3643 / 2.4116",
     "multi_head": "2.2181 / 2.2773",
     "transformer": "2.0859 / 2.1728",
-    "gpt_cpu": "at most 1.85 validation",
+    "gpt_cpu_classic": "at most 1.85 validation",
+    "gpt_cpu": "1.0583 / 1.6357 (as gpt)",
     "gpt": "1.0583 / 1.6357",
 }
-LARGE = ("gpt_cpu", "gpt")
-BEGIN, END = "<!-- ladder: begin (make ladder) -->", "<!-- ladder: end -->"
+LARGE = ("gpt_cpu_classic", "gpt_cpu", "gpt")
 
 
 @dataclass(frozen=True)
@@ -60,26 +52,17 @@ def run(config: str, seed: int, corpus: str) -> Result:
     Raises:
         InputError: `fit` refused.
     """
-    arguments = ["fit", "--config", str(CONFIGS / f"{config}.yaml"), "--wandb.mode", "disabled"]
-    arguments += ["--seed_everything", str(seed), "--data.corpus", corpus]
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            cli = run_cli(arguments)
-    except SystemExit as error:
-        raise InputError(said.getvalue().strip().splitlines()[-1]) from error
+    flags = ["--wandb.mode", "disabled", "--data.corpus", corpus]
+    cli = fit(config, "--seed_everything", str(seed), *flags)
     metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
-    best = best_checkpoint(cli.trainer)
-    sampling = SamplingSettings(max_new_tokens=300, temperature=0.8, seed=SEEDS[0])
-    prompt = cli.model.tokenizer.encode(cli.model.default_prompt)[None].to(cli.model.device)
     return Result(
         config=config,
         parameters=count_parameters(cli.model.net),
         train=metrics["val/loss"] - metrics["val/gap"],
         last=metrics["val/loss"],
-        best=float(best.best_model_score),  # type: ignore[arg-type]
+        best=float(best_checkpoint(cli.trainer).best_model_score),  # type: ignore[arg-type]
         seconds=metrics["train_seconds"],
-        sample=cli.model.generate(prompt, sampling)[0].strip(),
+        sample=sample_text(cli.model, SEEDS[0]),
     )
 
 
@@ -93,25 +76,18 @@ def run_all(corpus: str) -> Iterator[Result]:
         jobs = [pool.submit(run, config, seed, corpus) for config, seed in small]
         for job in jobs:
             yield job.result()
-    yield run("gpt_cpu", SEEDS[0], corpus)
-    if torch.cuda.is_available():
-        yield run("gpt", SEEDS[0], corpus)
+    for config in LARGE:
+        if config != "gpt" or torch.cuda.is_available():
+            yield run(config, SEEDS[0], corpus)
 
 
-def mean_and_range(values: Sequence[float]) -> str:
-    """`mean (least to most)`, or the one value."""
-    mean = sum(values) / len(values)
-    spread = f" ({min(values):.4f} to {max(values):.4f})" if len(values) > 1 else ""
-    return f"{mean:.4f}{spread}"
-
-
-def row(config: str, results: Sequence[Result]) -> str:
+def row(config: str, results: Sequence[Result]) -> list[str]:
     """The table's line of one rung."""
     name = f"[`{config}`](configs/{config}.yaml)"
     if not results:
-        return f"| {name} | {REFERENCE[config]} | needs a GPU: not run here | | | | |"
+        return [name, REFERENCE[config], "needs a GPU: not run here", "", "", "", ""]
     first = results[0]
-    columns = [
+    return [
         name,
         REFERENCE[config],
         mean_and_range([r.train for r in results]),
@@ -120,21 +96,19 @@ def row(config: str, results: Sequence[Result]) -> str:
         f"{first.parameters:,}",
         f"{max(r.seconds for r in results):.0f} s",
     ]
-    return f"| {' | '.join(columns)} |"
 
 
 def report(results: Sequence[Result]) -> str:
     """The table and the samples, in Markdown."""
     by_config = {c: [r for r in results if r.config == c] for c in REFERENCE}
+    header = ["config", "reference: train / validation", "train, last step"]
+    header += ["validation, last step", "validation, best checkpoint", "parameters"]
     lines = [
-        "| config | reference: train / validation | train, last step | validation, last step "
-        "| validation, best checkpoint | parameters | training time |",
-        "|---|---|---|---|---|---|---|",
-        *(row(config, found) for config, found in by_config.items()),
+        markdown([*header, "training time"], [row(c, found) for c, found in by_config.items()]),
         "",
         f"Nats per character, exact over the whole validation split; mean and range of the seeds "
-        f"{', '.join(map(str, SEEDS))}, where a range is given, else seed {SEEDS[0]}. "
-        f"{machine()}",
+        f"{', '.join(map(str, SEEDS))}, where a range is given, else seed {SEEDS[0]}. {machine()}; "
+        "small rungs one thread each; times the slowest seed's, without validation.",
         "",
     ]
     for config, found in by_config.items():
@@ -144,40 +118,18 @@ def report(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def machine() -> str:
-    """What the figures were measured on."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return (
-        f"{os.cpu_count()} cores of {platform.machine()}, {device}, PyTorch {torch.__version__}: "
-        "small rungs one thread each, times the slowest seed's, without validation."
-    )
-
-
-def put_into(readme: Path, text: str) -> None:
-    """Replace what stands between the two markers of a file."""
-    old = readme.read_text(encoding="utf-8")
-    before, after = old.split(BEGIN)[0], old.split(END)[1]
-    with written_whole(readme) as file:
-        file.write(f"{before}{BEGIN}\n{text}\n{END}{after}".encode())
-
-
 def main(args: Sequence[str] | None = None) -> None:
     """Run the ladder from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m lit_gpt_scratch.ladder", description=__doc__)
+    parser = argparse.ArgumentParser(prog="make ladder", description=__doc__)
     parser.add_argument("--corpus", default="tiny-shakespeare", help="as --data.corpus")
-    parser.add_argument("--readme", type=Path, help="put the table between this file's markers")
+    parser.add_argument("--readme", action="store_true", help="put the table into README.md too")
     options = parser.parse_args(args)
-    total = len(SEEDS) * (len(REFERENCE) - len(LARGE)) + 1 + torch.cuda.is_available()
+    total = len(SEEDS) * (len(REFERENCE) - len(LARGE)) + 2 + torch.cuda.is_available()
     try:
         results = list(tqdm(run_all(options.corpus), total=total, desc="ladder", unit="run"))
     except InputError as error:
         parser.exit(2, f"{error}\n")
-    text = report(results)
-    with written_whole(Path("runs/ladder.md")) as file:
-        file.write(text.encode())
-    print(text)
-    if options.readme:
-        put_into(options.readme, text)
+    publish("ladder", report(results), options.readme)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,340 @@
+"""How fast it is, beside nanoGPT where a checkout of it is named: `make bench NANOGPT=PATH`.
+
+Sides of a comparison alternate, for at least three rounds; medians and ranges are quoted. Tables go
+to runs/bench.md and the figures to runs/bench.json; parts that are not run again keep theirs.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from common import (
+    QUICK,
+    ROOT,
+    Figures,
+    fit,
+    logged,
+    machine,
+    markdown,
+    median_and_range,
+    publish,
+    raw_loop,
+    rounds,
+    seconds,
+    under_trainer,
+)
+from nanogpt import NanoGPT
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from lit_gpt_scratch.attention import FusedAttention
+from lit_gpt_scratch.cache import load_tokens
+from lit_gpt_scratch.corpus import open_corpus, written_whole
+from lit_gpt_scratch.machine import fastest_precision, keep_freed_memory
+from lit_gpt_scratch.models import GPT
+from lit_gpt_scratch.optim import parameter_groups
+from lit_gpt_scratch.sampling import SamplingSettings, generate
+from lit_gpt_scratch.tokenizer import CharTokenizer
+
+SHAPE = {"context": 256, "layers": 4, "heads": 4, "width": 128}  # of generation
+NANOGPT_CPU = ["--data.context=64", "--data.batch_size=12", "--model.net.attention.heads=4"]
+THRESHOLDS = (1.886, 1.70, 1.6357)
+PROGRAM = [sys.executable, "-m", "lit_gpt_scratch"]
+
+
+def nanogpt_step(peer: NanoGPT, steps: int) -> float:
+    """Median ms of a step of nanoGPT's train.py."""
+    return 1000 * median(peer.train(steps)[10:])
+
+
+def step(peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
+    """One step at nanoGPT's shape for CPUs: 4 layers, width 128, context 64, batch 12, AdamW."""
+    fp32, steps = "--trainer.precision=32-true", 200
+    config, bf16 = "gpt_cpu_classic", f"--trainer.precision={fastest_precision()}"
+    sides: dict[str, Callable[[], float]] = {
+        "our raw loop, fp32": partial(raw_loop, config, steps, *NANOGPT_CPU, fp32),
+        "ours under the Trainer, fp32": partial(under_trainer, config, steps, *NANOGPT_CPU, fp32),
+        "ours under the Trainer, default": partial(
+            under_trainer, config, steps, *NANOGPT_CPU, bf16
+        ),
+    }
+    if peer:
+        sides = {"nanoGPT's raw loop": partial(nanogpt_step, peer, steps), **sides}
+    found = rounds(count, sides)
+    base = median(found["nanoGPT's raw loop" if peer else "our raw loop, fp32"])
+    table = [
+        [name, median_and_range(ms), f"{12 * 64000 / median(ms):,.0f}", f"{median(ms) / base:.2f}"]
+        for name, ms in found.items()
+    ]
+    return found, markdown(["step", "ms", "characters/s", "ratio"], table)
+
+
+def overhead(_peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
+    """What Lightning's Trainer adds to a step of a plain loop."""
+    found: Figures = {}
+    table = []
+    for config, steps in (("bigram", 1000), ("gpt_cpu", 150)):
+        sides = rounds(
+            count,
+            {
+                f"{config}, raw loop": partial(raw_loop, config, steps),
+                f"{config}, Trainer": partial(under_trainer, config, steps),
+            },
+        )
+        raw, ours = (median(ms) for ms in sides.values())
+        cells = [median_and_range(ms, 2) for ms in sides.values()]
+        table.append([config, *cells, f"{ours - raw:.2f} ms ({100 * (ours / raw - 1):.1f} %)"])
+        found |= sides
+    return found, markdown(["config", "raw loop, ms", "under the Trainer, ms", "overhead"], table)
+
+
+# Time to a loss
+
+
+def time_to_loss(peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
+    """Seconds of training, without validation, until the exact validation loss is at most that."""
+    found: Figures = {}
+    for number in tqdm(range(count), desc="time to loss", leave=False):
+        seed = f"--seed_everything={1337 + number}"
+        if peer:
+            found.setdefault("nanoGPT's CPU recipe: seconds", []).append(sum(peer.train(2000)))
+            found.setdefault("nanoGPT's CPU recipe: loss", []).append(peer.exact_validation())
+        for config in ("gpt_cpu_short", "gpt_cpu"):
+            cli = fit(config, seed, "--wandb.mode=disabled", "--trainer.val_check_interval=25")
+            curve = logged(cli, "val/loss")
+            for threshold in THRESHOLDS:
+                first = next((at for at, loss in curve if loss <= threshold), math.nan)
+                found.setdefault(f"{config}: seconds to {threshold}", []).append(first)
+            found.setdefault(f"{config}: seconds", []).append(curve[-1][0])
+            found.setdefault(f"{config}: loss", []).append(curve[-1][1])
+    header = ["recipe", *(f"s to {t}" for t in THRESHOLDS), "s in all", "loss at the last step"]
+    table = []
+    for name in dict.fromkeys(key.split(":")[0] for key in found):
+        times = [found.get(f"{name}: seconds to {t}") for t in THRESHOLDS]
+        cells = ["" if t is None or math.isnan(sum(t)) else median_and_range(t) for t in times]
+        ends = median_and_range(found[f"{name}: seconds"])
+        table.append([name, *cells, ends, median_and_range(found[f"{name}: loss"], 4)])
+    return found, markdown(header, table)
+
+
+# Generation
+
+
+def generation(peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
+    """From one character to a full context of 256: 4 layers, width 128, 4 heads, fp32."""
+    attention = partial(FusedAttention, heads=SHAPE["heads"])
+    sizes = {"layers": SHAPE["layers"], "width": SHAPE["width"]}
+    ours = GPT(65, SHAPE["context"], attention=attention, **sizes).eval()
+    settings = SamplingSettings(max_new_tokens=SHAPE["context"] - 1)
+    found: Figures = {}
+    table = []
+    for batch in (1, 64):
+        prompt = torch.zeros(batch, 1, dtype=torch.long)
+        work: dict[str, Callable[[], object]] = {
+            "ours": partial(generate, ours, prompt, SHAPE["context"], settings),
+            "ours without a cache": partial(
+                generate, ours, prompt, SHAPE["context"], settings, cached=False
+            ),
+        }
+        if peer:
+            theirs = peer.net(**SHAPE)
+            work = {"nanoGPT": partial(theirs.generate, prompt, SHAPE["context"] - 1), **work}
+        chars = batch * (SHAPE["context"] - 1)
+        took = rounds(count, {name: partial(seconds, do) for name, do in work.items()})
+        speeds = {name: [chars / s for s in found] for name, found in took.items()}
+        base = median(speeds[next(iter(work))])
+        table += [
+            [str(batch), name, median_and_range(v, 0), f"{median(v) / base:.1f}"]
+            for name, v in speeds.items()
+        ]
+        found |= {f"batch {batch}: {name}": v for name, v in speeds.items()}
+    return found, markdown(["batch", "", "characters/s", "ratio"], table)
+
+
+# Arithmetic
+
+
+def peak(dtype: torch.dtype) -> float:
+    """GFLOP/s of a product of two matrices of 2048 x 2048, the best of ten."""
+    a, b = (torch.randn(2048, 2048, dtype=dtype) for _ in range(2))
+    a @ b
+    return 2 * 2048**3 / min(seconds(partial(torch.mm, a, b)) for _ in range(10)) / 1e9
+
+
+def arithmetic(_peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
+    """Floating-point operations of a step of gpt_cpu, counted, against this machine's peaks."""
+    cli = fit("gpt_cpu", *QUICK, "--trainer.max_steps=1")
+    model, data = cli.model.train(), cli.datamodule
+    batch = data.gather(data.train_windows(0))
+    optimizer = model.make_optimizer(params=parameter_groups(model.net))
+    with FlopCounterMode(display=False) as network:
+        logits = model.net(batch.inputs)
+        F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten()).backward()
+    with FlopCounterMode(display=False) as update:
+        optimizer.step()
+    found = rounds(
+        count,
+        {
+            "ms of a step": partial(raw_loop, "gpt_cpu", 100),
+            "fp32 peak, GFLOP/s": partial(peak, torch.float32),
+            "bf16 peak, GFLOP/s": partial(peak, torch.bfloat16),
+        },
+    )
+    flops = [network.get_total_flops() / 1e9, update.get_total_flops() / 1e9]
+    ms, fp32, bf16 = (median(v) for v in found.values())
+    speed = 1000 * sum(flops) / ms
+    table = [
+        ["forward and backward", f"{flops[0]:.2f} GFLOP"],
+        ["optimizer", f"{flops[1]:.2f} GFLOP"],
+        ["step", f"{median_and_range(found['ms of a step'])} ms: {speed:.0f} GFLOP/s"],
+        ["of the fp32 peak", f"{100 * speed / fp32:.0f} % of {fp32:.0f} GFLOP/s"],
+        ["of the bf16 peak", f"{100 * speed / bf16:.0f} % of {bf16:.0f} GFLOP/s"],
+    ]
+    return found | {"GFLOP": flops}, markdown(["gpt_cpu", ""], table)
+
+
+# Growth
+
+
+AXES = {
+    "batch": ("data.batch_size", (8, 16, 32, 64)),
+    "context": ("data.context", (32, 64, 128, 256, 512)),
+    "width": ("model.net.width", (64, 128, 256, 512)),
+    "layers": ("model.net.layers", (1, 2, 4, 8)),
+}
+
+
+def point(flag: str) -> None:
+    """In a process of its own: ms of a step, and MiB that training adds to the process."""
+    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ms = raw_loop("gpt_cpu", 20, flag)
+    print(json.dumps([ms, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024]))
+
+
+def exponent(sizes: tuple[int, ...], values: list[float]) -> float:
+    """The slope of the straight line through the logarithms."""
+    x, y = (torch.tensor(v, dtype=torch.double).log() for v in (sizes, values))
+    x = x - x.mean()
+    return ((x * y).sum() / x.square().sum()).item()
+
+
+def growth(_peer: NanoGPT | None, _count: int) -> tuple[Figures, str]:
+    """Time and memory of a step of gpt_cpu as one size grows and the others stay."""
+    found: Figures = {}
+    table = []
+    for axis, (flag, sizes) in AXES.items():
+        ms, mib = [], []
+        for size in tqdm(sizes, desc=axis, leave=False):
+            command = [sys.executable, __file__, "--point", f"--{flag}={size}"]
+            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            for values, value in zip((ms, mib), json.loads(said.splitlines()[-1]), strict=True):
+                values.append(value)
+        found |= {f"{axis}: ms": ms, f"{axis}: MiB": mib}
+        for name, values in (("ms", ms), ("MiB", mib)):
+            cells = ", ".join(f"{size}: {v:.0f}" for size, v in zip(sizes, values, strict=True))
+            table.append([axis, name, cells, f"{exponent(sizes, values):.2f}"])
+    return found, markdown(["grows", "", "size: value", "exponent"], table)
+
+
+# Input and start
+
+
+def run(*command: str, cwd: Path | None = None) -> float:
+    """Seconds of a process from its start to its end."""
+    return seconds(lambda: subprocess.run(command, cwd=cwd, capture_output=True, check=True))
+
+
+def start(_peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
+    """Encoding, caching, and the time until something is on the screen."""
+    text = "".join(chr(32 + (7 * i) % 90) for i in range(1 << 20)) * 64
+    tokenizer = CharTokenizer.of(text)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        old = os.environ.get("XDG_CACHE_HOME")
+        stack.callback(lambda: old is None or os.environ.update(XDG_CACHE_HOME=old))
+        path = Path(folder) / "text.txt"
+        names = iter(range(1000))
+
+        def cache() -> float:
+            os.environ["XDG_CACHE_HOME"] = f"{folder}/cache{next(names)}"  # empty each time
+            path.write_text(text)
+            return 64 / seconds(lambda: load_tokens(open_corpus(str(path)), None))
+
+        throughput = rounds(
+            count,
+            {
+                "encode, MB/s": lambda: 64 / seconds(lambda: tokenizer.encode_array(text)),
+                "read, encode and cache, MB/s": cache,
+            },
+        )
+    cli = fit("gpt_cpu", *QUICK, "--trainer.max_steps=1")
+    checkpoint = str(cli.folder / "checkpoints" / "last.ckpt")
+    ask = [*PROGRAM, "predict", "--ckpt_path", checkpoint, "--max_new_tokens", "100"]
+    started = rounds(
+        count,
+        {
+            "import lightning.pytorch, s": partial(
+                run, sys.executable, "-c", "import lightning.pytorch"
+            ),
+            "lit-gpt-scratch --help, s": partial(run, *PROGRAM, "--help"),
+            "predict of 100 characters, s": partial(run, *ask),
+        },
+    )
+    found = throughput | started
+    return found, markdown(["", ""], [[k, median_and_range(v, 2)] for k, v in found.items()])
+
+
+PARTS = {
+    f.__name__: f for f in (step, time_to_loss, generation, overhead, arithmetic, growth, start)
+}
+
+
+def parts(options: argparse.Namespace) -> Iterator[tuple[str, Figures, str]]:
+    """Each part that is asked for, as it finishes."""
+    peer = None
+    if options.nanogpt:
+        peer = NanoGPT(options.nanogpt.resolve(), Path(open_corpus("tiny-shakespeare").path))
+    for name in tqdm(options.only or PARTS, desc="bench", unit="part"):
+        yield name, *PARTS[name](peer, options.rounds)
+
+
+def main() -> None:
+    """Run the benchmarks from the command line."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT, to compare with")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to run (default: all)")
+    parser.add_argument("--rounds", type=int, default=3, help="of each comparison (default: 3)")
+    parser.add_argument("--readme", action="store_true", help="put the tables into README.md too")
+    parser.add_argument("--point", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    keep_freed_memory()
+    if options.point:
+        return point(options.point)
+    kept = ROOT / "runs" / "bench.json"
+    everything: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    for name, figures, table in parts(options):
+        everything[name] = {"figures": figures, "table": table, "machine": machine()}
+        with written_whole(kept) as file:
+            file.write(json.dumps(everything, indent=1).encode())
+    lines = []
+    for name, part in PARTS.items():
+        if name in everything:
+            about = f"{part.__doc__} {everything[name]['machine']}, {options.rounds} rounds."
+            lines += [f"**{name.replace('_', ' ')}**: {about}", "", everything[name]["table"], ""]
+    return publish("bench", "\n".join(lines), options.readme)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""nanoGPT, from a checkout that the user names: its own scripts, run as they are.
+
+https://github.com/karpathy/nanoGPT
+"""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+# The command for a CPU in nanoGPT's README; it evaluates at the first and the last step only.
+RECIPE = [
+    "config/train_shakespeare_char.py", "--device=cpu", "--compile=False", "--log_interval=1",
+    "--eval_iters=1", "--always_save_checkpoint=True", "--block_size=64", "--batch_size=12",
+    "--n_layer=4", "--n_head=4", "--n_embd=128", "--dropout=0.0",
+]  # fmt: skip
+
+
+class NanoGPT:
+    """A checkout.
+
+    Args:
+        folder: Where it is; the text is prepared there, and checkpoints are written there.
+        corpus: The text.
+    """
+
+    def __init__(self, folder: Path, corpus: Path) -> None:
+        self.folder = folder
+        spec: Any = importlib.util.spec_from_file_location("nanogpt", folder / "model.py")
+        self.module = importlib.util.module_from_spec(spec)
+        sys.modules["nanogpt"] = self.module  # its dataclass looks itself up
+        spec.loader.exec_module(self.module)
+        self.data = folder / "data" / "shakespeare_char"
+        if not (self.data / "val.bin").exists():
+            shutil.copy(corpus, self.data / "input.txt")
+            self._run("data/shakespeare_char/prepare.py")
+
+    def _run(self, *args: str) -> str:
+        command = [sys.executable, *args]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} in {self.folder}:\n{done.stderr}")
+        return done.stdout
+
+    def train(self, steps: int) -> list[float]:
+        """Seconds of each of its training steps, without those at which it also evaluates."""
+        limits = [f"--max_iters={steps}", f"--lr_decay_iters={steps}", f"--eval_interval={steps}"]
+        said = self._run("train.py", *RECIPE, *limits)
+        found = re.findall(r"iter (\d+): loss [\d.]+, time ([\d.]+)ms", said)
+        return [float(ms) / 1000 for step, ms in found if int(step) % steps]
+
+    @torch.no_grad()
+    def exact_validation(self) -> float:
+        """The loss of its last checkpoint over the whole validation split, nats per character."""
+        path = self.folder / "out-shakespeare-char" / "ckpt.pt"
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        model = self.module.GPT(self.module.GPTConfig(**checkpoint["model_args"])).eval()
+        model.load_state_dict(checkpoint["model"])
+        ids = torch.from_numpy(np.fromfile(self.data / "val.bin", dtype=np.uint16).astype(np.int64))
+        context = checkpoint["model_args"]["block_size"]
+        total = 0.0
+        for start in range(0, len(ids) - 1, context):
+            x, y = ids[start : start + context], ids[start + 1 : start + 1 + context]
+            logits, _ = model(x[None, : len(y)], y[None])
+            total += F.cross_entropy(logits[0], y, reduction="sum").item()
+        return total / (len(ids) - 1)
+
+    def net(self, context: int, layers: int, heads: int, width: int) -> Any:
+        """A new network, to generate with."""
+        sizes = {"block_size": context, "n_layer": layers, "n_head": heads, "n_embd": width}
+        config = self.module.GPTConfig(vocab_size=65, dropout=0.0, bias=False, **sizes)
+        return self.module.GPT(config).eval()
