@@ -49,10 +49,10 @@ COMMANDS = {
     "predict": "Print texts that a checkpoint writes.",
 }
 TRAINER_DEFAULTS = {
-    "max_steps": 1500,
+    "max_steps": 700,
     "max_epochs": -1,  # one endless epoch, so that only steps count
     "check_val_every_n_epoch": None,
-    "val_check_interval": 250,
+    "val_check_interval": 100,
     "log_every_n_steps": 50,
     "gradient_clip_val": 1.0,
     "num_sanity_val_steps": 0,

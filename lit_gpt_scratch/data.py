@@ -141,7 +141,7 @@ class CharDataModule(pl.LightningDataModule):
     def __init__(
         self,
         corpus: str = "tiny-shakespeare",
-        context: int = 128,
+        context: int = 256,
         batch_size: int = 16,
         val_fraction: float = 0.1,
         test_fraction: float = 0.0,

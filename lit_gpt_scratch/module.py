@@ -52,7 +52,7 @@ class LitCharLM(pl.LightningModule):
         schedule: ScheduleFactory | None = WarmupStableDecay,
         compile: bool = False,
         alphabet: str = "",
-        context: int = 128,
+        context: int = 256,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)  # the whole config is logged instead
@@ -220,14 +220,16 @@ class LitCharLM(pl.LightningModule):
         ids, made = [*prompt.unbind(1)], ""
         if watch:
             watch(indices[0], self.tokenizer.decode(prompt[0].cpu()))
-        for new in stream(self.net, prompt, self.context, settings, indices, stop_ids):
-            ids.append(new)
-            if watch:
-                made += self.tokenizer.decode(new[:1].cpu())
-                if stop and made.endswith(stop):
-                    watch = None
-                elif len(made) > len(stop):  # what may yet become the stop is held back
-                    watch(indices[0], made[-len(stop) - 1])
+        # A compiled network would be compiled anew for each length of the cache.
+        with torch.compiler.set_stance("force_eager"):
+            for new in stream(self.net, prompt, self.context, settings, indices, stop_ids):
+                ids.append(new)
+                if watch:
+                    made += self.tokenizer.decode(new[:1].cpu())
+                    if stop and made.endswith(stop):
+                        watch = None
+                    elif len(made) > len(stop):  # what may yet become the stop is held back
+                        watch(indices[0], made[-len(stop) - 1])
         self.net.train(was_training)
         texts = [self.tokenizer.decode(row) for row in torch.stack(ids, dim=1).cpu()]
         ends = [text.find(stop, prompt.size(1)) if stop else -1 for text in texts]

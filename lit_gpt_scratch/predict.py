@@ -89,13 +89,15 @@ def read_prompts(settings: PredictSettings) -> list[str]:
     if settings.prompt:
         raise InputError("prompt and prompt_file are both given: leave one of them out.")
     try:
-        lines = Path(settings.prompt_file).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        text = Path(settings.prompt_file).expanduser().read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"prompt_file {settings.prompt_file} is not UTF-8 text.") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: the home of a user who is not there
+        reason = getattr(error, "strerror", None) or error
         raise InputError(f"prompt_file {settings.prompt_file} cannot be read: {reason}.") from error
-    if not lines:
+    if not text:
         raise InputError(f"prompt_file {settings.prompt_file} is empty: write a prompt a line.")
-    return lines
+    return text.removesuffix("\n").split("\n")  # splitlines knows eight more ends of a line
 
 
 class TextWriter(BasePredictionWriter):

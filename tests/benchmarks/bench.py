@@ -144,10 +144,7 @@ def generation(peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
     for batch in (1, 64):
         prompt = torch.zeros(batch, 1, dtype=torch.long)
         work: dict[str, Callable[[], object]] = {
-            "ours": partial(generate, ours, prompt, SHAPE["context"], settings),
-            "ours without a cache": partial(
-                generate, ours, prompt, SHAPE["context"], settings, cached=False
-            ),
+            "ours": partial(generate, ours, prompt, SHAPE["context"], settings)
         }
         if peer:
             theirs = peer.net(**SHAPE)
