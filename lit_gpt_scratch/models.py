@@ -43,12 +43,12 @@ class Embedding(nn.Module):
         require_positive(context=context, width=width)
         self.character = nn.Embedding(alphabet_size, width)
         self.position = nn.Embedding(context, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
 
     def forward(self, ids: Tensor, start: int = 0) -> Tensor:
         """Of characters whose first stands at position `start`."""
         positions = self.position.weight[start : start + ids.size(1)]
-        return self.dropout(self.character(ids) + positions)
+        return F.dropout(self.character(ids) + positions, self.dropout, self.training)
 
 
 class Bigram(nn.Module):
@@ -117,11 +117,13 @@ class Block(nn.Module):
         self.attention = attention(width=width)
         self.feed_forward_norm = nn.LayerNorm(width, bias=False)
         self.feed_forward = FeedForward(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
 
     def forward(self, x: Tensor, *cache: KVCache) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), *cache))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        read = self.attention(self.attention_norm(x), *cache)
+        x = x + F.dropout(read, self.dropout, self.training)
+        thought = self.feed_forward(self.feed_forward_norm(x))
+        return x + F.dropout(thought, self.dropout, self.training)
 
 
 class GPT(nn.Module):

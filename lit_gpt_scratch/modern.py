@@ -6,92 +6,13 @@ Shapes: B batch, T time, C channels (the width), H heads, D head size (D = C / H
 """
 
 import math
-from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from lit_gpt_scratch.attention import AttentionFactory, FusedAttention, KVCache
-from lit_gpt_scratch.errors import InputError, require_dropout, require_positive
-
-
-class _RMSNorm(torch.autograd.Function):
-    """PyTorch's own takes a dozen kernels on a CPU, forward and backward; this one takes seven."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = math.sqrt(x.size(-1)) / length.clamp_(min=1e-6)
-        y = torch.mul(x, scale).to(dtype)
-        ctx.save_for_backward(y, scale)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        y, scale = ctx.saved_tensors
-        # Along x itself there is nothing to gain: that would change its length, and no more.
-        along = (grad * y).mean(-1, keepdim=True)
-        return torch.addcmul(grad, y, along, value=-1) * scale, None
-
-
-def rms_norm(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Vectors (..., C) at a root mean square of 1, without a gain (Zhang and Sennrich 2019).
-
-    In the type asked for; by default that of autocast, which what reads them would ask for next.
-    """
-    if dtype is None:
-        device = x.device.type
-        autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
-    return _RMSNorm.apply(x, dtype)  # type: ignore[no-untyped-call]
-
-
-@lru_cache
-@torch.inference_mode(False)  # so that training may use what a validation has made
-def rotations(positions: int, size: int, device: torch.device) -> Tensor:
-    """Unit complex numbers (positions, 1, size / 2) whose angles grow with the position."""
-    frequencies = 10_000.0 ** -(torch.arange(0, size, 2, device=device) / size)
-    angles = torch.outer(torch.arange(positions, device=device), frequencies)
-    return torch.polar(torch.ones_like(angles), angles)[:, None]
-
-
-def rotate(x: Tensor, start: int) -> Tensor:
-    """Turn x (B, T, H, D), whose first stands at `start`, pair by pair of channels by its position.
-
-    The dot product of two vectors then depends on their distance alone (RoPE: Su et al. 2021).
-    """
-    end = start + x.size(1)
-    table = rotations(1 << (end - 1).bit_length(), x.size(-1), x.device)[start:end]
-    pairs = torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * table).flatten(-2)
-
-
-class RotaryAttention(FusedAttention):
-    """Fused attention with rotary positions, and queries and keys of one length (QK-norm).
-
-    With the lengths fixed, scores cannot grow until the softmax is a hard choice (Henry et al.
-    2020).
-    """
-
-    def __init__(self, width: int, heads: int = 2, dropout: float = 0.0) -> None:
-        super().__init__(width, heads, dropout)
-        if width // heads % 2:
-            raise InputError(
-                f"width is {width} and heads is {heads}: a head must have an even size, since "
-                "channels are turned in pairs."
-            )
-
-    def split(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        qkv = self.qkv(x).unflatten(-1, (3 * self.heads, -1))
-        qk, v = qkv.tensor_split([2 * self.heads], dim=2)
-        exact = torch.promote_types(qk.dtype, torch.float32)  # angles are lost on half precision
-        qk = rotate(rms_norm(qk.to(exact), exact), start).to(v.dtype)
-        q, k = qk.chunk(2, dim=2)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+from lit_gpt_scratch.attention import AttentionFactory, KVCache, RotaryAttention, rms_norm
+from lit_gpt_scratch.errors import require_dropout, require_positive
 
 
 class TokenShift(nn.Module):
@@ -132,11 +53,13 @@ class ModernBlock(nn.Module):
         self.attention_shift, self.feed_forward_shift = TokenShift(), TokenShift()
         self.attention = attention(width=width)
         self.feed_forward = SquaredReLU(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
 
     def forward(self, x: Tensor, *cache: KVCache) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_shift(rms_norm(x), *cache), *cache))
-        return x + self.dropout(self.feed_forward(self.feed_forward_shift(rms_norm(x), *cache)))
+        read = self.attention(self.attention_shift(rms_norm(x), *cache), *cache)
+        x = x + F.dropout(read, self.dropout, self.training)
+        thought = self.feed_forward(self.feed_forward_shift(rms_norm(x), *cache))
+        return x + F.dropout(thought, self.dropout, self.training)
 
 
 class NormedEmbedding(nn.Module):
@@ -145,11 +68,12 @@ class NormedEmbedding(nn.Module):
     def __init__(self, alphabet_size: int, width: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.character = nn.Embedding(alphabet_size, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.character(ids)
-        return self.dropout(rms_norm(x, x.dtype))  # the residual stream is never rounded
+        x = rms_norm(x, x.dtype)  # the residual stream is never rounded
+        return F.dropout(x, self.dropout, self.training)
 
 
 class NormedUnembedding(nn.Module):

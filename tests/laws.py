@@ -62,8 +62,9 @@ def small(config: Path) -> LitCharLM:
     return copy.deepcopy(_small(config))
 
 
-def train_small(folder: Path, *args: str) -> CharCLI:
+def train_small(folder: Path, *args: str, config: Path | None = None) -> CharCLI:
     """A few real steps of the command line's `fit`, in a folder."""
+    first = ["--config", str(config)] if config else []
     flags = {
         "data.corpus": "sample",
         "data.sample_size": 20_000,
@@ -74,7 +75,7 @@ def train_small(folder: Path, *args: str) -> CharCLI:
         "trainer.default_root_dir": folder,
         "wandb.mode": "disabled",
     }
-    return main(["fit", *(f"--{name}={value}" for name, value in flags.items()), *args])
+    return main(["fit", *first, *(f"--{name}={value}" for name, value in flags.items()), *args])
 
 
 def random_ids(size: int, *shape: int, seed: int = 0) -> Tensor:

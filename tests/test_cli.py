@@ -454,7 +454,7 @@ def test_a_mistake_in_predict_is_one_line(said: str, checkpoint: Path, refusal: 
 
 
 PROMPT_FILES = {
-    "it is not UTF-8 text": b"BEATA:\n\xff\n",
+    "is not UTF-8 text": b"BEATA:\n\xff\n",
     "is empty": b"",
     "prompts.txt: character '8' at position 1": b"BEATA:\n\nB8\n",
 }

@@ -15,10 +15,12 @@ from laws import (
     settings,
     small,
     stirred,
+    train_small,
 )
 from torch import Tensor
 from torch.nn import functional as F
 
+from lit_gpt_scratch.cli import main
 from lit_gpt_scratch.module import LitCharLM
 from lit_gpt_scratch.optim import AdamW, parameter_groups
 from lit_gpt_scratch.sampling import takes_cache
@@ -192,3 +194,21 @@ def test_gpt_cpu_is_what_the_typed_defaults_are() -> None:
     assert file.data == bare.data
     assert file.model == bare.model
     assert file.trainer == bare.trainer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt", "gpt_gpu"])
+def test_a_configuration_for_a_gpu_trains_compiled_in_bf16_here_too(
+    name: str, tmp_path: Path
+) -> None:
+    """Small, but as the file says in all else: it steps, validates, is saved and writes a text."""
+    config = next(path for path in CONFIGS if path.stem == name)
+    assert settings(config).model.compile
+    assert settings(config).trainer.precision == "bf16-mixed"
+    sizes = ["--model.net.layers=1", "--model.net.width=16", "--model.net.attention.heads=2"]
+    cli = train_small(tmp_path, *sizes, config=config)
+    assert cli.trainer.global_step == 4
+    assert math.isfinite(cli.trainer.callback_metrics["val/loss"])
+    validated = main(["validate", "--ckpt_path", str(cli.folder / "checkpoints" / "last.ckpt")])
+    first, second = (float(run.trainer.callback_metrics["val/loss"]) for run in (cli, validated))
+    assert first == pytest.approx(second, abs=1e-3)

@@ -343,7 +343,7 @@ def test_after_a_fallback_the_sample_is_what_is_remembered(
     monkeypatch.setenv("LIT_GPT_SCRATCH_DATA", str(tmp_path))
     monkeypatch.setattr(corpus, "RETRIES", 0)
     monkeypatch.setattr(corpus, "TINY_SHAKESPEARE", "http://127.0.0.1:1/nobody-serves-this")
-    module = CharDataModule("tiny-shakespeare", fallback="sample", sample_size=2000)
+    module = CharDataModule("tiny-shakespeare", context=8, fallback="sample", sample_size=2000)
     module.open()
     assert module.fell_back
     assert module.hparams["corpus"] == "sample"

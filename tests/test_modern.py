@@ -14,16 +14,10 @@ from laws import assert_causal, in_pieces, past_weights, random_ids, stirred
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_gpt_scratch.attention import RotaryAttention, rms_norm, rotate, rotations
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.models import count_parameters
-from lit_gpt_scratch.modern import (
-    ModernGPT,
-    RotaryAttention,
-    TokenShift,
-    rms_norm,
-    rotate,
-    rotations,
-)
+from lit_gpt_scratch.modern import ModernGPT, TokenShift
 
 WIDTH, HEADS = 16, 2
 PIECES = st.lists(st.integers(1, 4), min_size=1, max_size=6)

@@ -154,7 +154,7 @@ def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ("contents", "message"),
     [
         (None, r"prompts.txt cannot be read: No such file"),
-        (b"ab\n\xff\n", r"prompts.txt cannot be read: it is not UTF-8"),
+        (b"ab\n\xff\n", r"prompts.txt is not UTF-8 text"),
         (b"", r"prompts.txt is empty"),
         (b"ab\n\nb8\n", r"line 3 of .*prompts.txt: character '8' at position 1"),
     ],
@@ -247,3 +247,16 @@ def test_the_next_text_appears_character_by_character(
         before += text + RULE
     look()
     assert said + RULE == before
+
+
+def test_a_prompt_is_a_line_and_nothing_else_ends_one(tmp_path: Path) -> None:
+    """Not a form feed, nor one of Unicode's separators: lines are numbered as an editor does."""
+    path = tmp_path / "prompts.txt"
+    path.write_text("a\x0cb\nc\u2028d\n\ne\n", encoding="utf-8")
+    settings = PredictSettings(prompt_file=str(path))
+    assert read_prompts(settings) == ["a\x0cb", "c\u2028d", "", "e"]
+
+
+def test_the_home_of_nobody_is_refused() -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        read_prompts(PredictSettings(prompt_file="~nobody-of-that-name/prompts.txt"))

@@ -18,16 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from lit_gpt_scratch.attention import AttentionFactory, KVCache
-from lit_gpt_scratch.models import count_parameters
-from lit_gpt_scratch.modern import (
-    ModernBlock,
-    ModernGPT,
+from lit_gpt_scratch.attention import (
+    AttentionFactory,
+    KVCache,
     RotaryAttention,
-    SquaredReLU,
     rms_norm,
     rotate,
 )
+from lit_gpt_scratch.models import count_parameters
+from lit_gpt_scratch.modern import ModernBlock, ModernGPT, SquaredReLU
 
 # A corpus in tenths: eight to train on, the held-out slice, and the validation split.
 SLICE = ["--data.val_fraction=0.1", "--data.test_fraction=0.1"]

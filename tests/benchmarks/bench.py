@@ -120,14 +120,22 @@ def time_to_loss(peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
                 found.setdefault(f"{config}: seconds to {threshold}", []).append(first)
             found.setdefault(f"{config}: seconds", []).append(curve[-1][0])
             found.setdefault(f"{config}: loss", []).append(curve[-1][1])
+    return found, loss_table(found)
+
+
+def loss_table(found: Figures) -> str:
+    """The recipes; the ratio: nanoGPT's seconds in all to those that one takes to 1.886."""
     header = ["recipe", *(f"s to {t}" for t in THRESHOLDS), "s in all", "loss at the last step"]
+    theirs = found.get("nanoGPT's CPU recipe: seconds")
     table = []
     for name in dict.fromkeys(key.split(":")[0] for key in found):
         times = [found.get(f"{name}: seconds to {t}") for t in THRESHOLDS]
         cells = ["" if t is None or math.isnan(sum(t)) else median_and_range(t) for t in times]
         ends = median_and_range(found[f"{name}: seconds"])
-        table.append([name, *cells, ends, median_and_range(found[f"{name}: loss"], 4)])
-    return found, markdown(header, table)
+        ratio = f"{median(theirs) / median(times[0]):.1f}" if theirs and times[0] else ""
+        losses = median_and_range(found[f"{name}: loss"], 4)
+        table.append([name, *cells, ends, losses, ratio])
+    return markdown([*header, "nanoGPT's time over that to 1.886"], table)
 
 
 # Generation

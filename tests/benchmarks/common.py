@@ -109,7 +109,10 @@ def rounds(count: int, sides: dict[str, Callable[[], float]]) -> Figures:
 
 
 def raw_loop(config: str, steps: int, *args: str) -> float:
-    """Median ms of a step of a plain PyTorch loop that does what the Trainer's steps do."""
+    """Ms of a step of a plain PyTorch loop that does what the Trainer's steps do.
+
+    As `under_trainer`: the median over stretches of as many steps as lie between two log lines.
+    """
     cli = fit(config, *QUICK, "--trainer.max_steps=1", *args)
     model, data = cli.model.train(), cli.datamodule
     optimizer = model.make_optimizer(params=parameter_groups(model.net))
@@ -129,7 +132,9 @@ def raw_loop(config: str, steps: int, *args: str) -> float:
         optimizer.step()
         schedule.step()
         times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times)
+    stretch = min(steps, int(cli.trainer.log_every_n_steps))
+    means = [statistics.mean(times[i : i + stretch]) for i in range(0, steps, stretch)]
+    return statistics.median(means[1:] or means)
 
 
 def under_trainer(config: str, steps: int, *args: str) -> float:
