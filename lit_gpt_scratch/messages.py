@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_gpt_scratch import attention, models, modern, optim
@@ -40,6 +41,9 @@ def explain(message: str, known: Sequence[str]) -> str:
     wrong = re.search(r"Expected an? (.+?)\. Got value: (.*?)(?:\. Got value: .*)?$", text)
     if wrong:
         return f"{key} is {wrong[2]!r}: it must be {_type(wrong[1])}."
+    several = re.search(r"Multiple subclasses with name (\w+)\..*?: (.+)\.$", text)
+    if several:
+        return f"{key} is {several[1]!r}: give the full name of one of {several[2]}."
     choice = re.search(r"Subtypes: \[(.+?)\] Errors: .* Given value: (.*)", text)
     if choice:
         kinds = [
@@ -92,6 +96,20 @@ class Parser(LightningArgumentParser):
             key.replace(".init_args", "") for p in parsers for key, _ in p.get_defaults().items()
         ]
         raise InputError(explain(message, [*flags, *names_of_parts()]))
+
+    def get_defaults(self, *args: Any, **kwargs: Any) -> Any:
+        """Without the arguments of a class that is itself a default: its own defaults follow.
+
+        Another class that takes its place would inherit those of the same name: AdamW Muon's lr.
+        """
+        config = super().get_defaults(*args, **kwargs)
+        actions: Any = self._actions
+        for action in actions:
+            if isinstance(action.default, dict) and "init_args" not in action.default:
+                value = config.get(action.dest)
+                if isinstance(value, Namespace):
+                    value.pop("init_args", None)
+        return config
 
     def format_help(self, *args: Any) -> str:
         groups: Any = self._action_groups

@@ -1,5 +1,7 @@
 """Laws of every file in configs/, found by globbing: a new one needs no new test."""
 
+import importlib
+import inspect
 import math
 from pathlib import Path
 
@@ -212,3 +214,26 @@ def test_a_configuration_for_a_gpu_trains_compiled_in_bf16_here_too(
     validated = main(["validate", "--ckpt_path", str(cli.folder / "checkpoints" / "last.ckpt")])
     first, second = (float(run.trainer.callback_metrics["val/loss"]) for run in (cli, validated))
     assert first == pytest.approx(second, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("optimizer", "lit_gpt_scratch.optim.AdamW"),
+        ("schedule", "lit_gpt_scratch.optim.WarmupCosine"),
+        ("net", "lit_gpt_scratch.models.GPT"),
+        ("net.attention", "lit_gpt_scratch.attention.FusedAttention"),
+    ],
+)
+def test_a_class_that_replaces_a_default_has_its_own_defaults(key: str, name: str) -> None:
+    """Not those of the same name of the class before it: AdamW not the learning rate of Muon."""
+    found = parse(f"--model.{key}={name}").config.fit.model
+    for part in key.split("."):
+        found = found[part] if part in found else found.init_args[part]
+    module, _, class_name = name.rpartition(".")
+    signature = inspect.signature(getattr(importlib.import_module(module), class_name))
+    plain = {k: p.default for k, p in signature.parameters.items() if k in found.init_args}
+    for argument, value in plain.items():
+        if not isinstance(value, type):  # a class has its own line here
+            assert found.init_args[argument] == value, argument
+    assert plain
