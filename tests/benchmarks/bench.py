@@ -243,7 +243,7 @@ def growth(_peer: NanoGPT | None, _count: int) -> tuple[Figures, str]:
     for axis, (flag, sizes) in AXES.items():
         ms, mib = [], []
         for size in tqdm(sizes, desc=axis, leave=False):
-            command = [sys.executable, __file__, "--point", f"--{flag}={size}"]
+            command = [sys.executable, __file__, f"--point=--{flag}={size}"]
             said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             for values, value in zip((ms, mib), json.loads(said.splitlines()[-1]), strict=True):
                 values.append(value)

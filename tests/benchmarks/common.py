@@ -22,7 +22,7 @@ from lit_gpt_scratch.optim import parameter_groups
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 SEEDS = (1337, 1338, 1339)
-QUICK = ["--wandb.mode=disabled", "--trainer.limit_val_batches=1"]
+QUICK = ["--wandb.mode=disabled", "--trainer.limit_val_batches=0"]
 Figures = dict[str, list[float]]
 
 
