@@ -92,9 +92,10 @@ class Parser(LightningArgumentParser):
             super().error(message, ex)
         commands: Any = getattr(self, "_subcommands_action", None)
         parsers = [self, *(commands.choices.values() if commands else ())]
-        flags = [
-            key.replace(".init_args", "") for p in parsers for key, _ in p.get_defaults().items()
-        ]
+        defaults = [
+            LightningArgumentParser.get_defaults(p) for p in parsers
+        ]  # those of classes too
+        flags = [key.replace(".init_args", "") for config in defaults for key in config.keys()]
         raise InputError(explain(message, [*flags, *names_of_parts()]))
 
     def get_defaults(self, *args: Any, **kwargs: Any) -> Any:

@@ -50,7 +50,7 @@ def _small(config: Path) -> LitCharLM:
     parsed = settings(config)
     args = [f"--data.context={min(parsed.data.context, SMALL_CONTEXT)}"]
     for name, most in SMALL.items():
-        if size := parsed.model.net.init_args.get(name):
+        if size := parsed.model.net.get("init_args", {}).get(name):
             while size > most:
                 size //= 2  # the heads still divide it
             args.append(f"--model.net.{name}={size}")
