@@ -92,10 +92,9 @@ class Parser(LightningArgumentParser):
             super().error(message, ex)
         commands: Any = getattr(self, "_subcommands_action", None)
         parsers = [self, *(commands.choices.values() if commands else ())]
-        defaults = [
-            LightningArgumentParser.get_defaults(p) for p in parsers
-        ]  # those of classes too
-        flags = [key.replace(".init_args", "") for config in defaults for key in config.keys()]
+        # The base class': ours leaves out the arguments of classes.
+        defaults = [LightningArgumentParser.get_defaults(p) for p in parsers]
+        flags = [key.replace(".init_args", "") for found in defaults for key, _ in found.items()]
         raise InputError(explain(message, [*flags, *names_of_parts()]))
 
     def get_defaults(self, *args: Any, **kwargs: Any) -> Any:
