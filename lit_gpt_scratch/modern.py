@@ -32,6 +32,17 @@ class TokenShift(nn.Module):
         return torch.cat((before, own), dim=-1)
 
 
+def drop_channels(x: Tensor, probability: float, training: bool) -> Tensor:
+    """Dropout of x (B, T, C) in which a text loses a channel at all positions or at none.
+
+    One mask for all positions (Gal and Ghahramani 2016) serves as well as one for each, and it
+    needs a T-th of the random numbers, which take a fifth of a step on a CPU.
+    """
+    if not (training and probability):
+        return x
+    return x * F.dropout(x.new_ones(x.size(0), 1, x.size(2)), probability)
+
+
 class SquaredReLU(nn.Module):
     """Two layers applied to each position alone, with relu(x) squared between (So et al. 2021)."""
 
@@ -57,9 +68,9 @@ class ModernBlock(nn.Module):
 
     def forward(self, x: Tensor, *cache: KVCache) -> Tensor:
         read = self.attention(self.attention_shift(rms_norm(x), *cache), *cache)
-        x = x + F.dropout(read, self.dropout, self.training)
+        x = x + drop_channels(read, self.dropout, self.training)
         thought = self.feed_forward(self.feed_forward_shift(rms_norm(x), *cache))
-        return x + F.dropout(thought, self.dropout, self.training)
+        return x + drop_channels(thought, self.dropout, self.training)
 
 
 class NormedEmbedding(nn.Module):
@@ -73,7 +84,7 @@ class NormedEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         x = self.character(ids)
         x = rms_norm(x, x.dtype)  # the residual stream is never rounded
-        return F.dropout(x, self.dropout, self.training)
+        return drop_channels(x, self.dropout, self.training)
 
 
 class NormedUnembedding(nn.Module):
@@ -100,7 +111,7 @@ class ModernGPT(nn.Module):
         context: Longest input; nothing in the network has that size.
         layers: Number of blocks.
         width: Channels of the residual stream.
-        dropout: Probability of dropping a channel of what is added to the stream, while training.
+        dropout: Probability that, in training, a text loses a channel of what joins the stream.
         attention: What a position reads from the past; it has its own `heads` and `dropout`.
 
     Raises:

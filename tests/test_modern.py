@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from lit_gpt_scratch.attention import RotaryAttention, rms_norm, rotate, rotations
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.models import count_parameters
-from lit_gpt_scratch.modern import ModernGPT, TokenShift
+from lit_gpt_scratch.modern import ModernGPT, TokenShift, drop_channels
 
 WIDTH, HEADS = 16, 2
 PIECES = st.lists(st.integers(1, 4), min_size=1, max_size=6)
@@ -334,6 +334,18 @@ def test_gradients_in_bf16_are_close_to_those_in_fp32() -> None:
         assert other.grad.isfinite().all(), name
         error = (other.grad - one.grad).norm() / one.grad.norm()
         assert error < 2**-5, name
+
+
+def test_a_text_loses_a_channel_at_all_positions_or_at_none() -> None:
+    """Each text its own; what stays is scaled so that the mean does."""
+    x = 1 + normal(64, 5, 50).square()
+    torch.manual_seed(0)
+    factors = drop_channels(x, 0.2, training=True) / x
+    assert (factors - factors[:, :1]).abs().max() < 1e-6
+    kept = factors[:, 0] > 0
+    torch.testing.assert_close(factors[:, 0][kept], torch.full((int(kept.sum()),), 1.25))
+    assert kept.float().mean().item() == pytest.approx(0.8, abs=4 * math.sqrt(0.16 / kept.numel()))
+    assert len(kept.unique(dim=0)) == len(kept)
 
 
 def test_dropout_acts_in_training_alone() -> None:
