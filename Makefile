@@ -1,6 +1,6 @@
 # Each target is listed by `make help` from the comment behind it.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-core ladder ablation bench lint format clean
+.PHONY: help setup train test test-core ladder ablation long bench lint format clean
 
 CONFIG ?= gpt_cpu
 ARGS ?=
@@ -36,6 +36,9 @@ ladder: $(READY)  ## Train every rung; table and samples go to runs/ladder.md (A
 
 ablation: $(READY)  ## Take the default apart, piece by piece; runs/ablation.md
 	$(BIN)/python tests/benchmarks/ablation.py $(ARGS)
+
+long: $(READY)  ## Train gpt_cpu_long for three seeds, alone for over an hour; runs/long.md
+	$(BIN)/python tests/benchmarks/long.py $(ARGS)
 
 bench: $(READY)  ## Measure speed, beside a checkout of nanoGPT in NANOGPT; runs/bench.md
 	$(BIN)/python tests/benchmarks/bench.py $(if $(NANOGPT),--nanogpt $(NANOGPT)) $(ARGS)

@@ -40,7 +40,7 @@ def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
     for name, parameter in net.named_parameters():
         if parameter.dim() < 2:
             groups["vectors"].append(parameter)
-        elif id(parameter) in tables or name.startswith("unembed"):
+        elif id(parameter) in tables or "unembed" in name.split("."):
             groups["embeddings"].append(parameter)
         else:
             groups["matrices"].append(parameter)

@@ -118,8 +118,9 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
 
 
 def takes_cache(net: nn.Module) -> bool:
-    """Whether a network, and every attention in it, can go on from a cache."""
-    readers = [net, *(module for module in net.modules() if hasattr(module, "weights"))]
+    """Whether a network, and every member and attention in it, can go on from a cache."""
+    readers = [module for module in net.modules() if hasattr(module, "weights")]
+    readers += [net, *getattr(net, "members", ())]
     return all("cache" in inspect.signature(module.forward).parameters for module in readers)
 
 

@@ -49,11 +49,14 @@ def settings(config: Path) -> Any:
 def _small(config: Path) -> LitCharLM:
     parsed = settings(config)
     args = [f"--data.context={min(parsed.data.context, SMALL_CONTEXT)}"]
+    flag, net = "--model.net", parsed.model.net.get("init_args", {})
+    if "net" in net:  # an ensemble's size is its members'
+        flag, net = f"{flag}.net", net.net.init_args
     for name, most in SMALL.items():
-        if size := parsed.model.net.get("init_args", {}).get(name):
+        if size := net.get(name):
             while size > most:
                 size //= 2  # the heads still divide it
-            args.append(f"--model.net.{name}={size}")
+            args.append(f"{flag}.{name}={size}")
     return parse("--config", str(config), *args).model
 
 
@@ -132,8 +135,9 @@ def in_pieces(module: nn.Module, x: Tensor, sizes: Sequence[int]) -> Tensor:
     cache = KVCache(x.size(1))
     outputs = []
     for piece in x.split(list(sizes), dim=1):
+        before = cache.length
         outputs.append(module(piece, cache))
-        if not hasattr(module, "unembed"):  # a whole network moves the cache on itself
+        if cache.length == before:  # a whole network moves the cache on itself
             cache.length += piece.size(1)
     assert cache.length == x.size(1)
     return torch.cat(outputs, dim=1)

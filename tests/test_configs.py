@@ -181,8 +181,9 @@ def test_one_step_at_full_size(config: Path) -> None:
     A step moves every parameter, once none is zero.
     """
     model = parse("--config", str(config)).model
-    ids = random_ids(len(model.tokenizer), 1, model.context + 1)
-    assert model(ids[:, :-1]).shape == (1, model.context, len(model.tokenizer))
+    texts = len(getattr(model.net, "members", [1]))  # an ensemble learns from one for each
+    ids = random_ids(len(model.tokenizer), texts, model.context + 1)
+    assert model(ids[:, :-1]).shape == (texts, model.context, len(model.tokenizer))
     model.net = stirred(model.net).train()
     before = [p.clone() for p in model.net.parameters()]
     optimizer = model.make_optimizer(params=parameter_groups(model.net))

@@ -9,10 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laws import in_pieces, random_ids, stirred
 from torch import nn
+from torch.nn import functional as F
 
 from lit_gpt_scratch.attention import FusedAttention, MeanAttention, MultiHeadAttention
 from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.models import GPT, AttentionLM, Bigram, Block, Embedding, count_parameters
+from lit_gpt_scratch.models import (
+    GPT,
+    AttentionLM,
+    Bigram,
+    Block,
+    Embedding,
+    Ensemble,
+    count_parameters,
+)
+from lit_gpt_scratch.sampling import takes_cache
 
 WIDTH, HEADS = 16, 4
 
@@ -125,6 +135,55 @@ def test_a_residual_streams_variance_does_not_grow_with_depth() -> None:
     assert deviations[1] < 1.2 * deviations[0]
 
 
+# Ensembles
+
+MEMBER = partial(GPT, layers=1, width=WIDTH)
+
+
+@torch.no_grad()
+@given(st.integers(1, 4), st.integers(1, 5))
+def test_an_ensembles_probabilities_are_the_mean_of_its_members(size: int, batch: int) -> None:
+    """Though each is sure of something else; and they sum to 1."""
+    net = stirred(Ensemble(11, 7, MEMBER, size))
+    ids = random_ids(11, batch, 7)
+    mean = sum(member(ids).softmax(-1) for member in net.members) / size
+    torch.testing.assert_close(net(ids).exp(), mean)
+    torch.testing.assert_close(net(ids).exp().sum(-1), torch.ones(batch, 7))
+
+
+def test_each_member_learns_from_its_own_texts_alone() -> None:
+    """As it would by itself, but for the share that it has of the loss."""
+    net = stirred(Ensemble(11, 7, MEMBER, size=3)).train()
+    ids, targets = random_ids(11, 7, 7), random_ids(11, 7, 7, seed=1)
+    logits = net(ids)
+    F.cross_entropy(logits.mT, targets, reduction="sum").backward()
+    together = [[p.grad.clone() for p in member.parameters()] for member in net.members]
+    for i, member in enumerate(net.members):
+        member.zero_grad()
+        alone = member(ids[i::3])
+        assert torch.equal(logits[i::3], alone)
+        F.cross_entropy(alone.mT, targets[i::3], reduction="sum").backward()
+        for p, grad in zip(member.parameters(), together[i], strict=True):
+            assert grad.any()
+            assert torch.equal(p.grad, grad)
+
+
+def test_members_start_apart() -> None:
+    first, second = Ensemble(11, 7, MEMBER, size=2).members
+    assert not torch.equal(first.embed.character.weight, second.embed.character.weight)
+
+
+def test_members_that_would_have_nothing_to_learn_from_are_refused() -> None:
+    with pytest.raises(InputError, match="4 members cannot share a batch of 3"):
+        Ensemble(11, 7, MEMBER, size=4).train()(random_ids(11, 3, 7))
+
+
+def test_an_ensemble_takes_a_cache_where_its_members_do() -> None:
+    assert takes_cache(Ensemble(11, 7, MEMBER))
+    assert not takes_cache(Ensemble(11, 7, Bigram))
+    assert not takes_cache(Ensemble(11, 7, partial(AttentionLM, attention=MultiHeadAttention)))
+
+
 def test_the_default_gpt_has_812_416_parameters() -> None:
     """On Tiny Shakespeare's 65 characters, at the default context."""
     assert count_parameters(GPT(65, 64)) == 812_416
@@ -170,6 +229,8 @@ def test_dropout_falls_on_the_embedding_and_on_what_each_part_adds() -> None:
         (lambda: AttentionLM(11, -7, MeanAttention), "context is -7"),
         (lambda: Embedding(11, 7, -1), "width is -1"),
         (lambda: Bigram(11, 0), "context is 0"),
+        (lambda: Ensemble(11, 7, size=0), "size is 0"),
+        (lambda: Ensemble(11, 7, Bigram, size=-1), "size is -1"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused_by_name(build: partial, message: str) -> None:

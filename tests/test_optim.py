@@ -5,6 +5,7 @@ import io
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.machine import multiplies_bf16
-from lit_gpt_scratch.models import GPT
+from lit_gpt_scratch.models import GPT, Ensemble
 from lit_gpt_scratch.optim import (
     AdamW,
     Muon,
@@ -75,6 +76,16 @@ def test_only_matrices_decay() -> None:
         "embeddings": (tables, 0.0),
         "vectors": (norms, 0.0),
     }
+
+
+def test_a_member_of_an_ensemble_has_the_groups_that_it_has_alone() -> None:
+    net = Ensemble(11, 7, partial(GPT, layers=1, width=16), size=2)
+    alone, together = parameter_groups(net.members[1]), parameter_groups(net)
+    for one, all_ in zip(alone, together, strict=True):
+        assert one["name"] == all_["name"]
+        assert [id(p) for p in one["params"]] == [id(p) for p in all_["params"]][
+            -len(one["params"]) :
+        ]
 
 
 def test_decay_shrinks_a_matrix_and_nothing_else() -> None:

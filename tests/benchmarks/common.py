@@ -40,11 +40,11 @@ def fit(config: str, *args: str) -> CharCLI:
         raise InputError(said.getvalue().strip().splitlines()[-1]) from error
 
 
-def logged(cli: CharCLI, name: str) -> list[tuple[float, float]]:
+def logged(cli: CharCLI, name: str, by: str = "train_seconds") -> list[tuple[float, float]]:
     """All that a run logged under a name, each with the seconds of training until then."""
     with (cli.folder / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row.get(name)]
-    return [(float(row["train_seconds"]), float(row[name])) for row in rows]
+    return [(float(row[by]), float(row[name])) for row in rows]
 
 
 def mean_and_range(values: Sequence[float], digits: int = 4) -> str:
