@@ -83,7 +83,12 @@ class LitCharLM(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.compiles:
-            self.net.compile()  # in place: a compiled copy would rename the checkpoint's keys
+            # Blocks alone, since those of one shape share what is compiled once; and in place,
+            # since a compiled copy would rename the checkpoint's keys.
+            nets = self.net.modules()
+            blocks = [block for net in nets for block in getattr(net, "blocks", ())]
+            for part in blocks or [self.net]:
+                part.compile()
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits (B, T, V) of ids (B, T)."""

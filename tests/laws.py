@@ -50,7 +50,8 @@ def _small(config: Path) -> LitCharLM:
     parsed = settings(config)
     args = [f"--data.context={min(parsed.data.context, SMALL_CONTEXT)}"]
     flag, net = "--model.net", parsed.model.net.get("init_args", {})
-    if "net" in net:  # an ensemble's size is its members'
+    if "net" in net:  # an ensemble, whose sizes are its members'
+        args.append(f"{flag}.size=3")
         flag, net = f"{flag}.net", net.net.init_args
     for name, most in SMALL.items():
         if size := net.get(name):

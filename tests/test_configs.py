@@ -206,15 +206,18 @@ def test_gpt_cpu_is_what_the_typed_defaults_are() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gpt", "gpt_gpu"])
+@pytest.mark.parametrize(
+    ("name", "net", "sizes"),
+    [("gpt", "model.net", []), ("gpt_gpu", "model.net.net", ["--model.net.size=2"])],
+)
 def test_a_configuration_for_a_gpu_trains_compiled_in_bf16_here_too(
-    name: str, tmp_path: Path
+    name: str, net: str, sizes: list[str], tmp_path: Path
 ) -> None:
     """Small, but as the file says in all else: it steps, validates, is saved and writes a text."""
     config = next(path for path in CONFIGS if path.stem == name)
     assert settings(config).model.compile
     assert settings(config).trainer.precision == "bf16-mixed"
-    sizes = ["--model.net.layers=1", "--model.net.width=16", "--model.net.attention.heads=2"]
+    sizes = [*sizes, f"--{net}.layers=1", f"--{net}.width=16", f"--{net}.attention.heads=2"]
     cli = train_small(tmp_path, *sizes, config=config)
     assert cli.trainer.global_step == 4
     assert math.isfinite(cli.trainer.callback_metrics["val/loss"])

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from lit_gpt_scratch.callbacks import Throughput
 from lit_gpt_scratch.data import CharDataModule
 from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.models import GPT
+from lit_gpt_scratch.models import GPT, Bigram, Ensemble, NetFactory
 from lit_gpt_scratch.module import LitCharLM, Prompts
 from lit_gpt_scratch.optim import AdamW, WarmupCosine
 from lit_gpt_scratch.sampling import SamplingSettings
@@ -319,10 +319,32 @@ def test_compiling_keeps_the_names_of_the_weights() -> None:
     data = data_module()
     plain, compiled = make_model(data), make_model(data, compile=True)
     compiled.setup("validate")
-    assert compiled.net._compiled_call_impl is None
+    assert compiled_parts(compiled.net) == []
     compiled.setup("fit")
-    assert compiled.net._compiled_call_impl is not None
+    assert compiled_parts(compiled.net) == ["blocks.0"]
     assert list(compiled.state_dict()) == list(plain.state_dict())
+
+
+def compiled_parts(net: nn.Module) -> list[str]:
+    return [name for name, part in net.named_modules() if part._compiled_call_impl]
+
+
+@pytest.mark.parametrize(
+    ("net", "parts"),
+    [
+        (Bigram, [""]),
+        (partial(GPT, layers=2, width=16), ["blocks.0", "blocks.1"]),
+        (
+            partial(Ensemble, net=partial(GPT, layers=1, width=16), size=2),
+            ["members.0.blocks.0", "members.1.blocks.0"],
+        ),
+    ],
+)
+def test_blocks_are_compiled_and_else_the_network(net: NetFactory, parts: list[str]) -> None:
+    """One after the other: those of one shape share what is compiled once."""
+    model = LitCharLM(net=net, compile=True, alphabet="abc", context=8)
+    model.setup("fit")
+    assert compiled_parts(model.net) == parts
 
 
 @pytest.mark.parametrize("alphabet", ["", "ba", "aa"])
