@@ -175,10 +175,10 @@ class GPT(nn.Module):
 class Ensemble(nn.Module):
     """Several networks that learn apart and are asked together (Lakshminarayanan et al. 2017).
 
-    While training, each learns from its own share of a batch: text i is for member i modulo their
-    number, and the logits of a text are its own member's. Otherwise every member reads every text,
-    and the logits are the logarithm of the mean of their probabilities. On a small corpus networks
-    err apart more than together, so the mean is better than any (Kim et al. 2025).
+    While training, text i of a batch is for member i modulo their number alone. Otherwise every
+    member reads every text, and the logits are the logarithm of the mean of their probabilities.
+    Networks that know a small corpus by heart err each in its own way, so that the mean is better
+    than any of them (Kim et al. 2025).
 
     Args:
         alphabet_size: Number of characters.
@@ -204,6 +204,7 @@ class Ensemble(nn.Module):
         return self.apart(ids) if self.training else self.together(ids, cache)
 
     def apart(self, ids: Tensor) -> Tensor:
+        """Logits (B, T, V), each text's from its own member."""
         size = len(self.members)
         if len(ids) < size:
             raise InputError(f"{size} members cannot share a batch of {len(ids)}: make it larger.")
@@ -211,6 +212,7 @@ class Ensemble(nn.Module):
         return torch.stack([shares[i % size][i // size] for i in range(len(ids))])
 
     def together(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits (B, T, V), every text's from all members: log-probabilities."""
         caches, start = ([cache], cache.length) if cache else ([], 0)
         guesses = []
         for member in self.members:
