@@ -37,7 +37,7 @@ ladder: $(READY)  ## Train every rung; table and samples go to runs/ladder.md (A
 ablation: $(READY)  ## Take the default apart, piece by piece; runs/ablation.md
 	$(BIN)/python tests/benchmarks/ablation.py $(ARGS)
 
-long: $(READY)  ## Train gpt_cpu_long for three seeds, alone for over an hour; runs/long.md
+long: $(READY)  ## Train gpt_cpu_long for three seeds (half an hour and more); runs/long.md
 	$(BIN)/python tests/benchmarks/long.py $(ARGS)
 
 bench: $(READY)  ## Measure speed, beside a checkout of nanoGPT in NANOGPT; runs/bench.md
