@@ -295,6 +295,10 @@ LEFT_OUT: dict[str, list[str]] = {
     "trigram embedding": ["--model.net=ablation.TrigramEmbedding"],
     "weight decay 0.1": ["--model.optimizer.weight_decay=0.1"],
     "dropout 0.1": ["--model.net.dropout=0.1"],
+    "weights averaged over about 20 steps": [
+        "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging",
+        "--trainer.callbacks.decay=0.95",
+    ],
 }
 
 
