@@ -2,18 +2,20 @@
 
 Every variant trains as gpt_cpu does but for its steps, on a training split of which the last tenth
 is held out; it is that slice's loss which is compared, so that the validation split stays unseen.
+Results are kept in runs/ablation.json as they come: what is there is not run again.
 """
 
 import argparse
+import json
 import math
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from statistics import mean
 
 import torch
-from common import SEEDS, fit, machine, markdown, mean_and_range, publish
+from common import ROOT, SEEDS, fit, machine, markdown, mean_and_range, publish
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -25,6 +27,7 @@ from lit_gpt_scratch.attention import (
     rms_norm,
     rotate,
 )
+from lit_gpt_scratch.corpus import written_whole
 from lit_gpt_scratch.models import count_parameters
 from lit_gpt_scratch.modern import ModernBlock, ModernGPT, SquaredReLU
 
@@ -236,7 +239,7 @@ class NGramEmbedding(Variant):
     def hash(self, ids: Tensor) -> Tensor:
         code = torch.zeros_like(ids)
         for back in range(self.last):
-            code = code * self.alphabet_size + F.pad(ids, (back, -back))
+            code = code * self.alphabet_size + F.pad(ids, (back, 0))[:, : ids.size(1)]
         return code * 2654435761 % self.rows if self.alphabet_size**self.last > self.rows else code
 
 
@@ -269,7 +272,7 @@ class HeadGates(Variant):
 MUON, ADAMW = "lit_gpt_scratch.optim.Muon", "lit_gpt_scratch.optim.AdamW"
 COSINE = "lit_gpt_scratch.optim.WarmupCosine"
 # What changes: a name, and the flags that make it so.
-KEPT: dict[str, list[str]] = {
+EARNED: dict[str, list[str]] = {
     "as it is": ["--model.net=ablation.Variant"],
     "AdamW (lr 0.004) instead of Muon": [f"--model.optimizer={ADAMW}"],
     "cosine to a fiftieth instead of plateau and line": [f"--model.schedule={COSINE}"],
@@ -300,16 +303,41 @@ LEFT_OUT: dict[str, list[str]] = {
         "--trainer.callbacks.decay=0.95",
     ],
 }
+VARIANTS = EARNED | LEFT_OUT
+RESULTS = ROOT / "runs" / "ablation.json"
+Result = tuple[float, int, float]
 
 
-def run(flags: list[str], seed: int, steps: int) -> tuple[float, int, float]:
+def run(flags: list[str], seed: int, steps: int) -> Result:
     """Loss on the held-out slice, parameters, and seconds of training."""
     args = [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}"]
-    args += ["--wandb.mode=disabled", f"--seed_everything={seed}", *SLICE, *flags]
-    cli = fit("gpt_cpu", *args)
+    args += ["--name=ablation", "--wandb.mode=disabled", f"--seed_everything={seed}"]
+    cli = fit("gpt_cpu", *args, *SLICE, *flags)
     metrics = cli.trainer.callback_metrics
     parameters = count_parameters(cli.model.net)
     return float(metrics["val/loss"]), parameters, float(metrics["train_seconds"])
+
+
+def run_all(steps: int) -> dict[str, list[Result]]:
+    """Every variant's results, seed by seed; those of an earlier call are taken from its file."""
+    kept: dict[str, Result] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    jobs = {
+        f"{name}, {steps} steps, {seed}": (flags, seed)
+        for name, flags in VARIANTS.items()
+        for seed in SEEDS
+    }
+    # Side by side, one thread each: the losses are the same, and it is done sooner.
+    with ProcessPoolExecutor(
+        os.cpu_count(), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        started = {
+            pool.submit(run, *job, steps): key for key, job in jobs.items() if key not in kept
+        }
+        for done in tqdm(as_completed(started), "ablation", len(started), unit="run"):
+            kept[started[done]] = done.result()
+            with written_whole(RESULTS) as file:
+                file.write(json.dumps(kept, indent=1).encode())
+    return {name: [kept[f"{name}, {steps} steps, {seed}"] for seed in SEEDS] for name in VARIANTS}
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -318,17 +346,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=300, help="of each run (default: 300)")
     parser.add_argument("--readme", action="store_true", help="put the table into README.md too")
     options = parser.parse_args(args)
-    named = KEPT | LEFT_OUT
-    jobs = [(name, flags, seed) for name, flags in named.items() for seed in SEEDS]
-    # Side by side, one thread each: the losses are the same, and it is done sooner.
-    with ProcessPoolExecutor(
-        os.cpu_count(), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        futures = [pool.submit(run, flags, seed, options.steps) for _, flags, seed in jobs]
-        found = [f.result() for f in tqdm(futures, desc="ablation", unit="run")]
-    results: dict[str, list[tuple[float, int, float]]] = {name: [] for name in named}
-    for (name, _, _), result in zip(jobs, found, strict=True):
-        results[name].append(result)
+    results = run_all(options.steps)
     base = mean(loss for loss, _, _ in results["as it is"])
     pace = mean(seconds for _, _, seconds in results["as it is"])
     rows = []
@@ -336,7 +354,8 @@ def main(args: Sequence[str] | None = None) -> None:
         losses, parameters, times = zip(*runs, strict=True)
         change = "" if name == "as it is" else f"{mean(losses) - base:+.4f}"
         cells = [name, mean_and_range(losses), change, f"{parameters[0]:,}"]
-        rows.append([*cells, f"{mean(times) / pace:.2f}", "kept" if name in KEPT else "left out"])
+        verdict = "added: left out" if name in LEFT_OUT else "taken away: kept"
+        rows.append([*cells, f"{mean(times) / pace:.2f}", verdict * (name != "as it is")])
     header = ["what differs", "loss on the held-out slice", "change", "parameters", "time", ""]
     about = f"{options.steps} steps, mean and range of the seeds {', '.join(map(str, SEEDS))}; time"
     about += f" of a step against the first line's, one thread each. {machine()}."
