@@ -1,14 +1,16 @@
 # Each target is listed by `make help` from the comment behind it.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-core ladder ablation long bench lint format clean
+.PHONY: help setup train test test-core report ladder ablation long bench figures lint format clean
 
 CONFIG ?= gpt_cpu
 ARGS ?=
+RUNS ?=
 NANOGPT ?=
 # The first Python that this package runs on.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint requirements.lock
 READY := .venv/.ready
 
 help:  ## List the targets
@@ -19,7 +21,9 @@ setup: $(READY)  ## Make .venv with everything, pinned by requirements.lock (the
 $(READY): pyproject.toml requirements.lock
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: install one, or name it with PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint requirements.lock --editable '.[dev]'
+	$(PIP_INSTALL) --editable '.[dev]'
+	@# The schema of W&B's sweeps, for a test; what it depends on would want an old NumPy.
+	$(PIP_INSTALL) --no-deps sweeps
 	@touch $@
 
 train: $(READY)  ## Train CONFIG (gpt_cpu) and print a sample; more options in ARGS
@@ -42,6 +46,12 @@ long: $(READY)  ## Train gpt_cpu_long for three seeds (half an hour and more); r
 
 bench: $(READY)  ## Measure speed, beside a checkout of nanoGPT in NANOGPT; runs/bench.md
 	$(BIN)/python tests/benchmarks/bench.py $(if $(NANOGPT),--nanogpt $(NANOGPT)) $(ARGS)
+
+report: $(READY)  ## Make report.html of the newest run of each name; RUNS names others
+	$(BIN)/python -m lit_gpt_scratch.report $(RUNS) $(ARGS)
+
+figures: $(READY)  ## Draw the README's pictures, from runs of make ladder
+	$(BIN)/python tests/benchmarks/figures.py $(ARGS)
 
 lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .

@@ -219,7 +219,8 @@ def rms_norm(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """
     if dtype is None:
         device = x.device.type
-        autocast = torch.is_autocast_enabled(device)
+        # The meta device, where operations are only counted, has no autocast to ask for.
+        autocast = device != "meta" and torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
     return _RMSNorm.apply(x, dtype)  # type: ignore[no-untyped-call]
 

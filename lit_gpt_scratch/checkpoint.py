@@ -59,6 +59,9 @@ def read_checkpoint(path: Path, plugin: str | None = None) -> dict[str, Any]:
         values = checkpoint[part]
         if values.get("_instantiator", INSTANTIATOR) != INSTANTIATOR or "_class_path" in values:
             raise InputError(f"checkpoint {path} is refused: it names code of its own to run.")
+    wandb_id = checkpoint.get("wandb_id") or "none"
+    if not isinstance(wandb_id, str) or not re.fullmatch("[A-Za-z0-9_-]{1,64}", wandb_id):
+        raise InputError(f"checkpoint {path} is refused: its wandb_id is not W&B's id of a run.")
     allowed = (PACKAGE, plugin) if plugin else (PACKAGE,)
     for name in named_classes(checkpoint["hyper_parameters"]):
         if not is_class_of(name, allowed):

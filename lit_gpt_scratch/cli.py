@@ -15,6 +15,7 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from lit_gpt_scratch.callbacks import wandb_run
 from lit_gpt_scratch.checkpoint import (
     HYPERPARAMETERS,
     find_checkpoint,
@@ -26,11 +27,13 @@ from lit_gpt_scratch.data import Batches, CharDataModule, check_processes
 from lit_gpt_scratch.errors import InputError, require_positive
 from lit_gpt_scratch.machine import fastest_precision, keep_freed_memory
 from lit_gpt_scratch.messages import Parser
-from lit_gpt_scratch.models import count_parameters
 from lit_gpt_scratch.module import LitCharLM
 from lit_gpt_scratch.predict import PredictSettings, TextWriter, prepare
 from lit_gpt_scratch.runs import (
     WandbSettings,
+    about,
+    describe,
+    finish_wandb,
     is_first_process,
     make_callbacks,
     make_loggers,
@@ -63,6 +66,8 @@ TRAINER_DEFAULTS = {
 
 class CharCLI(LightningCLI):
     """Lightning's CLI with a checkpoint's values as defaults and a folder for each run."""
+
+    wandb_id: str | None = None  # of the run that this one resumes
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
         described = {
@@ -162,6 +167,7 @@ class CharCLI(LightningCLI):
         self.ckpt_path = find_checkpoint(wanted, runs_folder(root))
         checkpoint = read_checkpoint(self.ckpt_path, plugin)
         self.ckpt_step = int(checkpoint.get("global_step", 0))
+        self.wandb_id = checkpoint.get("wandb_id")
         model, self.ckpt_data = (checkpoint[part] for part in HYPERPARAMETERS)
         # The alphabet and the context come from the data, as they do without a checkpoint.
         values = {f"model.{k}": v for k, v in model.items() if k not in ("alphabet", "context")}
@@ -219,14 +225,20 @@ class CharCLI(LightningCLI):
         for key in ("corpus", "sha256", "fallback"):
             ours.data[key] = data.hparams[key]
         config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))["fit"]
-        if trainer.is_global_zero:
-            (self.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        facts = about(trainer, self.model, data)
         if ours.trainer.logger is None:
-            trainer.loggers = make_loggers(self.folder, config, self.config_init.fit.wandb)
-        trainer.callbacks += make_callbacks(self.folder, ours.trainer.enable_progress_bar)
-        parameters = count_parameters(self.model.net)
+            wandb = self.config_init.fit.wandb
+            trainer.loggers = make_loggers(self.folder, config | facts, wandb, self.wandb_id)
+        trainer.callbacks += make_callbacks(
+            self.folder, ours.trainer.enable_progress_bar, self.wandb_id
+        )
+        if run := wandb_run(trainer):
+            facts["wandb_id"] = run.id
         if trainer.is_global_zero:
-            print(f"{name}: {parameters:,} parameters, in {self.folder}", file=sys.stderr)
+            for part, values in {"config": config, "about": facts}.items():
+                text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+                (self.folder / f"{part}.yaml").write_text(text, encoding="utf-8")
+            print(describe(self.model, data, self.folder), file=sys.stderr)
 
     def _default_name(self) -> str:
         """That of the first config file, else of the run that a checkpoint is from."""
@@ -245,8 +257,7 @@ class CharCLI(LightningCLI):
         except (InputError, MisconfigurationException, RuntimeError):
             written = any((self.folder / name).exists() for name in ("metrics.csv", "checkpoints"))
             if is_first_process() and not written:  # only its own, and only while it is empty
-                if wandb := sys.modules.get("wandb"):
-                    wandb.finish()
+                finish_wandb(self.folder)
                 shutil.rmtree(self.folder, ignore_errors=True)
             raise
 
@@ -269,8 +280,7 @@ class CharCLI(LightningCLI):
         return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
 
     def after_fit(self) -> None:
-        if wandb := sys.modules.get("wandb"):
-            wandb.finish()
+        finish_wandb(self.folder)
         last = self.folder / "checkpoints" / "last.ckpt"
         trainer: Any = self.trainer
         # Asked of the metrics, which all processes share; only the first knows the folder.

@@ -207,7 +207,10 @@ class Ensemble(nn.Module):
         """Logits (B, T, V), each text's from its own member."""
         size = len(self.members)
         if len(ids) < size:
-            raise InputError(f"{size} members cannot share a batch of {len(ids)}: make it larger.")
+            raise InputError(
+                f"{size} members cannot share a batch of {len(ids)}: give a larger "
+                "--data.batch_size."
+            )
         shares = [member(ids[i::size]).unbind() for i, member in enumerate(self.members)]
         return torch.stack([shares[i % size][i // size] for i in range(len(ids))])
 

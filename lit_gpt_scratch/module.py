@@ -95,14 +95,14 @@ class LitCharLM(pl.LightningModule):
         return self.net(ids)
 
     def step(self, batch: Batch) -> Tensor:
-        """Mean loss in nats per character, remembered under the batch's split."""
-        logits = self(batch.inputs)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten())
+        """Losses (B, T) in nats; their mean is remembered under the batch's split."""
+        logits = self(batch.inputs).flatten(0, 1).float()
+        losses = F.cross_entropy(logits, batch.targets.flatten(), reduction="none")
         if batch.split == "train":
-            self._unlogged.append(loss.detach())
+            self._unlogged.append(losses.detach().mean())
         else:
-            self.losses[batch.split].update(loss, weight=batch.targets.numel())
-        return loss
+            self.losses[batch.split].update(losses.mean(), weight=losses.numel())
+        return losses.view_as(batch.targets)
 
     def on_train_start(self) -> None:
         """Let this run's optimizer and schedule rule where a resumed state brought its own."""
@@ -123,10 +123,10 @@ class LitCharLM(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._seed_dropout(batch.seed)
-        return self.step(batch)
+        return self.step(batch).mean()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.step(batch)
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        return {"losses": self.step(batch)}  # for callbacks that look closer
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.step(batch)

@@ -83,9 +83,11 @@ def texts_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
 # What a run leaves behind
 
 
-def test_a_run_writes_its_config_its_metrics_and_both_checkpoints(run_folder: Path) -> None:
+def test_a_run_writes_these_files_and_no_others(run_folder: Path) -> None:
     found = {str(path.relative_to(run_folder)) for path in run_folder.rglob("*.*")}
-    assert found == {"config.yaml", "metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    expected = {"config.yaml", "about.yaml", "metrics.csv", "samples.csv", "symbols.csv"}
+    expected |= {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    assert found == expected | {f"attention/step_{step:06}.png" for step in (3, 6, 7)}
     assert run_folder.parts[-3:] == ("runs", "gpt_cpu", "version_0")
 
 
@@ -93,7 +95,7 @@ def test_metrics_have_every_name_and_end_at_the_last_step(run_folder: Path) -> N
     with (run_folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     names = {"train/loss", "val/loss", "val/bpc", "val/perplexity", "val/gap", "lr", "grad_norm"}
-    assert names | {"tokens_seen", "chars_per_sec", "step"} <= set(rows[0])
+    assert names | {"tokens_seen", "chars_per_sec", "mfu", "step"} <= set(rows[0])
     train = [int(row["step"]) for row in rows if row["train/loss"]]
     val = [int(row["step"]) for row in rows if row["val/loss"]]
     assert (train, val) == ([2, 4, 6, 7], [3, 6, 7])

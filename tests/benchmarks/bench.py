@@ -24,6 +24,7 @@ from common import (
     QUICK,
     ROOT,
     Figures,
+    callback_seconds,
     fit,
     logged,
     machine,
@@ -43,7 +44,7 @@ from tqdm import tqdm
 from lit_gpt_scratch.attention import FusedAttention
 from lit_gpt_scratch.cache import load_tokens
 from lit_gpt_scratch.corpus import open_corpus, written_whole
-from lit_gpt_scratch.machine import fastest_precision, keep_freed_memory
+from lit_gpt_scratch.machine import fastest_precision, keep_freed_memory, measured_flops
 from lit_gpt_scratch.models import GPT
 from lit_gpt_scratch.optim import parameter_groups
 from lit_gpt_scratch.sampling import SamplingSettings, generate
@@ -99,6 +100,24 @@ def overhead(_peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
         table.append([config, *cells, f"{ours - raw:.2f} ms ({100 * (ours / raw - 1):.1f} %)"])
         found |= sides
     return found, markdown(["config", "raw loop, ms", "under the Trainer, ms", "overhead"], table)
+
+
+def callbacks(_peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
+    """What all that is logged, drawn and saved beside training costs in gpt_cpu, W&B offline."""
+    found: Figures = {}
+    for number in tqdm(range(count), desc="callbacks", leave=False):
+        for name, spent in callback_seconds(
+            "gpt_cpu", f"--seed_everything={1337 + number}"
+        ).items():
+            found.setdefault(name, []).append(spent)
+    whole = found.pop("training")
+    together = [sum(spent) for spent in zip(*found.values(), strict=True)]
+    table = [
+        [name, median_and_range(spent, 2), f"{100 * median(spent) / median(whole):.2f} %"]
+        for name, spent in {**found, "together": together}.items()
+    ]
+    header = ["callback", "s", f"of {median(whole):.0f} s of training"]
+    return found | {"training": whole}, markdown(header, table)
 
 
 # Time to a loss
@@ -172,13 +191,6 @@ def generation(peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
 # Arithmetic
 
 
-def peak(dtype: torch.dtype) -> float:
-    """GFLOP/s of a product of two matrices of 2048 x 2048, the best of ten."""
-    a, b = (torch.randn(2048, 2048, dtype=dtype) for _ in range(2))
-    a @ b
-    return 2 * 2048**3 / min(seconds(partial(torch.mm, a, b)) for _ in range(10)) / 1e9
-
-
 def arithmetic(_peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
     """Floating-point operations of a step of gpt_cpu, counted, against this machine's peaks."""
     cli = fit("gpt_cpu", *QUICK, "--trainer.max_steps=1")
@@ -194,8 +206,8 @@ def arithmetic(_peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
         count,
         {
             "ms of a step": partial(raw_loop, "gpt_cpu", 100),
-            "fp32 peak, GFLOP/s": partial(peak, torch.float32),
-            "bf16 peak, GFLOP/s": partial(peak, torch.bfloat16),
+            "fp32 peak, GFLOP/s": lambda: measured_flops(torch.float32, 2048) / 1e9,
+            "bf16 peak, GFLOP/s": lambda: measured_flops(torch.bfloat16, 2048) / 1e9,
         },
     )
     flops = [network.get_total_flops() / 1e9, update.get_total_flops() / 1e9]

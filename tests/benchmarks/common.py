@@ -22,7 +22,7 @@ from lit_gpt_scratch.optim import parameter_groups
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 SEEDS = (1337, 1338, 1339)
-QUICK = ["--wandb.mode=disabled", "--trainer.limit_val_batches=0"]
+QUICK = ["--name=bench", "--wandb.mode=disabled", "--trainer.limit_val_batches=0"]
 Figures = dict[str, list[float]]
 
 
@@ -143,3 +143,14 @@ def under_trainer(config: str, steps: int, *args: str) -> float:
     chars = cli.datamodule.batch_size * cli.datamodule.context
     speeds = [speed for _, speed in logged(cli, "chars_per_sec")]
     return 1000 * chars / statistics.median(speeds[1:])
+
+
+def callback_seconds(config: str, *args: str) -> dict[str, float]:
+    """Seconds that each callback took in a whole run, by Lightning's profiler, and training did."""
+    cli = fit(config, "--name=bench", "--wandb.mode=offline", "--trainer.profiler=simple", *args)
+    spent: dict[str, float] = {}
+    for action, durations in cli.trainer.profiler.recorded_durations.items():  # type: ignore[attr-defined]
+        name = action.removeprefix("[Callback]").partition(".")[0].partition("{")[0]
+        if action.startswith("[Callback]"):
+            spent[name] = spent.get(name, 0.0) + sum(durations)
+    return spent | {"training": float(cli.trainer.callback_metrics["train_seconds"])}

@@ -1,0 +1,175 @@
+"""The README's pictures, from real runs: `make figures`.
+
+The curves and samples are of the newest runs of each rung, which `make ladder` trains; for the
+moving picture a small GPT is trained once more, and its attention looked at on the way.
+"""
+
+import argparse
+import io
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import ROOT, fit
+from ladder import REFERENCE
+from lightning.pytorch.callbacks import Callback
+from matplotlib import pyplot as plt
+from PIL import Image
+from tqdm import tqdm
+
+from lit_gpt_scratch.corpus import written_whole
+from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.explore import LayerAttention, attention
+from lit_gpt_scratch.logged import Run, read_run
+from lit_gpt_scratch.plots import plot_attention
+from lit_gpt_scratch.report import REFERENCES
+
+FIGURES = ROOT / "notebooks" / "figures"
+RUNGS = [rung for rung in REFERENCE if rung != "gpt"]  # which needs a GPU
+SENTENCE = "Long live the king, my lord!"
+STEPS = (0, 2, 5, 10, 20, 30, 45, 60, 80, 100, 130, 160, 200, 250, 300, 400, 500, 650, 800)
+STEPS = (*STEPS, 1000, 1300, 1600, 2000)
+
+
+def newest(rung: str) -> Run:
+    """What a rung's newest run left.
+
+    Raises:
+        InputError: There is none, or it is not one of `make ladder`'s.
+    """
+    folders = (ROOT / "runs" / rung).glob("version_*")
+    for folder in sorted(folders, key=lambda path: int(path.name[8:]), reverse=True):
+        run = read_run(folder, rung)
+        if "val/loss" in run.val and run.samples:
+            return run
+    raise InputError(f"there is no run of {rung}: make ladder trains them all.")
+
+
+def save(figure: Any, name: str) -> None:
+    """As a picture of few colours, which is a small one."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110)
+    plt.close(figure)
+    with written_whole(FIGURES / name) as file:
+        Image.open(drawn).convert("RGB").quantize(64).save(file, "PNG", optimize=True)
+
+
+def draw_ladder(runs: dict[str, Run]) -> None:
+    """How every rung learns: by steps beside the reference's figures, and by seconds."""
+    figure, (by_step, by_time) = plt.subplots(
+        1, 2, figsize=(11, 4.4), layout="constrained", sharey=True
+    )
+    for i, (rung, run) in enumerate(runs.items()):
+        colour, loss = plt.cm.viridis(i / len(runs)), run.val["val/loss"]
+        by_time.plot(run.val["train_seconds"], loss, ".-", color=colour, label=rung)
+        if rung.startswith("gpt"):
+            continue
+        by_step.plot(run.val["step"], loss, ".-", color=colour)
+        reference = REFERENCES.get(f"reference, {rung.replace('_', ' ').replace('i h', 'i-h')}")
+        if reference:
+            by_step.plot(4800, reference, "D", mfc="none", color=colour, ms=8)
+    by_step.plot([], [], "D", mfc="none", color="black", ms=8, label="the reference, at its end")
+    by_step.legend(frameon=False)
+    for name in ("nanoGPT on a CPU", "reference, GPT", "nanoGPT on a GPU"):
+        by_time.axhline(REFERENCES[name], color="gray", lw=0.8, ls="--")
+        by_time.annotate(
+            name, (0.01, REFERENCES[name]), xycoords=("axes fraction", "data"), color="gray",
+            xytext=(0, 2), textcoords="offset points", fontsize=8,
+        )  # fmt: skip
+    loss = "validation loss, nats per character"
+    by_step.set(title="small rungs, by steps", xlabel="optimizer steps", ylabel=loss)
+    by_time.set(title="all rungs, by time", xlabel="seconds of training on two cores")
+    by_time.set_xscale("log")
+    seconds = [1, 3, 10, 30, 100]
+    by_time.set_xticks(seconds, [str(s) for s in seconds])
+    by_time.xaxis.minorticks_off()
+    figure.legend(*by_time.get_legend_handles_labels(), loc="outside right", frameon=False)
+    save(figure, "ladder.png")
+
+
+def draw_samples(runs: dict[str, Run]) -> None:
+    """The beginning of what each rung writes at its end."""
+    figure, axes = plt.subplots(figsize=(9, 0.78 * len(runs)), layout="constrained")
+    axes.set(xlim=(0, 1), ylim=(len(runs), 0))
+    axes.axis("off")
+    for row, (rung, run) in enumerate(runs.items()):
+        _, ((_, text), *_) = run.samples[-1]
+        loss = run.val["val/loss"][-1]
+        lines = textwrap.wrap(" ⏎ ".join(text.split("\n")).strip(" ⏎"), 76)[:2]
+        axes.text(0, row + 0.5, f"{rung}\n{loss:.3f} nats", va="center", weight="bold")
+        axes.text(0.2, row + 0.5, "\n".join(lines), va="center", family="monospace", size=9)
+        axes.axhline(row + 1, color="0.85", lw=0.8)
+    save(figure, "samples.png")
+
+
+class Frames(Callback):
+    """Looks at the attention of a sentence after each of STEPS."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, list[LayerAttention]] = {}
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        if trainer.global_step in STEPS:
+            self.seen[trainer.global_step] = attention(pl_module, SENTENCE)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.seen[trainer.global_step] = attention(pl_module, SENTENCE)
+
+
+def draw_attention() -> None:
+    """Three heads, from averages over the past to what training makes of them."""
+    cli = fit("gpt_cpu_classic", "--name=figures", "--trainer.callbacks+=figures.Frames")
+    seen = next(c for c in cli.trainer.callbacks if type(c).__name__ == "Frames").seen  # type: ignore[attr-defined]
+    _, *_, end = seen.values()
+    heads = [(i, head) for i, layer in enumerate(end) for head in range(len(layer.weights))]
+    # Those that are surest in the end, each of another layer.
+    sure = {at: float(end[at[0]].weights[at[1]].amax(-1).mean()) for at in heads}
+    best = {i: max((at for at in heads if at[0] == i), key=sure.__getitem__) for i, _ in heads}
+    chosen = sorted(sorted(best.values(), key=sure.__getitem__)[-3:])
+    frames = []
+    for step, layers in tqdm(seen.items(), desc="attention", unit="frame"):
+        figure, grid = plt.subplots(1, 3, figsize=(13, 4.8), layout="constrained")
+        for axes, (layer, head) in zip(grid, chosen, strict=True):
+            plot_attention(layers[layer].weights[head], SENTENCE, axes)
+            axes.tick_params(labelsize=8)
+            axes.set_title(f"layer {layer}, head {head}")
+        said = "before training: averages of the past" if step == 0 else f"after {step:,} steps"
+        figure.suptitle(said, fontsize=15)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, dpi=75)
+        plt.close(figure)
+        frames.append(Image.open(drawn).convert("RGB"))
+    mixed = Image.new("RGB", frames[0].size)
+    for i, frame in enumerate(frames[:: len(frames) // 4]):  # all that is seen on the way
+        part = (0, i * frame.height // 5, frame.width, (i + 1) * frame.height // 5)
+        mixed.paste(frame.crop(part), part)
+    palette = mixed.quantize(64)
+    first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    shown = [1500, *[300] * (len(others) - 1), 3000]  # ms
+    with written_whole(FIGURES / "attention.gif") as file:
+        first.save(
+            file, "GIF", save_all=True, append_images=others, duration=shown, loop=0, optimize=True
+        )
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Draw the pictures from the command line."""
+    parser = argparse.ArgumentParser(prog="make figures", description=__doc__)
+    parser.parse_args(args)
+    torch.manual_seed(1337)
+    FIGURES.mkdir(exist_ok=True)
+    try:
+        runs = {rung: newest(rung) for rung in RUNGS}
+    except InputError as error:
+        parser.exit(2, f"{error}\n")
+    draw_ladder(runs)
+    draw_samples(runs)
+    draw_attention()
+    for path in sorted(FIGURES.iterdir()):
+        print(f"{Path(path).relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
