@@ -202,7 +202,7 @@ class Samples(Record):
     count = 2
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if not trainer.is_global_zero or trainer.state.fn != "fit":
+        if not trainer.is_global_zero:
             return
         prompt, step = pl_module.default_prompt, trainer.global_step
         ids = pl_module.tokenizer.encode(prompt).repeat(self.count, 1).to(pl_module.device)
@@ -236,8 +236,6 @@ class SymbolLosses(Record):
             self.sums[1].index_add_(0, ids, losses)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if trainer.state.fn != "fit":
-            return
         sums: Any = self.sums
         if trainer.world_size > 1:
             sums = trainer.strategy.reduce(sums.to(pl_module.device), reduce_op="sum")
@@ -254,14 +252,12 @@ class AttentionPictures(Record):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         looks = any(hasattr(module, "weights") for module in pl_module.net.modules())
-        if not looks or not trainer.is_global_zero or trainer.state.fn != "fit":
+        if not looks or not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         start = data.splits.val.start
         text = data.tokenizer.decode(data.tokens[start : start + min(32, data.context)].cpu())
-        # Hooks would have a compiled network compiled anew.
-        with torch.compiler.set_stance("force_eager"):
-            picture = draw_heads(attention(pl_module, text), text)
+        picture = draw_heads(attention(pl_module, text), text)
         path = self.folder / "attention" / f"step_{trainer.global_step:06}.png"
         path.parent.mkdir(exist_ok=True)
         picture.save(path)

@@ -314,7 +314,8 @@ def start(_peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
 
 
 PARTS = {
-    f.__name__: f for f in (step, time_to_loss, generation, overhead, arithmetic, growth, start)
+    part.__name__: part
+    for part in (step, time_to_loss, generation, overhead, callbacks, arithmetic, growth, start)
 }
 
 
