@@ -33,7 +33,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> CharCLI:
-    return train_small(tmp_path_factory.mktemp("run"), *EVERY)
+    return train_small(tmp_path_factory.mktemp("run"), *EVERY, "--seed_everything=7")
 
 
 def test_the_same_texts_are_drawn_at_each_validation(run: CharCLI) -> None:
@@ -42,7 +42,7 @@ def test_the_same_texts_are_drawn_at_each_validation(run: CharCLI) -> None:
     assert [int(row["step"]) for row in found] == [2, 2, 4, 4]
     model = explore.load(run.folder / "checkpoints" / "last.ckpt")
     prompt = model.tokenizer.encode(model.default_prompt).repeat(2, 1)
-    settings = replace(Samples.settings, seed=1337)
+    settings = replace(Samples.settings, seed=7)
     assert [row["text"] for row in found[2:]] == model.generate(prompt, settings)
     assert {row["prompt"] for row in found} == {model.default_prompt}
 
@@ -109,7 +109,8 @@ def test_a_grid_shows_each_weight_of_each_head_in_its_place() -> None:
                     by_weight.setdefault(weight, set()).add(seen)
             assert all(len(colours) == 1 for colours in by_weight.values())
             (grey,) = by_weight.pop(-1.0)
-            assert len(set(grey)) == 1
+            assert max(grey) - min(grey) < 5
+            assert 200 < max(grey) < 240
             bright = [sum(*by_weight[weight]) for weight in sorted(by_weight)]
             assert bright == sorted(bright, reverse=True)
             assert len(set(bright)) == len(bright)
