@@ -1,6 +1,6 @@
 # Each target is listed by `make help` from the comment behind it.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-core report ladder ablation long bench figures lint format clean
+.PHONY: help setup train test test-core report ladder ablation long bench figures faults lint format clean
 
 CONFIG ?= gpt_cpu
 ARGS ?=
@@ -49,6 +49,9 @@ bench: $(READY)  ## Measure speed, beside a checkout of nanoGPT in NANOGPT; runs
 
 report: $(READY)  ## Make report.html of the newest run of each name; RUNS names others
 	$(BIN)/python -m lit_gpt_scratch.report $(RUNS) $(ARGS)
+
+faults: $(READY)  ## Kill a training run at random moments, and see that it ends all the same
+	$(BIN)/python tests/faults/kills.py $(ARGS)
 
 figures: $(READY)  ## Draw the README's pictures, from runs of make ladder
 	$(BIN)/python tests/benchmarks/figures.py $(ARGS)

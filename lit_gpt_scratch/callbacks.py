@@ -20,10 +20,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops, measure_flops
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
-from lightning.pytorch.loggers import WandbLogger
 
 from lit_gpt_scratch.explore import VISIBLE, LayerAttention, attention
 from lit_gpt_scratch.machine import measured_flops
+from lit_gpt_scratch.recording import wandb_run
 from lit_gpt_scratch.sampling import SamplingSettings
 
 
@@ -35,7 +35,7 @@ class Throughput(Callback):
     a CPU, as a matrix product takes.
 
     Attributes:
-        train_seconds: From the first step of this process on, without validation.
+        train_seconds: Of all steps so far, without validation.
     """
 
     def __init__(self) -> None:
@@ -65,9 +65,16 @@ class Throughput(Callback):
         self._flops_per_step = passes * trainer.accumulate_grad_batches
         self._flops_per_sec = (each or 0.0) * trainer.world_size
 
+    def state_dict(self) -> dict[str, Any]:
+        seconds = self.train_seconds, self._logged_seconds
+        return {"seconds": [*seconds], "logged_step": self._logged_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.train_seconds, self._logged_seconds = map(float, state_dict["seconds"])
+        self._logged_step = int(state_dict["logged_step"])
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since = time.perf_counter()
-        self._logged_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -156,12 +163,6 @@ def progress(trainer: pl.Trainer) -> str:
 
 
 # What each validation leaves behind, as files and in W&B
-
-
-def wandb_run(trainer: Any) -> Any:
-    """The run that W&B records in this process, or None."""
-    found = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-    return found[0].experiment if found else None
 
 
 def append(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

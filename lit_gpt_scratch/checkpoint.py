@@ -1,60 +1,66 @@
-"""Reading checkpoints that may come from anywhere: plain data only, and only our own."""
+"""Reading checkpoints that may come from anywhere: plain data only, and only our own.
+
+A checkpoint is a file of `fit`, or the folder that `export` made of one.
+"""
 
 import importlib
+import json
 import pickle
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from lit_gpt_scratch.errors import InputError
 
 PACKAGE = "lit_gpt_scratch"
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
+FRACTIONS = ("val_fraction", "test_fraction")
 # What every checkpoint of ours has, and its keys.
 PARTS: dict[str, set[str]] = {
     "state_dict": set(),
     "hyper_parameters": {"net", "alphabet", "context"},
-    "datamodule_hyper_parameters": {"corpus", "sha256", "context"},
+    "datamodule_hyper_parameters": {"corpus", "sha256", "context", *FRACTIONS},
 }
 HYPERPARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
+
+# An exported folder's files, and how large its JSON and the header of its weights may be: all of
+# Unicode as an alphabet fits.
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FORMAT = f"{PACKAGE} 1"
+MOST_BYTES = 1 << 22
 
 
 def read_checkpoint(path: Path, plugin: str | None = None) -> dict[str, Any]:
     """A checkpoint's contents, checked. No code in it is run.
 
+    Of an exported folder, all but what only `fit` needs.
+
     Args:
-        path: The file.
+        path: The file or folder.
         plugin: A module besides this package that class paths in the checkpoint may name.
 
     Raises:
         InputError: Missing, damaged, not ours, or naming a class from elsewhere.
     """
-    if path.is_dir():
-        raise InputError(f"checkpoint {path} is a folder: name the .ckpt file in it.")
-    if not path.exists():
-        raise InputError(f"checkpoint {path}: no such file. Give a path, or best or last.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"checkpoint {path} is refused: it holds pickled code, or is not a checkpoint. "
-            "Ours hold plain data only."
-        ) from error
-    except PermissionError as error:
-        raise InputError(f"checkpoint {path}: {error.strerror}.") from error
-    except Exception as error:  # a damaged archive fails in many ways, all of them PyTorch's
-        raise InputError(
-            f"checkpoint {path} is damaged or not a checkpoint: use another, such as the other "
-            "of best.ckpt and last.ckpt."
-        ) from error
+    checkpoint = _read(path)
     if not isinstance(checkpoint, dict) or not all(
         isinstance(checkpoint.get(part), dict) and keys <= checkpoint[part].keys()
         for part, keys in PARTS.items()
     ):
         raise InputError(f"checkpoint {path} was not written by {PACKAGE}: use one of its fit.")
+    if not isinstance(checkpoint.get("global_step", 0), int):
+        raise InputError(f"checkpoint {path} is refused: its global_step is not a whole number.")
+    if not _are_numbers(checkpoint["state_dict"], _size(path)):
+        raise InputError(
+            f"checkpoint {path} is refused: its weights are not all finite numbers. If training "
+            "diverged, use one from before that."
+        )
     for part in HYPERPARAMETERS:
         values = checkpoint[part]
         if values.get("_instantiator", INSTANTIATOR) != INSTANTIATOR or "_class_path" in values:
@@ -72,20 +78,116 @@ def read_checkpoint(path: Path, plugin: str | None = None) -> dict[str, Any]:
     return checkpoint
 
 
-def named_classes(value: Any, key: str = "") -> Iterator[str]:
+def _read(path: Path) -> Any:
+    """What is in a file of plain data, or in an exported folder."""
+    if not path.exists():
+        raise InputError(f"checkpoint {path}: no such file. Give a path, or best or last.")
+    remedy = "use another, such as the other of best.ckpt and last.ckpt"
+    try:
+        if path.is_dir():
+            remedy = "export it again"
+            return _read_folder(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"checkpoint {path} is refused: it holds pickled code, or is not a checkpoint. "
+            "Ours hold plain data only."
+        ) from error
+    except PermissionError as error:
+        raise InputError(f"checkpoint {path}: {error.strerror}.") from error
+    except Exception as error:  # what is damaged fails in many ways, all of them its reader's
+        raise InputError(f"checkpoint {path} is damaged or not a checkpoint: {remedy}.") from error
+
+
+def _read_folder(folder: Path) -> dict[str, Any]:
+    """What `export` wrote, with a checkpoint's keys."""
+    config, weights = folder / CONFIG, folder / WEIGHTS
+    for file in (config, weights):
+        if file.is_symlink() or not file.is_file():
+            raise InputError(
+                f"checkpoint {folder} is a folder, and not one of {PACKAGE}.export, which has a "
+                f"file {file.name} of its own (not a link): name a .ckpt file."
+            )
+    with weights.open("rb") as opened:
+        header = int.from_bytes(opened.read(8), "little")
+    if max(header, config.stat().st_size) > MOST_BYTES:
+        raise ValueError("absurdly large")
+    facts = json.loads(config.read_bytes(), parse_constant=int)  # of NaN, int makes an error
+    found = facts.get("format") if isinstance(facts, dict) else None
+    if found != FORMAT:
+        raise InputError(
+            f"checkpoint {folder} was not written by this version of {PACKAGE}.export: its format "
+            f"is {str(found)[:40]!r}, not {FORMAT!r}."
+        )
+    parts = {part: facts.get(part) for part in (*HYPERPARAMETERS, "global_step")}
+    return parts | {"state_dict": load_file(weights)}
+
+
+def _size(path: Path) -> int:
+    """Bytes of the file that holds a checkpoint's weights."""
+    return (path / WEIGHTS if path.is_dir() else path).stat().st_size
+
+
+def _are_numbers(weights: dict[str, Any], size: int) -> bool:
+    """Whether weights are finite, and no more than a file of that size can hold."""
+    try:
+        return sum(weight.numel() for weight in weights.values()) <= size and all(
+            bool(weight.isfinite().all()) for weight in weights.values()
+        )
+    except (AttributeError, RuntimeError):  # no tensor, or of a kind that cannot be computed with
+        return False
+
+
+@contextmanager
+def no_larger_than(path: Path) -> Iterator[None]:
+    """Stop before a network is built that a checkpoint's weights cannot fill.
+
+    Hyperparameters from anywhere may ask for any size. This counts parameters as modules get them,
+    when their memory is reserved but not yet used.
+
+    Raises:
+        InputError: There are more parameters than the checkpoint has bytes.
+    """
+    left = _size(path)
+    refusal = InputError(
+        "the checkpoint has too few weights for this network: do not change its sizes."
+    )
+
+    def count(_module: Any, _name: str, parameter: torch.Tensor | None) -> None:
+        nonlocal left
+        left -= 0 if parameter is None else parameter.numel()
+        if left < 0:
+            raise refusal
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    except Exception as error:
+        # A size beyond all memory, or beyond all numbers.
+        if isinstance(error, MemoryError) or re.search("(?i)alloc|overflow", str(error)):
+            raise refusal from error
+        raise
+    finally:
+        hook.remove()
+
+
+def named_classes(value: Any) -> Iterator[str]:
     """Every text in nested hyperparameters that the parser might take for a class or for YAML.
 
     All but words like `gelu`: the parser reads a bare text where a class belongs as its path.
     """
-    if isinstance(value, dict):
-        for inner, item in value.items():
-            yield from named_classes(item, inner)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from named_classes(item)
-    elif isinstance(value, str) and key not in ("alphabet", "_instantiator"):
-        word = key != "class_path" and re.fullmatch("[a-z0-9_-]*", value)
-        yield from [] if word else [value]
+    found = [("", value)]
+    while found:  # not by recursion, which deep nesting would end
+        key, value = found.pop()
+        if isinstance(value, dict):
+            found += value.items()
+        elif isinstance(value, list | tuple):
+            found += [("", item) for item in value]
+        elif isinstance(value, str) and key not in ("alphabet", "_instantiator"):
+            word = key != "class_path" and re.fullmatch("[a-z0-9_-]*", value)
+            yield from [] if word else [value]
 
 
 def is_class_of(class_path: str, modules: Sequence[str]) -> bool:

@@ -7,19 +7,20 @@ import shutil
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_module
 
-from lit_gpt_scratch.callbacks import wandb_run
 from lit_gpt_scratch.checkpoint import (
     HYPERPARAMETERS,
     find_checkpoint,
     import_plugin,
+    no_larger_than,
     read_checkpoint,
 )
 from lit_gpt_scratch.corpus import absolute
@@ -29,22 +30,30 @@ from lit_gpt_scratch.machine import fastest_precision, keep_freed_memory
 from lit_gpt_scratch.messages import Parser
 from lit_gpt_scratch.module import LitCharLM
 from lit_gpt_scratch.predict import PredictSettings, TextWriter, prepare
-from lit_gpt_scratch.runs import (
+from lit_gpt_scratch.recording import (
     WandbSettings,
-    about,
-    describe,
     finish_wandb,
     is_first_process,
+    make_wandb_logger,
+    wandb_mode,
+    wandb_run,
+)
+from lit_gpt_scratch.runs import (
+    about,
+    default_name,
+    describe,
+    folder_to_go_on_in,
     make_callbacks,
-    make_loggers,
     new_run_folder,
     runs_folder,
+    say_how_to_go_on,
     summarize,
-    wandb_mode,
+    unfinished,
+    write_facts,
 )
+from lit_gpt_scratch.saving import MetricsCSV, Stopped, WholeCheckpointIO, cut_after, hold
 
 PROGRAM = "lit-gpt-scratch"
-DEFAULT_NAME = "gpt_cpu"
 COMMANDS = {
     "fit": "Train a model; its files go into runs/NAME/version_N.",
     "validate": "The exact loss of a checkpoint on the validation split.",
@@ -68,6 +77,7 @@ class CharCLI(LightningCLI):
     """Lightning's CLI with a checkpoint's values as defaults and a folder for each run."""
 
     wandb_id: str | None = None  # of the run that this one resumes
+    _held: int | None = None  # what keeps other processes out of the run's folder
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
         described = {
@@ -166,6 +176,13 @@ class CharCLI(LightningCLI):
         import_plugin(plugin)
         self.ckpt_path = find_checkpoint(wanted, runs_folder(root))
         checkpoint = read_checkpoint(self.ckpt_path, plugin)
+        if subcommand != "fit":
+            self.weights = checkpoint["state_dict"]
+        elif self.ckpt_path.is_dir():
+            raise InputError(
+                f"{self.ckpt_path} is an export, without the optimizer's state that fit goes on "
+                "from: give the .ckpt file that it was made of."
+            )
         self.ckpt_step = int(checkpoint.get("global_step", 0))
         self.wandb_id = checkpoint.get("wandb_id")
         model, self.ckpt_data = (checkpoint[part] for part in HYPERPARAMETERS)
@@ -173,12 +190,16 @@ class CharCLI(LightningCLI):
         values = {f"model.{k}": v for k, v in model.items() if k not in ("alphabet", "context")}
         values |= {f"data.{k}": v for k, v in self.ckpt_data.items()}
         inner = {key: value for key, value in values.items() if not key.endswith("._instantiator")}
+        ours = self._subcommand_parsers[subcommand]
         try:
-            self._subcommand_parsers[subcommand].set_defaults(inner)
-        except KeyError as error:
-            raise InputError(
-                f"checkpoint {self.ckpt_path} is of another version of this program: {error}."
-            ) from error
+            ours.set_defaults(inner)
+            ours.get_defaults()  # with the types of what classes take
+            known = {k: v for k, v in self.ckpt_data.items() if k != "_instantiator"}
+            instantiate_module(CharDataModule, known)
+        except Exception as error:  # its parts contradict each other, in any of a hundred ways
+            other = isinstance(error, KeyError)
+            fault = "is of another version of this program" if other else "does not fit together"
+            raise InputError(f"checkpoint {self.ckpt_path} {fault}: {str(error)[:200]}.") from error
 
     def _parse_ckpt_path(self) -> None:
         """Done above: Lightning would let the checkpoint's values overrule explicit flags."""
@@ -192,6 +213,13 @@ class CharCLI(LightningCLI):
             ours.data.seed = int(ours.seed_everything)
         counts = ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
         require_positive(**{c: ours.trainer[c] for c in counts if ours.trainer[c] is not None})
+
+    def instantiate_classes(self) -> None:
+        resumed = self.config[self.subcommand].ckpt_path
+        with no_larger_than(self.ckpt_path) if resumed else nullcontext():
+            super().instantiate_classes()
+        if self.subcommand != "fit":
+            self.model.load_state_dict(self.weights)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         ours = self.config[self.subcommand]
@@ -217,10 +245,21 @@ class CharCLI(LightningCLI):
         """Make the run's folder, and what writes into it."""
         ours = self.config.fit
         data = self.datamodule
-        name = ours.name or self._default_name() + "-sample" * data.fell_back
+        first = Path(ours.config[0].relative) if ours.config and ours.config[0] else None
+        resumed = self.ckpt_path if ours.ckpt_path else None
+        name = ours.name or default_name(first, resumed) + "-sample" * data.fell_back
         check_processes(data.batch_size, trainer.num_devices * trainer.num_nodes)
         wandb_mode(self.config_init.fit.wandb)
-        self.folder = new_run_folder(runs_folder(ours.trainer.default_root_dir), name)
+        runs = runs_folder(ours.trainer.default_root_dir)
+        if not resumed and (left := unfinished(runs / name)):
+            say_how_to_go_on(left, f"Notice: {left} is not finished.")
+        going_on = folder_to_go_on_in(resumed, ours.name) if resumed else None
+        self.folder = going_on or new_run_folder(runs, name)
+        if trainer.is_global_zero:
+            self._held = hold(self.folder)
+            if going_on:
+                cut_after(self.folder, self.ckpt_step)
+        trainer.strategy.checkpoint_io = WholeCheckpointIO()
         # What was used, not only what was asked for: the seed, and the text that was opened.
         for key in ("corpus", "sha256", "fallback"):
             ours.data[key] = data.hparams[key]
@@ -228,38 +267,40 @@ class CharCLI(LightningCLI):
         facts = about(trainer, self.model, data)
         if ours.trainer.logger is None:
             wandb = self.config_init.fit.wandb
-            trainer.loggers = make_loggers(self.folder, config | facts, wandb, self.wandb_id)
+            trainer.loggers = [
+                MetricsCSV(self.folder),
+                *make_wandb_logger(self.folder, config | facts, wandb, self.wandb_id),
+            ]
         trainer.callbacks += make_callbacks(
             self.folder, ours.trainer.enable_progress_bar, self.wandb_id
         )
         if run := wandb_run(trainer):
             facts["wandb_id"] = run.id
         if trainer.is_global_zero:
-            for part, values in {"config": config, "about": facts}.items():
-                text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-                (self.folder / f"{part}.yaml").write_text(text, encoding="utf-8")
+            write_facts(self.folder, config=config, about=facts)
             print(describe(self.model, data, self.folder), file=sys.stderr)
-
-    def _default_name(self) -> str:
-        """That of the first config file, else of the run that a checkpoint is from."""
-        ours = self.config.fit
-        if ours.config and ours.config[0]:
-            return Path(ours.config[0].relative).stem
-        if ours.ckpt_path and self.ckpt_path.parent.name == "checkpoints":
-            return self.ckpt_path.resolve().parents[2].name
-        return DEFAULT_NAME
 
     def fit(self, **kwargs: Any) -> None:
         """Train; a run that is refused before its first step leaves no folder."""
         keep_freed_memory()
         try:
             self.trainer.fit(**kwargs)
-        except (InputError, MisconfigurationException, RuntimeError):
+        except Stopped as stop:
+            finish_wandb(self.folder)
+            done = f"step {self.trainer.global_step:,} of {self.trainer.max_steps:,}"
+            say_how_to_go_on(self.folder, f"\nStopped at {done}, and saved.")
+            raise SystemExit(128 + stop.number) from None
+        except Exception:
             written = any((self.folder / name).exists() for name in ("metrics.csv", "checkpoints"))
             if is_first_process() and not written:  # only its own, and only while it is empty
                 finish_wandb(self.folder)
                 shutil.rmtree(self.folder, ignore_errors=True)
+            else:
+                say_how_to_go_on(self.folder, "The last good checkpoint is there.")
             raise
+        finally:
+            if self._held is not None:
+                os.close(self._held)
 
     def _tell(self) -> None:
         """Say what is about to be measured, and whether it is what the checkpoint left out."""
@@ -277,7 +318,9 @@ class CharCLI(LightningCLI):
     before_validate = before_test = _tell
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
+        # But for fit, what is needed of a checkpoint has been loaded, from a file or a folder.
+        path = {"weights_only": True} if subcommand == "fit" else {"ckpt_path": None}
+        return super()._prepare_subcommand_kwargs(subcommand) | path
 
     def after_fit(self) -> None:
         finish_wandb(self.folder)
@@ -320,9 +363,11 @@ def main(args: Sequence[str] | None = None) -> CharCLI:
 
 
 def run() -> None:
-    """The console script."""
+    """`main`, as a process: its ends that are nobody's mistake are quiet."""
     try:
         main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except BrokenPipeError:  # whoever reads us has read enough, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None

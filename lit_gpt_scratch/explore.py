@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from lightning.pytorch.cli import instantiate_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_gpt_scratch.checkpoint import import_plugin, read_checkpoint
+from lit_gpt_scratch.checkpoint import import_plugin, no_larger_than, read_checkpoint
 from lit_gpt_scratch.data import EVALUATION_TOKENS
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.module import LitCharLM
@@ -64,19 +65,24 @@ def load(path: str | Path, plugin: str | None = None) -> LitCharLM:
     """The model of a checkpoint, from its path alone, on the CPU and without dropout.
 
     Args:
-        path: A .ckpt file of `fit`.
+        path: A .ckpt file of `fit`, or the folder that `export` made of one.
         plugin: A module besides this package whose classes it may name; it is imported.
 
     Raises:
         InputError: The checkpoint is missing, damaged, or not one of ours.
     """
     import_plugin(plugin)
-    read_checkpoint(Path(path), plugin)
+    path = Path(path)
+    checkpoint = read_checkpoint(path, plugin)
+    arguments = checkpoint["hyper_parameters"]
+    arguments.pop("_instantiator", None)
     try:
-        model = LitCharLM.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+        with no_larger_than(path):
+            model = instantiate_module(LitCharLM, arguments)
+        model.load_state_dict(checkpoint["state_dict"])
     except Exception as error:  # its parts contradict each other, in any of a hundred ways
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"checkpoint {path} does not fit together ({reason}).") from error
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"checkpoint {path} does not fit together: {reason}.") from error
     return model.eval()
 
 

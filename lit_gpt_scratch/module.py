@@ -114,6 +114,8 @@ class LitCharLM(pl.LightningModule):
                 group["lr"] = wanted["lr"] * (group["lr"] / peak if peak else 1.0)
             group.update({k: v for k, v in wanted.items() if k not in ("params", "lr")})
             group["initial_lr"] = wanted["lr"]
+            if self.make_schedule is None:
+                group["lr"] = wanted["lr"]
         for config in self.trainer.lr_scheduler_configs:
             scheduler: Any = config.scheduler
             scheduler.base_lrs = [group["initial_lr"] for group in groups]
@@ -151,12 +153,37 @@ class LitCharLM(pl.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         stepped = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         if stepped and self.logs_after(self.global_step):
-            self.losses["train"].update(torch.stack(self._unlogged))
+            self.check_losses()
+            self.losses["train"].update(
+                torch.stack([loss.to(self.device) for loss in self._unlogged])
+            )
             self._unlogged.clear()
             self.log("train/loss", self._take("train"), prog_bar=True)
             self.log("step", float(self.global_step))
         if self.global_step >= self.trainer.max_steps:
             self.trainer.should_stop = True  # Lightning validates before it stops
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """With what has not been logged yet; never after the loss has ceased to be a number."""
+        self.check_losses()
+        checkpoint["unlogged"] = torch.stack([torch.zeros(()), *map(Tensor.cpu, self._unlogged)])[
+            1:
+        ]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        losses = checkpoint.get("unlogged")
+        if isinstance(losses, Tensor) and losses.dim() == 1:
+            self._unlogged = [*losses]
+
+    def check_losses(self) -> None:
+        """Raise `InputError` where a loss since the last row was infinite or not a number."""
+        losses = [float(loss) for loss in self._unlogged]
+        for loss, back in zip(losses, range(len(losses), 0, -1), strict=True):
+            if not math.isfinite(loss):
+                raise InputError(
+                    f"the loss is {loss}, {back} batches before step {self.global_step + 1}: lower "
+                    "--model.optimizer.lr, or use --trainer.precision 32-true."
+                )
 
     def logs_after(self, step: int) -> bool:
         """Whether training metrics are logged after that many steps: sparsely, and at the end."""

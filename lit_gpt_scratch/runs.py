@@ -1,22 +1,19 @@
 """The folder of a run: where it is, what is written into it, and what is said of it at the end."""
 
+import contextlib
 import math
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import lightning
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
+import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from lit_gpt_scratch.callbacks import (
     AttentionPictures,
@@ -26,38 +23,15 @@ from lit_gpt_scratch.callbacks import (
     SymbolLosses,
     Throughput,
     quoted,
-    wandb_run,
 )
+from lit_gpt_scratch.corpus import written_whole
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.models import count_parameters
+from lit_gpt_scratch.recording import WandbRun, is_first_process
 from lit_gpt_scratch.sampling import SamplingSettings
+from lit_gpt_scratch.saving import Saver, best_checkpoint, hold, read_rows
 
-Mode = Literal["offline", "online", "disabled"]
-WANDB_MODES = get_args(Mode)
-
-
-@dataclass(frozen=True)
-class WandbSettings:
-    """Weights & Biases. By default nothing leaves this machine and no account is asked for.
-
-    Attributes:
-        mode: offline, online or disabled; the default is WANDB_MODE, else offline.
-        project: The project's name.
-        entity: User or team; the default is the account's.
-        group: What this run is compared with.
-        tags: Labels.
-    """
-
-    mode: Mode | None = None
-    project: str = "lit_gpt_scratch"
-    entity: str | None = None
-    group: str | None = None
-    tags: list[str] = field(default_factory=list)
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that writes, also before the Trainer knows."""
-    return int(getattr(rank_zero_only, "rank", 0)) == 0
+DEFAULT_NAME = "gpt_cpu"
 
 
 def runs_folder(root: str | Path | None) -> Path:
@@ -94,23 +68,63 @@ def new_run_folder(runs: Path, name: str) -> Path:
         ) from error
 
 
-def wandb_mode(settings: WandbSettings) -> Any:
-    """The mode asked for, by the settings, else by WANDB_MODE; else offline.
+def default_name(config: Path | None, checkpoint: Path | None) -> str:
+    """A run's, from its first config file, else from the run that its checkpoint lies in."""
+    if config and config.name != "config.yaml":  # a run's own, whose name says nothing
+        return config.stem
+    folder = Path()
+    if config:
+        folder = config.resolve().parent
+    elif checkpoint:
+        folder = checkpoint.resolve().parents[1]
+    return folder.parent.name if folder.name.startswith("version_") else DEFAULT_NAME
 
-    Raises:
-        InputError: WANDB_MODE is another word.
-    """
-    mode = settings.mode or os.environ.get("WANDB_MODE", "offline")
-    if mode not in WANDB_MODES:
-        raise InputError(f"WANDB_MODE is {mode!r}: it must be {', '.join(WANDB_MODES)}.")
-    return mode
+
+def write_facts(folder: Path, **parts: dict[str, Any]) -> None:
+    """NAME.yaml of each, whole."""
+    for name, values in parts.items():
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        with written_whole(folder / f"{name}.yaml") as file:
+            file.write(text.encode())
 
 
-class StepWandbLogger(WandbLogger):
-    """W&B counts optimizer steps, as all else does, so that a resumed run's curves go on."""
+def resume_command(folder: Path) -> str:
+    """What goes on with a run from its last checkpoint."""
+    config, last = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
+    paths = shlex.quote(str(config)), shlex.quote(str(last))
+    return f"lit-gpt-scratch fit --config {paths[0]} --ckpt_path {paths[1]}"
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self.experiment.log(dict(metrics), step=step)
+
+def folder_to_go_on_in(checkpoint: Path, name: str | None) -> Path | None:
+    """That of the run which a checkpoint lies in, unless a run of another name is asked for."""
+    folder = checkpoint.resolve().parents[1]
+    inside = (
+        checkpoint.resolve().parent.name == "checkpoints" and (folder / "config.yaml").is_file()
+    )
+    return folder if inside and name in (None, folder.parent.name) else None
+
+
+def say_how_to_go_on(folder: Path, what: str) -> None:
+    """On standard error, where the run in a folder has a checkpoint."""
+    if is_first_process() and (folder / "checkpoints" / "last.ckpt").exists():
+        print(f"{what} To go on:\n  {resume_command(folder)}", file=sys.stderr)
+
+
+def unfinished(runs: Path) -> Path | None:
+    """The newest run in a folder of versions, if it ended before its last step and can go on."""
+    folders = [p for p in runs.glob("version_*") if p.name[8:].isdecimal()]
+    for folder in sorted(folders, key=lambda path: int(path.name[8:]), reverse=True)[:1]:
+        try:
+            steps = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_steps"]
+            _, rows = read_rows(folder / "metrics.csv")
+        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+            return None
+        reached = max((int(row["step"]) for row in rows), default=0)
+        with contextlib.suppress(InputError):  # somebody is at it
+            os.close(hold(folder))
+            if reached < steps and (folder / "checkpoints" / "last.ckpt").exists():
+                return folder
+    return None
 
 
 def git_commit() -> str | None:
@@ -145,92 +159,6 @@ def about(trainer: Any, model: Any, data: Any) -> dict[str, Any]:
     }
 
 
-def make_loggers(
-    folder: Path, config: dict[str, Any], settings: WandbSettings, wandb_id: str | None = None
-) -> list[Logger]:
-    """The CSV file and W&B's own files, both in the run's folder.
-
-    Args:
-        folder: The run's.
-        config: For W&B to show.
-        settings: Of W&B.
-        wandb_id: That of the run which this one resumes.
-    """
-    loggers: list[Logger] = [
-        CSVLogger(folder.parent.parent, folder.parent.name, folder.name, flush_logs_every_n_steps=1)
-    ]
-    mode = wandb_mode(settings)
-    if mode == "disabled" or not is_first_process():
-        return loggers
-    import wandb  # here, since it alone takes two seconds
-
-    # What W&B puts aside until it is uploaded stays with the run, too.
-    os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))
-    # Offline there is nothing to say but the run's folder, which the summary names.
-    try:
-        run = wandb.init(
-            name=f"{folder.parent.name}/{folder.name}",
-            id=wandb_id,
-            resume="allow" if wandb_id else None,
-            dir=folder,
-            mode=mode,
-            project=settings.project,
-            entity=settings.entity,
-            group=settings.group,
-            tags=settings.tags,
-            config=config,
-            # By default what a killed run logged in its last 15 seconds would be lost.
-            settings=wandb.Settings(
-                silent=mode == "offline", console="off", x_transaction_log_flush_interval=0.1
-            ),
-        )
-    except wandb.Error as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise InputError(f"W&B: {error} Run wandb login, or use --wandb.mode offline.") from error
-    return [*loggers, StepWandbLogger(experiment=run)]
-
-
-def finish_wandb(folder: Path) -> None:
-    """Close what W&B recorded of a run, if it did."""
-    if wandb := sys.modules.get("wandb"):
-        wandb.finish()
-        if os.environ.get("WANDB_DATA_DIR") == str(folder / "wandb"):
-            del os.environ["WANDB_DATA_DIR"]
-
-
-class WandbRun(Callback):
-    """The id of W&B's run travels in the checkpoint, and the best checkpoint goes to W&B.
-
-    Args:
-        wandb_id: That of the run which this one resumes, kept where W&B is off this time.
-    """
-
-    def __init__(self, wandb_id: str | None = None) -> None:
-        self.wandb_id = wandb_id
-
-    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        run = wandb_run(trainer)
-        checkpoint["wandb_id"] = run.id if run else self.wandb_id
-
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Have the row of this step written now: the checkpoint that follows goes on after it."""
-        if run := wandb_run(trainer):
-            run.log({}, step=trainer.global_step, commit=True)
-
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        run, best = wandb_run(trainer), best_checkpoint(trainer)
-        if run and Path(best.best_model_path).is_file():
-            import wandb
-
-            metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-            assert best.best_model_score is not None
-            metrics["best val/loss"] = float(best.best_model_score)
-            artifact = wandb.Artifact(f"checkpoint-{run.id}", "model", metadata=metrics)
-            # The file stays as it is, where it is: no copy is made of it.
-            artifact.add_file(best.best_model_path, policy="immutable", skip_cache=True)
-            run.log_artifact(artifact, aliases=["best"])
-
-
 def make_callbacks(folder: Path, bar: bool | None, wandb_id: str | None = None) -> list[Callback]:
     """What every `fit` has: checkpoints, throughput, bar, and what validations leave behind.
 
@@ -250,16 +178,12 @@ def make_callbacks(folder: Path, bar: bool | None, wandb_id: str | None = None) 
         SymbolLosses(folder),
         AttentionPictures(folder),
         WandbRun(wandb_id),
+        Saver(folder / "checkpoints" / "last.ckpt"),
         Throughput(),  # after these, so that its clock of training leaves them out
         ProgressBar() if (sys.stdout.isatty() if bar is None else bar) else LogLines(),
         ModelCheckpoint(filename="best", monitor="val/loss", **kept),
         ModelCheckpoint(filename="last", monitor=None, **kept),
     ]
-
-
-def best_checkpoint(trainer: Any) -> ModelCheckpoint:
-    """The callback that keeps the best checkpoint; `best_model_score` is its validation loss."""
-    return next(c for c in trainer.checkpoint_callbacks if c.monitor == "val/loss")
 
 
 def sample_text(model: Any, seed: int) -> str:

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import re
+import resource
 import shutil
 import sys
 from collections.abc import Callable
@@ -296,6 +298,12 @@ def test_a_class_named_by_a_bare_text_is_refused(edited: Any, place: str, disgui
     refused(edited(edit), "refused|not part of lit_gpt_scratch")
 
 
+def test_a_class_in_a_list_is_refused(edited: Any) -> None:
+    more = [[spec("os.system")]]
+    path = edited(lambda c: c["hyper_parameters"]["net"]["init_args"].update(more=more))
+    refused(path, "'os.system', which is not part of lit_gpt_scratch")
+
+
 @pytest.mark.parametrize("read", [explore.load, predict])
 @pytest.mark.parametrize("place", ["net", "optimizer", "schedule"])
 def test_no_command_named_in_a_checkpoint_is_run(
@@ -333,14 +341,71 @@ def test_another_module_class_is_refused(edited: Any, part: str, value: str) -> 
         lambda contents: contents["hyper_parameters"]["net"]["init_args"].update(width=32),
         lambda contents: contents["hyper_parameters"].update(context=16),
         lambda contents: contents["hyper_parameters"].update(context="long"),
-        lambda contents: contents["hyper_parameters"].pop("_instantiator"),
-        lambda contents: contents.pop("pytorch-lightning_version"),
+        lambda contents: contents["hyper_parameters"].update(of_tomorrow=1),
     ],
-    ids=["a weight", "a width", "a context", "a type", "no instantiator", "no version"],
+    ids=["a weight", "a width", "a context", "a type", "an unknown setting"],
 )
 def test_a_checkpoint_that_does_not_fit_itself_is_refused(edited: Any, edit: Any) -> None:
     with pytest.raises(InputError):
         explore.load(edited(edit))
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.tensor([1.0, torch.nan]),
+        torch.tensor([torch.inf]),
+        torch.ones(1).expand(1 << 14, 1 << 14),
+        torch.ones(2, device="meta"),
+        "a text",
+        None,
+    ],
+    ids=["NaN", "infinity", "more than the file holds", "no memory", "a text", "nothing"],
+)
+def test_weights_that_are_no_finite_numbers_are_refused(edited: Any, weight: Any) -> None:
+    path = edited(lambda contents: contents["state_dict"].update({"net.x": weight}))
+    refused(path, "its weights are not all finite numbers")
+
+
+def test_a_step_that_is_no_number_is_refused(edited: Any) -> None:
+    path = edited(lambda contents: contents.update(global_step=[1]))
+    refused(path, "its global_step is not a whole number")
+
+
+@pytest.mark.parametrize("read", [explore.load, predict])
+@pytest.mark.parametrize(
+    "sizes",
+    [{"width": 1 << 12}, {"width": 1 << 40}, {"width": 10**30}, {"layers": 10**12}],
+    ids=["width", "beyond memory", "beyond numbers", "layers"],
+)
+def test_an_absurd_network_is_refused_before_it_takes_memory(
+    edited: Any, sizes: dict[str, int], read: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = edited(lambda c: c["hyper_parameters"]["net"]["init_args"].update(sizes))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises((InputError, SystemExit)) as error:
+        read(path)
+    said = str(error.value) + capsys.readouterr().err
+    assert "too few weights for this network" in said
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
+
+
+@pytest.mark.parametrize(
+    ("part", "values"),
+    [
+        ("datamodule_hyper_parameters", {"context": "long"}),
+        ("datamodule_hyper_parameters", {"batch_size": None}),
+        ("datamodule_hyper_parameters", {"alphabet": 7}),
+        ("hyper_parameters", {"net": [1]}),
+    ],
+)
+def test_settings_of_another_type_are_one_line(
+    edited: Any, part: str, values: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = edited(lambda contents: contents[part].update(values))
+    with pytest.raises(SystemExit):
+        predict(path)
+    assert re.fullmatch(r"lit-gpt-scratch: error: [^\n]+\n", capsys.readouterr().err)
 
 
 # Plugins

@@ -115,7 +115,7 @@ def test_the_resolved_config_repeats_the_run(run_folder: Path, tmp_path: Path) -
         for folder in (run_folder, again)
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert again.parent.name == "config"
+    assert again.parent.name == "gpt_cpu"
     assert yaml.safe_load(config.read_text())["data"]["corpus"] == "sample"
 
 
@@ -170,11 +170,12 @@ def test_explicit_flags_beat_the_checkpoint_which_beats_the_defaults(checkpoint:
 
 
 def test_a_resumed_run_goes_on_and_obeys_explicit_flags(run_folder: Path, tmp_path: Path) -> None:
-    resumed = ["--ckpt_path", str(run_folder / "checkpoints/last.ckpt")]
+    elsewhere = shutil.copy(run_folder / "checkpoints/last.ckpt", tmp_path)
+    resumed = ["--ckpt_path", str(elsewhere)]
     resumed += ["--trainer.default_root_dir", str(tmp_path), "--wandb.mode", "disabled"]
     resumed += ["--trainer.max_steps", "9", "--trainer.log_every_n_steps", "1"]
     fitted = cli.main(["fit", *resumed, "--model.optimizer.lr", "0.5"])
-    assert fitted.folder.parent.name == "gpt_cpu"
+    assert fitted.folder == tmp_path / "runs" / "gpt_cpu" / "version_0"
     with (fitted.folder / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["lr"]]
     assert [int(row["step"]) for row in rows] == [8, 9]

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,8 +160,7 @@ def test_a_killed_run_goes_on_in_the_same_wandb_run_with_one_continuous_curve(
     third = fit(tmp_path / "whole", f"--trainer.max_steps={total}")
     assert third.wait() == 0
 
-    folders = [tmp_path / "runs/run" / f"version_{i}" for i in range(2)]
-    one, two = segments(*folders)
+    one, two = sorted(segments(tmp_path / "runs/run/version_0"), key=lambda path: path.name)
     assert one.name.rpartition("-")[2] == two.name.rpartition("-")[2]
     merged = logged.read_wandb(two, one)  # in whatever order they are named
     whole = logged.read_wandb(*segments(tmp_path / "whole/runs/run/version_0"))
@@ -171,11 +171,27 @@ def test_a_killed_run_goes_on_in_the_same_wandb_run_with_one_continuous_curve(
 
 
 @pytest.mark.slow
+def test_what_a_run_logged_after_its_checkpoint_counts_no_more(tmp_path: Path) -> None:
+    """Also where the run that goes on logs at other steps."""
+    first = train_small(tmp_path, "--trainer.max_steps=2", *OFFLINE).folder
+    saved = shutil.copy(first / "checkpoints" / "last.ckpt", tmp_path / "saved.ckpt")
+    folders = [first]
+    for steps, every in ((6, 1), (5, 3)):
+        more = [f"--trainer.max_steps={steps}", f"--ckpt_path={saved}", *OFFLINE]
+        more += [f"--trainer.log_every_n_steps={every}", "--trainer.val_check_interval=100"]
+        folders.append(train_small(tmp_path, *more).folder)
+        time.sleep(1)  # W&B names its folders by the second
+    assert [*logged.read_wandb(*segments(*folders[:2]))] == [2, 3, 4, 5, 6]
+    assert [*logged.read_wandb(*segments(*folders))] == [2, 3, 5]
+
+
+@pytest.mark.slow
 def test_the_id_travels_through_a_run_without_wandb(tmp_path: Path, run: CharCLI) -> None:
-    last = run.folder / "checkpoints" / "last.ckpt"
+    last = shutil.copy(run.folder / "checkpoints" / "last.ckpt", tmp_path / "elsewhere.ckpt")
     silent = train_small(tmp_path, "--trainer.max_steps=6", f"--ckpt_path={last}")
     again = silent.folder / "checkpoints" / "last.ckpt"
     heard = train_small(tmp_path, "--trainer.max_steps=8", f"--ckpt_path={again}", *OFFLINE)
+    assert heard.folder == silent.folder
     (first,), (second,) = segments(run.folder), segments(heard.folder)
     assert first.name.rpartition("-")[2] == second.name.rpartition("-")[2]
     assert [*logged.read_wandb(first, second)] == [2, 4, 8]

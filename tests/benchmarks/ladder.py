@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.models import count_parameters
-from lit_gpt_scratch.runs import best_checkpoint, sample_text
+from lit_gpt_scratch.runs import sample_text
+from lit_gpt_scratch.saving import best_checkpoint
 
 # Train and validation loss of the reference, "GPT from Scratch", as printed at iteration 4,800.
 REFERENCE = {

@@ -1,0 +1,95 @@
+"""A run that is killed again and again ends as though nothing had happened: `make faults`.
+
+Real processes of the real command line, killed by SIGKILL, SIGTERM or SIGINT at random moments:
+while they start, train, validate, save or stop. Each goes on from its last checkpoint, or begins
+again where there is none yet. At the end, weights, optimizer, averages and every row of the run's
+files, but for times, must be those of a run that nobody touched.
+"""
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from test_saving import last, same, state, tables
+
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+FLAGS = [
+    "--data.corpus=sample", "--data.sample_size=20000", "--data.context=32", "--data.batch_size=64",
+    "--model.net.dropout=0.2", "--model.net.width=64", "--trainer.accumulate_grad_batches=2",
+    "--trainer.log_every_n_steps=7", "--trainer.val_check_interval=30",
+    "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging",
+    "--trainer.callbacks.decay=0.9", "--trainer.accelerator=cpu", "--wandb.mode=disabled",
+]  # fmt: skip
+
+
+def start(root: Path, steps: int, *more: str) -> subprocess.Popen[str]:
+    """`fit` as a process of its own, in version_0 of a folder."""
+    flags = [*FLAGS, f"--trainer.max_steps={steps}", f"--trainer.default_root_dir={root}"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "lit_gpt_scratch", "fit", *flags, *more],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def campaign(kills: int, steps: int, seed: int, root: Path) -> Counter[str]:
+    """Kill a run that often, let it end, and compare it with one that was left alone.
+
+    Returns:
+        How often each kind of end was seen.
+    """
+    draw = random.Random(seed)
+    whole = start(root / "whole", steps)
+    assert whole.wait() == 0, whole.stderr.read() if whole.stderr else ""
+    folder = root / "killed" / "runs" / "gpt_cpu" / "version_0"
+    seen: Counter[str] = Counter()
+    bar = tqdm(total=kills, desc="kills", unit="kill")
+    while True:
+        more = [f"--ckpt_path={last(folder)}"] if last(folder).exists() else ["--name=gpt_cpu"]
+        if folder.exists() and not last(folder).exists():
+            for path in sorted(folder.rglob("*"), reverse=True):  # nothing was saved: begin again
+                path.unlink() if path.is_file() else path.rmdir()
+            folder.rmdir()
+        process = start(root / "killed", steps, *more)
+        number = draw.choice(SIGNALS)
+        if bar.n < kills:
+            time.sleep(draw.uniform(3, 10))  # it takes a few to start
+            process.send_signal(number)
+        _, said = process.communicate()
+        assert "Traceback" not in said, said
+        if process.returncode == 0:
+            break
+        seen[f"{signal.Signals(number).name}: exit {process.returncode}"] += 1
+        bar.update()
+    bar.close()
+    there = root / "whole" / "runs" / "gpt_cpu" / "version_0"
+    assert same(state(folder), state(there)), "another result"
+    assert tables(folder) == tables(there), "other rows"
+    return seen
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the campaign from the command line."""
+    parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
+    parser.add_argument("--kills", type=int, default=20, help="of one run (default: 20)")
+    parser.add_argument("--steps", type=int, default=1500, help="of the run (default: 1500)")
+    parser.add_argument("--seed", type=int, default=1337, help="of the moments (default: 1337)")
+    options = parser.parse_args(args)
+    with tempfile.TemporaryDirectory() as root:
+        seen = campaign(options.kills, options.steps, options.seed, Path(root))
+    for kind, count in sorted(seen.items()):
+        print(f"{count:4} {kind}")
+    print(f"{sum(seen.values()):4} in all: the same run to the last bit")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""A run that is stopped and goes on ends as though nothing had happened."""
+
+import csv
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from laws import train_small
+from torch import Tensor
+
+from lit_gpt_scratch import saving
+from lit_gpt_scratch.cli import CharCLI
+from lit_gpt_scratch.errors import InputError
+
+# All that has a state: dropout, accumulation, averaged weights; rows and validations out of step.
+EVERYTHING = [
+    "--model.net.dropout=0.2", "--model.net.layers=2", "--model.net.width=32",
+    "--trainer.accumulate_grad_batches=2", "--trainer.max_steps=12",
+    "--trainer.log_every_n_steps=3", "--trainer.val_check_interval=8",
+    "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging",
+    "--trainer.callbacks.decay=0.8",
+]  # fmt: skip
+TIMES = {"chars_per_sec", "mfu", "train_seconds"}
+
+
+class Ask(pl.Callback):
+    """Sends this process a signal in the middle of a batch."""
+
+    batch, number = -1, signal.SIGTERM
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.fit_loop.epoch_loop.batch_idx == Ask.batch:
+            os.kill(os.getpid(), Ask.number)
+
+
+@pytest.fixture(autouse=True)
+def _no_more_signals() -> Iterator[None]:
+    yield
+    Ask.batch = -1
+
+
+def train(root: Path, *args: str) -> CharCLI:
+    return train_small(root, *EVERYTHING, "--trainer.callbacks+=test_saving.Ask", *args)
+
+
+def last(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """What is to be the same to the last bit."""
+    checkpoint = torch.load(last(folder), weights_only=True)
+    names = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "unlogged")
+    averages = [value for key, value in checkpoint.items() if "model_state" in key]
+    return {name: checkpoint[name] for name in names} | {"averages": averages}
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def tables(folder: Path) -> dict[str, list[dict[str, str]]]:
+    """Every row of every file, but for what a clock says."""
+    found = {}
+    for path in sorted(folder.glob("*.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        found[path.name] = [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing stopped."""
+    return train(tmp_path_factory.mktemp("whole")).folder
+
+
+@pytest.mark.parametrize("batches", [[0], [1], [7], [8], [15], [23], [3, 6, 11, 16, 19]], ids=str)
+def test_a_run_that_is_stopped_and_goes_on_is_the_same_run(
+    batches: list[int], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever: at a boundary, within an accumulation, at a validation's step, at the last."""
+    more: list[str] = []
+    folder = tmp_path / "runs" / "gpt_cpu" / "version_0"
+    for batch in batches:
+        Ask.batch = batch
+        if batch >= 22:  # at the last step there is nothing left to stop
+            train(tmp_path, *more)
+            break
+        with pytest.raises(SystemExit) as stop:
+            train(tmp_path, *more)
+        assert stop.value.code == 128 + signal.SIGTERM
+        assert f"--ckpt_path {last(folder)}" in capsys.readouterr().err
+        more = [f"--ckpt_path={last(folder)}"]
+    Ask.batch = -1
+    if torch.load(last(folder), weights_only=True)["global_step"] < 12:
+        train(tmp_path, *more)
+    assert [path.name for path in folder.parent.iterdir()] == ["version_0"]
+    assert tables(folder) == tables(whole)
+    assert same(state(folder), state(whole))
+    assert len(list(folder.glob("attention/*.png"))) == len(list(whole.glob("attention/*.png")))
+
+
+def test_a_checkpoint_elsewhere_begins_a_new_folder(whole: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere.ckpt"
+    elsewhere.write_bytes(last(whole).read_bytes())
+    before = tables(whole)
+    run = train(tmp_path, f"--ckpt_path={elsewhere}", "--trainer.max_steps=14")
+    assert run.folder != whole
+    assert tables(whole) == before
+    other = train(tmp_path, f"--ckpt_path={last(whole)}", "--trainer.max_steps=14", "--name=other")
+    assert other.folder.parent.name == "other"
+    assert tables(whole) == before
+
+
+def test_minutes_pass_and_a_checkpoint_is_there(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between any two steps, and the run is the same for it."""
+    monkeypatch.setattr(saving.Saver.__init__, "__defaults__", (0.0,))
+    steps: list[int] = []
+    save = saving.Saver.save
+
+    def note(saver: saving.Saver, trainer: Any) -> None:
+        save(saver, trainer)
+        steps.append(torch.load(saver.path, weights_only=True)["global_step"])
+
+    monkeypatch.setattr(saving.Saver, "save", note)
+    folder = train(tmp_path).folder
+    assert steps == [*range(12)]
+    assert tables(folder) == tables(whole)
+    assert same(state(folder), state(whole))
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
+    saver = saving.Saver(tmp_path / "last.ckpt")
+    saver._note(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        saver._note(signal.SIGINT, None)
+    saver = saving.Saver(tmp_path / "last.ckpt")
+    for _ in range(3):
+        saver._note(signal.SIGTERM, None)
+
+
+@pytest.mark.usefixtures("whole")
+def test_handlers_are_given_back() -> None:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_it_is_whole(tmp_path: Path) -> None:
+    """The file may not grow beyond what there is room for."""
+    io, path = saving.WholeCheckpointIO(), tmp_path / "last.ckpt"
+    io.save_checkpoint({"weights": torch.arange(10)}, path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"cannot be saved .*the one before it is whole"):
+            io.save_checkpoint({"weights": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert torch.equal(torch.load(path, weights_only=True)["weights"], torch.arange(10))
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_spoils_no_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train_small(tmp_path, "--trainer.log_every_n_steps=1").folder
+    with pytest.raises(SystemExit) as stop:
+        train_small(
+            tmp_path, "--trainer.log_every_n_steps=1", "--trainer.max_steps=40",
+            f"--ckpt_path={last(folder)}", "--model.optimizer.lr=1e38", "--model.schedule=null",
+        )  # fmt: skip
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "lower --model.optimizer.lr" in said
+    assert f"--ckpt_path {last(folder)}" in said
+    weights = torch.load(last(folder), weights_only=True)["state_dict"]
+    assert all(weight.isfinite().all() for weight in weights.values())
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    held = saving.hold(tmp_path)
+    with pytest.raises(InputError, match="is being trained by another process"):
+        saving.hold(tmp_path)
+    os.close(held)
+    os.close(saving.hold(tmp_path))
+
+
+def test_a_run_that_was_left_is_pointed_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Ask.batch, Ask.number = 10, signal.SIGTERM
+    with pytest.raises(SystemExit):
+        train(tmp_path)
+    Ask.batch = -1
+    capsys.readouterr()
+    train(tmp_path)
+    said = capsys.readouterr().err
+    assert "version_0 is not finished" in said
+    train(tmp_path)
+    assert "is not finished" not in capsys.readouterr().err
+
+
+# The log
+
+
+def test_rows_are_appended_and_columns_join_as_they_come(tmp_path: Path) -> None:
+    logger = saving.MetricsCSV(tmp_path)
+    logger.log_metrics({"train/loss": 1.5}, 2)
+    logger.log_metrics({"val/loss": 2.5}, 2)
+    saving.MetricsCSV(tmp_path).log_metrics({"train/loss": 0.5}, 4)
+    assert (tmp_path / "metrics.csv").read_bytes().decode().splitlines() == [
+        "step,train/loss,val/loss", "2,1.5,", "2,,2.5", "4,0.5,",
+    ]  # fmt: skip
+
+
+def test_what_came_after_a_step_is_cut_off(tmp_path: Path) -> None:
+    """And a row that a killed process left torn."""
+    text = 'step,prompt,text\n1,a,"two\nlines"\n2,b,"a ""quoted"" one"\n3,c,later\n3,d,"to'
+    (tmp_path / "samples.csv").write_text(text, newline="")
+    (tmp_path / "attention").mkdir()
+    for step in (2, 3):
+        (tmp_path / "attention" / f"step_{step:06}.png").touch()
+    saving.cut_after(tmp_path, 2)
+    assert (tmp_path / "samples.csv").read_bytes().decode().replace("\r", "") == text[
+        : text.index("3,c")
+    ]
+    assert [path.name for path in (tmp_path / "attention").iterdir()] == ["step_000002.png"]
