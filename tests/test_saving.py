@@ -3,6 +3,7 @@
 import csv
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +112,20 @@ def test_a_run_that_is_stopped_and_goes_on_is_the_same_run(
     assert tables(folder) == tables(whole)
     assert same(state(folder), state(whole))
     assert len(list(folder.glob("attention/*.png"))) == len(list(whole.glob("attention/*.png")))
+
+
+def test_what_was_logged_after_the_checkpoint_is_logged_anew(whole: Path, tmp_path: Path) -> None:
+    """Also from an earlier one, of a run that went on to its end."""
+    Ask.batch = 7
+    with pytest.raises(SystemExit):
+        train(tmp_path)
+    Ask.batch = -1
+    folder = tmp_path / "runs" / "gpt_cpu" / "version_0"
+    early = shutil.copy(last(folder), last(folder).with_name("early.ckpt"))
+    for checkpoint in (last(folder), early):
+        assert train(tmp_path, f"--ckpt_path={checkpoint}").folder == folder
+        assert tables(folder) == tables(whole)
+        assert same(state(folder), state(whole))
 
 
 def test_a_checkpoint_elsewhere_begins_a_new_folder(whole: Path, tmp_path: Path) -> None:
