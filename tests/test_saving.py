@@ -169,10 +169,10 @@ def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
         saver._note(signal.SIGTERM, None)
 
 
-@pytest.mark.usefixtures("whole")
-def test_handlers_are_given_back() -> None:
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+def test_handlers_are_given_back(tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    train(tmp_path)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_a_full_disk_is_one_line_and_the_checkpoint_before_it_is_whole(tmp_path: Path) -> None:
