@@ -5,11 +5,10 @@ Files of a run's folder are written by the first process alone; W&B gets the sam
 Shapes: T time, H heads.
 """
 
-import csv
 import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from importlib.util import find_spec
@@ -25,6 +24,7 @@ from lit_gpt_scratch.explore import VISIBLE, LayerAttention, attention
 from lit_gpt_scratch.machine import measured_flops
 from lit_gpt_scratch.recording import wandb_run
 from lit_gpt_scratch.sampling import SamplingSettings
+from lit_gpt_scratch.tables import append_rows
 
 
 class Throughput(Callback):
@@ -165,16 +165,6 @@ def progress(trainer: pl.Trainer) -> str:
 # What each validation leaves behind, as files and in W&B
 
 
-def append(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Add rows to a CSV file, which is begun where there is none."""
-    begun = path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if not begun:
-            writer.writerow(header)
-        writer.writerows(rows)
-
-
 class Record(Callback):
     """Something that each validation of a `fit` adds to the run's folder and to W&B."""
 
@@ -186,7 +176,7 @@ class Record(Callback):
         self, trainer: pl.Trainer, key: str, header: list[str], rows: Sequence[Sequence[object]]
     ) -> None:
         """Rows of a table, to KEY.csv and to W&B's table KEY, which grows."""
-        append(self.folder / f"{key}.csv", header, rows)
+        append_rows(self.folder / f"{key}.csv", header, rows)
         if run := wandb_run(trainer):
             import wandb
 

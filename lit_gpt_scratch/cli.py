@@ -25,7 +25,7 @@ from lit_gpt_scratch.checkpoint import (
 )
 from lit_gpt_scratch.corpus import absolute
 from lit_gpt_scratch.data import Batches, CharDataModule, check_processes
-from lit_gpt_scratch.errors import InputError, require_positive
+from lit_gpt_scratch.errors import InputError, refuse, require_positive
 from lit_gpt_scratch.machine import fastest_precision, keep_freed_memory
 from lit_gpt_scratch.messages import Parser
 from lit_gpt_scratch.module import LitCharLM
@@ -43,6 +43,7 @@ from lit_gpt_scratch.runs import (
     default_name,
     describe,
     folder_to_go_on_in,
+    last_checkpoint,
     make_callbacks,
     new_run_folder,
     runs_folder,
@@ -324,11 +325,10 @@ class CharCLI(LightningCLI):
 
     def after_fit(self) -> None:
         finish_wandb(self.folder)
-        last = self.folder / "checkpoints" / "last.ckpt"
         trainer: Any = self.trainer
         # Asked of the metrics, which all processes share; only the first knows the folder.
         if "val/loss" not in trainer.callback_metrics and not trainer.fast_dev_run:
-            trainer.save_checkpoint(last)
+            trainer.save_checkpoint(last_checkpoint(self.folder))
         if trainer.is_global_zero:
             print(summarize(trainer, self.model, self.datamodule, self.folder))
 
@@ -353,13 +353,13 @@ def main(args: Sequence[str] | None = None) -> CharCLI:
     try:
         return CharCLI(args)
     except (InputError, MisconfigurationException) as error:
-        message = " ".join(str(error).split())
+        refuse(PROGRAM, error)
     except RuntimeError as error:
         if "loading state_dict" not in str(error):
             raise
-        message = "the checkpoint's weights do not fit this network: do not change its sizes."
-    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+        refuse(
+            PROGRAM, "the checkpoint's weights do not fit this network: do not change its sizes."
+        )
 
 
 def run() -> None:

@@ -5,17 +5,14 @@
 saves it as a workspace of a W&B project, which needs a login.
 """
 
-import contextlib
-import sys
-from argparse import ArgumentError
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 from jsonargparse import ArgumentParser
 
-from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.errors import InputError, mistakes_in_one_line
 
 # What curves can be drawn against.
 AXES = {"step": "step", "tokens_seen": "characters seen", "train_seconds": "seconds of training"}
@@ -91,16 +88,6 @@ def workspace(project: str, entity: str) -> Any:
         for name, panels in groupby(PANELS, key=lambda panel: panel.section)
     ]
     return ws.Workspace(name="lit_gpt_scratch", project=project, entity=entity, sections=sections)
-
-
-@contextlib.contextmanager
-def mistakes_in_one_line(program: str) -> Iterator[None]:
-    """A user's mistake is one line on standard error and exit code 2."""
-    try:
-        yield
-    except (InputError, ArgumentError) as error:
-        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -4,9 +4,30 @@ Everything that a user can mistype or misplace raises `InputError`; the command 
 line and exits, without a traceback. All other exceptions are ours to mend and keep their traceback.
 """
 
+import contextlib
+import sys
+from argparse import ArgumentError
+from collections.abc import Iterator
+from typing import NoReturn
+
 
 class InputError(ValueError):
     """A user's mistake: the text names the value, what is allowed, and the fix."""
+
+
+def refuse(program: str, mistake: object) -> NoReturn:
+    """End with a mistake as one line on standard error, and exit code 2."""
+    print(f"{program}: error: {' '.join(str(mistake).split())}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+@contextlib.contextmanager
+def mistakes_in_one_line(program: str) -> Iterator[None]:
+    """`refuse` what a user got wrong."""
+    try:
+        yield
+    except (InputError, ArgumentError) as error:
+        refuse(program, error)
 
 
 def require_positive(**values: int) -> None:

@@ -26,8 +26,7 @@ from lit_gpt_scratch.checkpoint import (
     read_checkpoint,
 )
 from lit_gpt_scratch.corpus import written_whole
-from lit_gpt_scratch.dashboard import mistakes_in_one_line
-from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.errors import InputError, mistakes_in_one_line
 from lit_gpt_scratch.explore import load
 from lit_gpt_scratch.runs import runs_folder
 

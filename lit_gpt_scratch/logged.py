@@ -5,7 +5,6 @@ Runs may come from strangers: nothing here runs code of theirs, and all that the
 
 import base64
 import contextlib
-import csv
 import io
 import json
 import math
@@ -20,12 +19,12 @@ import yaml
 
 from lit_gpt_scratch.dashboard import AXES, PANELS, Panel
 from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.tables import Row, read_rows
 
 STEPS = 8  # of a run's samples and images
 FILES = ("config.yaml", "metrics.csv")  # a folder with one of them is a run
 
 T = TypeVar("T")
-Row = dict[str, str]
 Columns = dict[str, list[float | None]]
 
 
@@ -113,12 +112,7 @@ def labels(folders: Sequence[Path]) -> list[str]:
 
 def read_table(path: Path) -> list[Row]:
     """The rows of a CSV file, less a last one that a killed run left torn; none without a file."""
-    rows: list[Row] = []
-    with contextlib.suppress(OSError, csv.Error):  # torn within quotes: those before stay
-        text = path.read_bytes().decode("utf-8", "replace")
-        whole = io.StringIO(text[: text.rfind("\n") + 1], newline="")
-        rows.extend(csv.DictReader(whole, restval="", strict=True))
-    return rows
+    return read_rows(path)[1] if path.is_file() else []
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

@@ -153,10 +153,7 @@ class LitCharLM(pl.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         stepped = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         if stepped and self.logs_after(self.global_step):
-            self.check_losses()
-            self.losses["train"].update(
-                torch.stack([loss.to(self.device) for loss in self._unlogged])
-            )
+            self.losses["train"].update(self._unlogged_losses())
             self._unlogged.clear()
             self.log("train/loss", self._take("train"), prog_bar=True)
             self.log("step", float(self.global_step))
@@ -165,25 +162,29 @@ class LitCharLM(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """With what has not been logged yet; never after the loss has ceased to be a number."""
-        self.check_losses()
-        checkpoint["unlogged"] = torch.stack([torch.zeros(()), *map(Tensor.cpu, self._unlogged)])[
-            1:
-        ]
+        checkpoint["unlogged"] = self._unlogged_losses().cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         losses = checkpoint.get("unlogged")
         if isinstance(losses, Tensor) and losses.dim() == 1:
             self._unlogged = [*losses]
 
-    def check_losses(self) -> None:
-        """Raise `InputError` where a loss since the last row was infinite or not a number."""
-        losses = [float(loss) for loss in self._unlogged]
-        for loss, back in zip(losses, range(len(losses), 0, -1), strict=True):
-            if not math.isfinite(loss):
-                raise InputError(
-                    f"the loss is {loss}, {back} batches before step {self.global_step + 1}: lower "
-                    "--model.optimizer.lr, or use --trainer.precision 32-true."
-                )
+    def _unlogged_losses(self) -> Tensor:
+        """Of the batches since the last row, (N,).
+
+        Raises:
+            InputError: One of them is infinite or not a number.
+        """
+        if not self._unlogged:
+            return torch.empty(0)
+        losses = torch.stack([loss.to(self.device) for loss in self._unlogged])
+        if bad := (~losses.isfinite()).nonzero().flatten().tolist():
+            raise InputError(
+                f"the loss is {float(losses[bad[0]])}, {len(losses) - bad[0]} batches before step "
+                f"{self.global_step + 1}: lower --model.optimizer.lr, or use --trainer.precision "
+                "32-true."
+            )
+        return losses
 
     def logs_after(self, step: int) -> bool:
         """Whether training metrics are logged after that many steps: sparsely, and at the end."""

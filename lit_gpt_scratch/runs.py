@@ -1,6 +1,5 @@
 """The folder of a run: where it is, what is written into it, and what is said of it at the end."""
 
-import contextlib
 import math
 import os
 import platform
@@ -29,7 +28,8 @@ from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.models import count_parameters
 from lit_gpt_scratch.recording import WandbRun, is_first_process
 from lit_gpt_scratch.sampling import SamplingSettings
-from lit_gpt_scratch.saving import Saver, best_checkpoint, hold, read_rows
+from lit_gpt_scratch.saving import Saver, best_checkpoint, hold
+from lit_gpt_scratch.tables import read_rows
 
 DEFAULT_NAME = "gpt_cpu"
 
@@ -88,43 +88,45 @@ def write_facts(folder: Path, **parts: dict[str, Any]) -> None:
             file.write(text.encode())
 
 
+def last_checkpoint(folder: Path) -> Path:
+    """Where the run in a folder keeps what it goes on from."""
+    return folder / "checkpoints" / "last.ckpt"
+
+
 def resume_command(folder: Path) -> str:
     """What goes on with a run from its last checkpoint."""
-    config, last = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
-    paths = shlex.quote(str(config)), shlex.quote(str(last))
-    return f"lit-gpt-scratch fit --config {paths[0]} --ckpt_path {paths[1]}"
+    config, last = (shlex.quote(str(p)) for p in (folder / "config.yaml", last_checkpoint(folder)))
+    return f"lit-gpt-scratch fit --config {config} --ckpt_path {last}"
 
 
 def folder_to_go_on_in(checkpoint: Path, name: str | None) -> Path | None:
     """That of the run which a checkpoint lies in, unless a run of another name is asked for."""
-    folder = checkpoint.resolve().parents[1]
-    inside = (
-        checkpoint.resolve().parent.name == "checkpoints" and (folder / "config.yaml").is_file()
-    )
+    path = checkpoint.resolve()
+    folder = path.parents[1]
+    inside = path.parent.name == "checkpoints" and (folder / "config.yaml").is_file()
     return folder if inside and name in (None, folder.parent.name) else None
 
 
 def say_how_to_go_on(folder: Path, what: str) -> None:
     """On standard error, where the run in a folder has a checkpoint."""
-    if is_first_process() and (folder / "checkpoints" / "last.ckpt").exists():
+    if is_first_process() and last_checkpoint(folder).exists():
         print(f"{what} To go on:\n  {resume_command(folder)}", file=sys.stderr)
 
 
 def unfinished(runs: Path) -> Path | None:
-    """The newest run in a folder of versions, if it ended before its last step and can go on."""
+    """The newest run in a folder of versions, if it ended before its last step."""
     folders = [p for p in runs.glob("version_*") if p.name[8:].isdecimal()]
-    for folder in sorted(folders, key=lambda path: int(path.name[8:]), reverse=True)[:1]:
-        try:
-            steps = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_steps"]
-            _, rows = read_rows(folder / "metrics.csv")
-        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
-            return None
+    folder = max(folders, key=lambda path: int(path.name[8:]), default=None)
+    if folder is None:
+        return None
+    try:
+        steps = int(yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_steps"])
+        _, rows = read_rows(folder / "metrics.csv")
         reached = max((int(row["step"]) for row in rows), default=0)
-        with contextlib.suppress(InputError):  # somebody is at it
-            os.close(hold(folder))
-            if reached < steps and (folder / "checkpoints" / "last.ckpt").exists():
-                return folder
-    return None
+        os.close(hold(folder))  # or somebody is at it
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return None
+    return folder if reached < steps else None
 
 
 def git_commit() -> str | None:
@@ -178,7 +180,7 @@ def make_callbacks(folder: Path, bar: bool | None, wandb_id: str | None = None) 
         SymbolLosses(folder),
         AttentionPictures(folder),
         WandbRun(wandb_id),
-        Saver(folder / "checkpoints" / "last.ckpt"),
+        Saver(last_checkpoint(folder)),
         Throughput(),  # after these, so that its clock of training leaves them out
         ProgressBar() if (sys.stdout.isatty() if bar is None else bar) else LogLines(),
         ModelCheckpoint(filename="best", monitor="val/loss", **kept),

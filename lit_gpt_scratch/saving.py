@@ -4,8 +4,6 @@ A checkpoint is written only between two optimizer steps, when all that was logg
 before it is on disk. Where a run goes on from it, what was logged after it is cut off.
 """
 
-import csv
-import io
 import os
 import signal
 import threading
@@ -22,6 +20,7 @@ from lightning.pytorch.loggers import Logger
 
 from lit_gpt_scratch.corpus import written_whole
 from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.tables import append_rows, read_rows, write_rows
 
 TABLES = ("metrics.csv", "samples.csv", "symbols.csv")
 
@@ -159,26 +158,7 @@ class MetricsCSV(Logger):
             rows = read_rows(self.path)[1] if self._columns else []
             self._columns += new
             write_rows(self.path, self._columns, rows)
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._columns, restval="").writerow(row)
-
-
-def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """The columns of a CSV file and its rows, less a last one that was not written to its end."""
-    text = path.read_bytes().decode()
-    reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
-    rows = [row for row in reader if None not in row.values()]
-    return [*(reader.fieldnames or ())], rows
-
-
-def write_rows(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
-    """A CSV file, whole."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows({key: row.get(key, "") for key in columns} for row in rows)
-    with written_whole(path) as file:
-        file.write(text.getvalue().encode())
+        append_rows(self.path, self._columns, [[row.get(key, "") for key in self._columns]])
 
 
 def cut_after(folder: Path, step: int) -> None:
@@ -186,7 +166,8 @@ def cut_after(folder: Path, step: int) -> None:
     for path in (folder / name for name in TABLES):
         if path.exists():
             columns, rows = read_rows(path)
-            kept = [row for row in rows if row["step"].isdecimal() and int(row["step"]) <= step]
+            with_step = [row for row in rows if row.get("step", "").isdecimal()]
+            kept = [row for row in with_step if int(row["step"]) <= step]
             write_rows(path, columns, kept)
     for path in folder.glob("attention/step_*.png"):
         if int(path.stem.removeprefix("step_")) > step:

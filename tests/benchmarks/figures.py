@@ -67,9 +67,9 @@ def draw_ladder(runs: dict[str, Run]) -> None:
         if rung.startswith("gpt"):
             continue
         by_step.plot(run.val["step"], loss, ".-", color=colour)
-        reference = REFERENCES.get(f"reference, {rung.replace('_', ' ').replace('i h', 'i-h')}")
+        _, _, reference = REFERENCE[rung].partition(" / ")  # of validation
         if reference:
-            by_step.plot(4800, reference, "D", mfc="none", color=colour, ms=8)
+            by_step.plot(4800, float(reference), "D", mfc="none", color=colour, ms=8)
     by_step.plot([], [], "D", mfc="none", color="black", ms=8, label="the reference, at its end")
     by_step.legend(frameon=False)
     for name in ("nanoGPT on a CPU", "reference, GPT", "nanoGPT on a GPU"):
