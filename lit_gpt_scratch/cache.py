@@ -1,15 +1,16 @@
-"""The token cache: a corpus encoded once, memory-mapped ever after.
+"""The token cache: a corpus encoded once.
 
-One folder per corpus and alphabet holds `alphabet.txt` and `tokens.npy`. It is built under a
-temporary name and renamed when whole; of two processes that build the same one, the first to finish
-wins and the other uses its result. Text is read in pieces, so memory stays flat for any size.
+One folder per corpus and alphabet holds `alphabet.txt`, `tokens.npy` and `SHA256SUMS`, by which
+damage is noticed and mended. It is built beside its place and renamed when whole; of two processes
+that build the same one, the first to finish wins. Text is read in pieces, so memory stays flat for
+any size.
 """
 
 import codecs
 import hashlib
-import shutil
-import tempfile
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,29 @@ from tqdm import tqdm
 
 from lit_gpt_scratch.corpus import Corpus, cache_folder
 from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.files import beside
 from lit_gpt_scratch.tokenizer import CharTokenizer, code_points
 
 PIECE = 1 << 22  # bytes read at a time
 AS_IT_IS: Any = {"encoding": "utf-8", "errors": "surrogatepass", "newline": ""}
 SHOW_PROGRESS_FROM = 1 << 26  # bytes
+# Ids that are read into memory, where no change of the file reaches them; more are memory-mapped.
+IN_MEMORY = 1 << 28  # bytes
+TOKENS, ALPHABET, SUMS = "tokens.npy", "alphabet.txt", "SHA256SUMS"
 
 
-def read_pieces(corpus: Corpus, doing: str) -> Iterator[str]:
+def read_pieces(corpus: Corpus, doing: str, check: bool = False) -> Iterator[str]:
     """A corpus' text in pieces: line ends as they are, a byte-order mark dropped.
 
+    Args:
+        corpus: The text.
+        doing: What the progress bar says.
+        check: Whether to see, at the end, that it was the text that was opened.
+
     Raises:
-        InputError: It is not UTF-8.
+        InputError: It is not UTF-8, or has changed.
     """
+    read = hashlib.sha256()
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     size = corpus.path.stat().st_size
     quiet = True if size < SHOW_PROGRESS_FROM else None  # None: quiet unless on a terminal
@@ -40,8 +51,12 @@ def read_pieces(corpus: Corpus, doing: str) -> Iterator[str]:
     with bar, corpus.path.open("rb") as file:
         while piece := file.read(PIECE):
             yield _decode(decoder, piece, corpus)
+            if check:
+                read.update(piece)
             bar.update(len(piece))
         yield _decode(decoder, b"", corpus)
+    if check and read.hexdigest() != corpus.sha256:
+        raise InputError(f"corpus {corpus.name!r} was changed while it was read: start again.")
 
 
 def _decode(decoder: codecs.IncrementalDecoder, piece: bytes, corpus: Corpus) -> str:
@@ -73,50 +88,66 @@ def load_tokens(corpus: Corpus, alphabet: str | None = None) -> tuple[str, Tenso
         alphabet: The characters to encode with; None: the corpus' own.
 
     Returns:
-        The alphabet, and the ids (N,) in the smallest integer type, memory-mapped.
+        The alphabet, and the ids (N,) in the smallest integer type.
 
     Raises:
         InputError: The text is not UTF-8, is empty, or has a character outside the alphabet.
     """
     of_alphabet = hashlib.sha256((alphabet or "").encode("utf-8", "surrogatepass")).hexdigest()
     folder = cache_folder() / "tokens" / (corpus.sha256 + (f"-{of_alphabet}" if alphabet else ""))
-    if not folder.exists():
-        _build_whole(corpus, alphabet, folder)
+    if folder.exists():
+        try:
+            return _open(folder, alphabet)
+        except (OSError, ValueError, EOFError):  # by a full disk or a power cut, say
+            print(f"Notice: the token cache {folder} is damaged: made again.", file=sys.stderr)
     try:
-        return _open(folder)
-    except (OSError, ValueError, EOFError):  # damaged: by a full disk or a power cut, say
-        shutil.rmtree(folder)
-        _build_whole(corpus, alphabet, folder)
-        return _open(folder)
-
-
-def _open(folder: Path) -> tuple[str, Tensor]:
-    # Mode "c" (copy on write) only because PyTorch warns of read-only memory; nobody writes.
-    tokens = np.load(folder / "tokens.npy", mmap_mode="c")
-    with (folder / "alphabet.txt").open(**AS_IT_IS) as file:
-        return file.read(), torch.from_numpy(tokens)
-
-
-def _build_whole(corpus: Corpus, alphabet: str | None, folder: Path) -> None:
-    """Build beside the folder and rename: it is there whole, or not at all."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
+        with beside(folder) as making:
+            built = making / "built"
+            built.mkdir()
+            _build(corpus, alphabet, built)
+            found = _load(built, alphabet)
+            with suppress(OSError):  # another process may do the same, with the same bytes
+                if folder.exists():
+                    folder.rename(making / "before")
+                built.rename(folder)
     except OSError as error:
         raise InputError(
-            f"cache folder {folder.parent} cannot be written ({error.strerror}): name another "
-            "with the environment variable XDG_CACHE_HOME."
+            f"corpus {corpus.name!r} cannot be encoded into {folder.parent} ({error.strerror}): "
+            "name another folder with the environment variable XDG_CACHE_HOME."
         ) from error
-    try:
-        _build(corpus, alphabet, building)
-        building.chmod(0o755)  # readable to those who share the folder
-        try:
-            building.rename(folder)
-        except OSError:  # another process was first; ours holds the same bytes
-            if not folder.exists():
-                raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    return found
+
+
+def _sums(folder: Path) -> str:
+    """The hashes of a cache's files, as sha256sum writes and checks them."""
+    lines = []
+    for name in (ALPHABET, TOKENS):
+        with (folder / name).open("rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
+    return "".join(lines)
+
+
+def _open(folder: Path, alphabet: str | None) -> tuple[str, Tensor]:
+    """A cache that is what was written."""
+    if (folder / SUMS).read_text() != _sums(folder):
+        raise ValueError("its files are not those that were written")
+    return _load(folder, alphabet)
+
+
+def _load(folder: Path, alphabet: str | None) -> tuple[str, Tensor]:
+    """A cache whose ids are of its alphabet, which is the one asked for."""
+    with (folder / ALPHABET).open(**AS_IT_IS) as file:
+        tokenizer = CharTokenizer(file.read())
+    # Mode "c" (copy on write) only because PyTorch warns of read-only memory; nobody writes.
+    small = (folder / TOKENS).stat().st_size <= IN_MEMORY
+    tokens = np.load(folder / TOKENS, mmap_mode=None if small else "c")
+    if (
+        alphabet not in (None, tokenizer.alphabet)
+        or (tokens.ndim, tokens.dtype) != (1, tokenizer.dtype)
+        or not 0 <= tokens.min() <= tokens.max() < len(tokenizer)
+    ):
+        raise ValueError("its ids are not of its alphabet")
+    return tokenizer.alphabet, torch.from_numpy(tokens)
 
 
 def _build(corpus: Corpus, alphabet: str | None, folder: Path) -> None:
@@ -124,13 +155,15 @@ def _build(corpus: Corpus, alphabet: str | None, folder: Path) -> None:
     if not count:
         raise InputError(f"corpus {corpus.name!r} is empty: there is nothing to learn from.")
     tokenizer = CharTokenizer(alphabet or own)
-    tokens = np.lib.format.open_memmap(
-        folder / "tokens.npy", mode="w+", dtype=tokenizer.dtype, shape=(count,)
-    )
+    descr = np.lib.format.dtype_to_descr(np.dtype(tokenizer.dtype))
     done = 0
-    for text in read_pieces(corpus, "encoding"):
-        tokens[done : done + len(text)] = tokenizer.encode_array(text, offset=done)
-        done += len(text)
-    tokens.flush()
-    with (folder / "alphabet.txt").open("w", **AS_IT_IS) as file:
+    # Written, not mapped: a full disk is then an error, where it would be the process' end.
+    with (folder / TOKENS).open("wb") as file:
+        header = {"descr": descr, "fortran_order": False, "shape": (count,)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for text in read_pieces(corpus, "encoding", check=True):
+            file.write(tokenizer.encode_array(text, offset=done).data)
+            done += len(text)
+    with (folder / ALPHABET).open("w", **AS_IT_IS) as file:
         file.write(tokenizer.alphabet)
+    (folder / SUMS).write_text(_sums(folder))

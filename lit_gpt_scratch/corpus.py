@@ -4,16 +4,15 @@ import contextlib
 import hashlib
 import os
 import sys
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Literal
-from urllib.parse import urlparse
+from typing import Any, BinaryIO, Literal
+from urllib.parse import urljoin
 
 import pooch
 
 from lit_gpt_scratch.errors import InputError, require_positive
+from lit_gpt_scratch.files import beside, written_whole
 from lit_gpt_scratch.grammar import fingerprint, write_play
 
 TINY_SHAKESPEARE = (
@@ -23,6 +22,8 @@ TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca
 NAMES = ("tiny-shakespeare", "sample")
 RETRIES = 2
 TIMEOUT = 30  # seconds without an answer
+MOST_BYTES = 1 << 33  # of a download
+MOST_SAMPLE = 10**9  # characters
 
 
 @dataclass(frozen=True)
@@ -52,21 +53,10 @@ def download_folder() -> Path:
     return Path(os.environ.get("LIT_GPT_SCRATCH_DATA") or cache_folder()).expanduser()
 
 
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes its name when it is complete, or leaves nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # readable to those who share the folder, as other files are
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+def place_of(url: str) -> Path:
+    """Where the text of a URL is kept once it is downloaded."""
+    name = hashlib.sha256(url.encode()).hexdigest()[:16]
+    return download_folder() / "urls" / name / "input.txt"
 
 
 def open_corpus(
@@ -94,9 +84,12 @@ def open_corpus(
             target = download_folder() / "tinyshakespeare" / "input.txt"
             path = _download(TINY_SHAKESPEARE, target, TINY_SHAKESPEARE_SHA256)
         elif "://" in corpus:
-            _check_url(corpus)
-            folder = hashlib.sha256(corpus.encode()).hexdigest()[:16]
-            path = _download(corpus, download_folder() / "urls" / folder / "input.txt", sha256)
+            if not may_download(corpus):
+                raise InputError(
+                    f"corpus {corpus!r}: only https://HOST/PATH is downloaded (or http:// from "
+                    "this machine)."
+                )
+            path = _download(corpus, place_of(corpus), sha256)
         else:
             path = _local(corpus)
         with path.open("rb") as file:
@@ -150,6 +143,8 @@ def _local(corpus: str) -> Path:
 
 def _sample(size: int) -> Path:
     require_positive(sample_size=size)
+    if size > MOST_SAMPLE:
+        raise InputError(f"sample_size is {size}: it must be at most {MOST_SAMPLE:,}.")
     path = cache_folder() / "sample" / fingerprint() / f"{size}.txt"
     if not path.exists() or path.stat().st_size != size:
         with written_whole(path) as file:
@@ -157,17 +152,56 @@ def _sample(size: int) -> Path:
     return path
 
 
-def _check_url(url: str) -> None:
+def may_download(url: str, come_from: str | None = None) -> bool:
+    """Whether a URL is https, or http within this machine; none leads there from outside.
+
+    Args:
+        url: Of a text.
+        come_from: What redirects to it.
+    """
+    from urllib3.util import parse_url  # as requests reads it, which is what counts
+
     try:
-        parts = urlparse(url)
+        to, before = parse_url(url), parse_url(come_from or url)
     except ValueError:
-        parts = urlparse("")
-    loopback = parts.hostname in ("localhost", "127.0.0.1", "::1")
-    secure = parts.scheme == "https" or (parts.scheme == "http" and loopback)
-    if not (secure and parts.hostname):
-        raise InputError(
-            f"corpus {url!r}: only https://HOST/PATH is downloaded (or http:// from this machine)."
-        )
+        return False
+    inside = [address.host in ("localhost", "127.0.0.1", "[::1]") for address in (to, before)]
+    if not to.host or inside == [True, False]:
+        return False
+    return to.scheme == "https" or (to.scheme == "http" and inside[0])
+
+
+def _check_redirect(response: Any, **_: Any) -> None:
+    """For requests, which would follow from https to http."""
+    if response.is_redirect:
+        url = urljoin(response.url, response.headers["location"])
+        if not may_download(url, response.url):
+            raise OSError(f"it leads to {url!r}, which is not allowed")
+
+
+class _Bounded:
+    """A file that takes only so many bytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.left = file, MOST_BYTES
+
+    def write(self, data: bytes) -> None:
+        self.left -= len(data)
+        if self.left < 0:
+            raise OSError(f"it is larger than {MOST_BYTES:,} bytes")
+        self.file.write(data)
+
+    def flush(self) -> None:
+        """When it is closed."""
+
+
+def _fetch(url: str, path: str, store: Any) -> None:
+    """Download for pooch, into a file of its naming."""
+    download = pooch.HTTPDownloader(
+        progressbar=sys.stderr.isatty(), timeout=TIMEOUT, hooks={"response": _check_redirect}
+    )
+    with Path(path).open("wb") as file:
+        download(url, _Bounded(file), store)
 
 
 def _download(url: str, path: Path, sha256: str | None) -> Path:
@@ -180,22 +214,22 @@ def _download(url: str, path: Path, sha256: str | None) -> Path:
                 "remove it, and it is downloaded again."
             )
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    store = pooch.create(
-        path.parent, base_url="", registry={path.name: known}, urls={path.name: url},
-        retry_if_failed=RETRIES,
-    )  # fmt: skip
-    show = sys.stderr.isatty()
-    try:
-        store.fetch(path.name, downloader=pooch.HTTPDownloader(progressbar=show, timeout=TIMEOUT))
-        path.chmod(0o644)  # readable to those who share the folder
-    except (OSError, ValueError) as error:
-        # requests' errors are OSErrors, a wrong hash is a ValueError.
-        cause = getattr(error.args[0] if error.args else None, "reason", error)  # urllib3's, inside
-        reason = " ".join(str(cause).split())[:200]
-        raise _DownloadError(
-            f"Could not download {url} ({reason}). Put the file there by hand: {path}."
-        ) from error
+    with beside(path) as folder:
+        store = pooch.create(
+            folder, base_url="", registry={path.name: known}, urls={path.name: url},
+            retry_if_failed=RETRIES,
+        )  # fmt: skip
+        try:
+            fetched = Path(store.fetch(path.name, downloader=_fetch))
+        except (OSError, ValueError) as error:
+            # requests' errors are OSErrors, a wrong hash is a ValueError.
+            first = error.args[0] if error.args else None
+            reason = " ".join(str(getattr(first, "reason", error)).split())  # urllib3's, inside
+            raise _DownloadError(
+                f"Could not download {url} ({reason[:200]}). Put the file there by hand: {path}."
+            ) from error
+        fetched.chmod(0o644)  # readable to those who share the folder
+        fetched.replace(path)
     return path
 
 

@@ -20,6 +20,8 @@ from lit_gpt_scratch.tokenizer import CharTokenizer
 
 EVALUATION_TOKENS = 8192  # a batch; the result does not depend on it
 SLICE_TOKENS = 1 << 18  # at most, of the training split, to compare validation with
+MOST_CONTEXT = 1 << 20
+MOST_TOKENS = 1 << 28  # a training batch
 
 
 class Windows(NamedTuple):
@@ -153,6 +155,11 @@ class CharDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         require_positive(context=context, batch_size=batch_size, sample_size=sample_size)
+        if context > MOST_CONTEXT or context * batch_size > MOST_TOKENS:
+            raise InputError(
+                f"context is {context} and batch_size is {batch_size}: the first must be at most "
+                f"{MOST_CONTEXT:,}, and their product {MOST_TOKENS:,}."
+            )
         split_corpus(1, val_fraction, test_fraction)
         self.save_hyperparameters(logger=False)
         self.context = context

@@ -10,7 +10,6 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -25,9 +24,9 @@ from lit_gpt_scratch.checkpoint import (
     find_checkpoint,
     read_checkpoint,
 )
-from lit_gpt_scratch.corpus import written_whole
 from lit_gpt_scratch.errors import InputError, mistakes_in_one_line
 from lit_gpt_scratch.explore import load
+from lit_gpt_scratch.files import beside, written_whole
 from lit_gpt_scratch.runs import runs_folder
 
 
@@ -62,9 +61,8 @@ def export(checkpoint: Path, output: Path, plugin: str | None = None) -> None:
     except (TypeError, ValueError) as error:
         raise InputError(f"checkpoint {checkpoint} does not fit into JSON: {error}.") from error
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
-            folder = Path(temporary, output.name)
+        with beside(output) as making:
+            folder = making / output.name
             folder.mkdir()
             for name, content in {CONFIG: text.encode(), WEIGHTS: save(weights)}.items():
                 with written_whole(folder / name) as file:

@@ -13,7 +13,7 @@ from lit_gpt_scratch.checkpoint import (
     import_plugin,
     read_checkpoint,
 )
-from lit_gpt_scratch.corpus import absolute
+from lit_gpt_scratch.corpus import absolute, place_of
 from lit_gpt_scratch.data import CharDataModule
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.machine import fastest_precision
@@ -135,6 +135,13 @@ class CheckpointCLI(LightningCLI):
             other = absolute(ours.data.corpus) != self.ckpt_data["corpus"]
             if other and ours.data.sha256 == self.ckpt_data["sha256"]:
                 ours.data.sha256 = None  # of the checkpoint's corpus: it says nothing of another
+            url, named = ours.data.corpus, any(a.split("=")[0] == "--data.corpus" for a in args)
+            strangers = "://" in url and not (other or named or place_of(url).exists())
+            if strangers and subcommand != "predict":
+                raise InputError(
+                    f"{self.ckpt_path} was trained on {url}, which is not on this machine: if you "
+                    f"trust that address, add --data.corpus {url}"
+                )
         elif subcommand != "fit":
             raise InputError(f"{subcommand} needs --ckpt_path: a path, or best or last.")
 

@@ -17,9 +17,10 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
-from lit_gpt_scratch.corpus import TINY_SHAKESPEARE_SHA256, written_whole
+from lit_gpt_scratch.corpus import TINY_SHAKESPEARE_SHA256
 from lit_gpt_scratch.dashboard import AXES, PANELS
 from lit_gpt_scratch.errors import InputError, mistakes_in_one_line
+from lit_gpt_scratch.files import written_whole
 from lit_gpt_scratch.logged import STEPS, Columns, Run, find_runs, labels, number, read_run, thinned
 
 POINTS = 500  # of a curve

@@ -23,8 +23,8 @@ from lit_gpt_scratch.callbacks import (
     Throughput,
     quoted,
 )
-from lit_gpt_scratch.corpus import written_whole
 from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.files import written_whole
 from lit_gpt_scratch.models import count_parameters
 from lit_gpt_scratch.recording import WandbRun, is_first_process
 from lit_gpt_scratch.sampling import SamplingSettings

@@ -4,7 +4,6 @@ A checkpoint is written only between two optimizer steps, when all that was logg
 before it is on disk. Where a run goes on from it, what was logged after it is cut off.
 """
 
-import os
 import signal
 import threading
 import time
@@ -18,8 +17,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
-from lit_gpt_scratch.corpus import written_whole
 from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.files import lock, written_whole
 from lit_gpt_scratch.tables import append_rows, read_rows, write_rows
 
 TABLES = ("metrics.csv", "samples.csv", "symbols.csv")
@@ -183,15 +182,10 @@ def hold(folder: Path) -> int:
     Raises:
         InputError: Another process holds it.
     """
-    import fcntl  # there is none on Windows
-
-    held = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(held)
+    held = lock(folder)
+    if held is None:
         raise InputError(
             f"run {folder} is being trained by another process: wait for its end, or leave "
             "--ckpt_path out for a run of its own."
-        ) from error
+        )
     return held

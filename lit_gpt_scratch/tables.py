@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lit_gpt_scratch.corpus import written_whole
+from lit_gpt_scratch.files import written_whole
 
 Row = dict[str, str]
 

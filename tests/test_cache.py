@@ -1,16 +1,19 @@
 """Laws of `cache.py`."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from lit_gpt_scratch import cache
 from lit_gpt_scratch.cache import load_tokens
@@ -242,6 +245,7 @@ def growth(work):
         time.sleep(0.001)
     return max(most, anonymous()) - before
 
+cache.IN_MEMORY = 0
 kept = []
 print(growth(lambda: kept.append(cache.load_tokens(corpus.open_corpus(sys.argv[1])))))
 print(growth(lambda: corpus.open_corpus("sample", sample_size=64 << 20)))
@@ -264,18 +268,149 @@ def test_memory_stays_flat_while_a_text_is_encoded_and_a_sample_written(tmp_path
     assert writing < 1.5 * count
 
 
-@pytest.mark.parametrize("left", [None, 0, 50, 200])
-def test_a_damaged_cache_is_built_again(left: int | None, tmp_path: Path) -> None:
-    """Tokens cut short, or gone."""
-    corpus = corpus_of(f"a text of its own: äöü {left} ".encode() * 40, tmp_path)
+@pytest.fixture
+def built(tmp_path: Path) -> tuple[Corpus, Path, Tensor]:
+    """A corpus, the folder of its cache, and its ids."""
+    corpus = corpus_of("a text of its own: äöü ".encode() * 40, tmp_path)
+    tokens = load_tokens(corpus)[1]
+    return corpus, cache_folder() / "tokens" / corpus.sha256, tokens
+
+
+def truncate(path: Path, size: int) -> None:
+    with path.open("r+b") as file:
+        file.truncate(size)
+
+
+def flip(path: Path, at: int) -> None:
+    """In place, as a failing disk would."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+
+
+HARM = {
+    **{f"flip {at} of the tokens": lambda f, at=at: flip(f / "tokens.npy", at)
+       for at in (0, 8, 60, 127, 128, 500, 1047)},
+    **{f"cut the tokens to {n}": lambda f, n=n: truncate(f / "tokens.npy", n)
+       for n in (0, 50, 128, 1047)},
+    **{f"lengthen {name}": lambda f, name=name: (f / name).open("ab").write(b"x")
+       for name in ("tokens.npy", "alphabet.txt", "SHA256SUMS")},
+    **{f"remove {name}": lambda f, name=name: (f / name).unlink()
+       for name in ("tokens.npy", "alphabet.txt", "SHA256SUMS")},
+    "flip in the alphabet": lambda f: flip(f / "alphabet.txt", 3),
+    "flip in the sums": lambda f: flip(f / "SHA256SUMS", 3),
+    "a file in its place": lambda f: (shutil.rmtree(f), f.write_bytes(b"x")),
+    "an empty folder": lambda f: (shutil.rmtree(f), f.mkdir()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_a_damaged_cache_is_noticed_and_built_again(
+    built: tuple[Corpus, Path, Tensor], harm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus, folder, wanted = built
+    files = {path: path.read_bytes() for path in folder.iterdir()}
+    HARM[harm](folder)
     alphabet, tokens = load_tokens(corpus)
-    wanted = tokens.clone()
-    file = cache_folder() / "tokens" / corpus.sha256 / "tokens.npy"
-    whole = file.read_bytes()
-    file.unlink()
-    if left is not None:
-        file.write_bytes(whole[:left])
-    again = load_tokens(corpus)
-    assert again[0] == alphabet
-    assert torch.equal(again[1], wanted)
-    assert file.read_bytes() == whole
+    assert alphabet == CharTokenizer.of(corpus.path.read_text()).alphabet
+    assert torch.equal(tokens, wanted)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == files
+    assert caches() == [folder]
+    assert capsys.readouterr().err == f"Notice: the token cache {folder} is damaged: made again.\n"
+    load_tokens(corpus)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("tokens", "alphabet"),
+    [
+        (np.array([0, 1, 9], np.uint8), "abc"),  # an id that no character has
+        (np.array([0, -1, 1], np.int8), "abc"),
+        (np.array([0, 1, 2], np.int64), "abc"),
+        (np.array([0, 1, 2], np.float32), "abc"),
+        (np.array([0, 1, 2], ">i2"), "abc"),
+        (np.array([[0, 1, 2]], np.uint8), "abc"),
+        (np.array([], np.uint8), "abc"),
+        (np.array(0, np.uint8), "abc"),
+        (np.array([0, 1, 2], np.uint8), "cba"),
+        (np.array([0, 1, 2], np.uint8), "aab"),
+        (np.array([0, 0, 0], np.uint8), ""),
+        (np.array([0, {}, 2], object), "abc"),  # pickled
+    ],
+    ids=str,
+)
+def test_a_cache_that_nobody_can_have_built_is_built_again(
+    built: tuple[Corpus, Path, Tensor], tokens: Any, alphabet: str
+) -> None:
+    """With its hashes as they should be: those of somebody who meant it."""
+    corpus, folder, wanted = built
+    np.save(folder / "tokens.npy", tokens)
+    (folder / "alphabet.txt").write_text(alphabet)
+    (folder / "SHA256SUMS").write_text(cache._sums(folder))
+    assert torch.equal(load_tokens(corpus)[1], wanted)
+
+
+def test_anyone_can_check_a_cache(built: tuple[Corpus, Path, Tensor]) -> None:
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=built[1], check=True)
+
+
+def test_no_change_of_its_files_reaches_ids_in_use(built: tuple[Corpus, Path, Tensor]) -> None:
+    _, folder, tokens = built
+    before = tokens.clone()
+    flip(folder / "tokens.npy", 500)
+    truncate(folder / "tokens.npy", 128)
+    assert torch.equal(tokens, before)
+    shutil.rmtree(folder)
+    assert torch.equal(tokens, before)
+
+
+def test_large_caches_are_mapped(
+    built: tuple[Corpus, Path, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same ids, read where they lie: a change of the file shows."""
+    corpus, folder, tokens = built
+    monkeypatch.setattr(cache, "IN_MEMORY", 0)
+    mapped = load_tokens(corpus)[1]
+    assert torch.equal(mapped, tokens)
+    flip(folder / "tokens.npy", 128)
+    assert not torch.equal(mapped, tokens)
+
+
+def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    """Its cache would be another text's."""
+    corpus = corpus_of(b"abcabc", tmp_path)
+    corpus.path.write_bytes(b"abcacb")
+    with pytest.raises(InputError, match="was changed while it was read"):
+        load_tokens(corpus)
+    assert caches() == []
+
+
+def test_what_a_killed_process_left_is_removed(built: tuple[Corpus, Path, Tensor]) -> None:
+    corpus, folder, _ = built
+    shutil.rmtree(folder)
+    (folder.parent / f".{folder.name}-12345678.partial" / "built").mkdir(parents=True)
+    load_tokens(corpus)
+    assert caches() == [folder]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    """For the mapped file that this once wrote, it was the end of the process."""
+    path = tmp_path / "long.txt"
+    path.write_bytes(b"abcdefgh" * 100_000)
+    build = f"""
+import resource, signal
+from lit_gpt_scratch import cache, corpus, errors
+opened = corpus.open_corpus({str(path)!r})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    cache.load_tokens(opened)
+except errors.InputError as error:
+    print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", build], capture_output=True, text=True, check=True)
+    assert "cannot be encoded into" in said.stdout
+    assert said.stdout.count("\n") == 1
+    assert caches() == []

@@ -6,7 +6,9 @@ import re
 import resource
 import shutil
 import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from laws import random_ids, train_small
 
-from lit_gpt_scratch import explore
+from lit_gpt_scratch import corpus, explore
 from lit_gpt_scratch.checkpoint import find_checkpoint, import_plugin, read_checkpoint
 from lit_gpt_scratch.cli import CharCLI, main
 from lit_gpt_scratch.errors import InputError
@@ -409,6 +411,45 @@ def test_settings_of_another_type_are_one_line(
 
 
 # Plugins
+
+
+class Counting(BaseHTTPRequestHandler):
+    """Serves a text, and counts who asks."""
+
+    asked = 0
+
+    def do_GET(self) -> None:
+        type(self).asked += 1
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"First, a word. " * 200)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_an_address_in_a_checkpoint_is_asked_only_on_the_users_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with HTTPServer(("127.0.0.1", 0), Counting) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        url = f"http://127.0.0.1:{server.server_port}/a"
+        fitted = train_small(tmp_path, "--data.corpus", url)
+        assert Counting.asked == 1
+        path = fitted.folder / "checkpoints" / "last.ckpt"
+        for command in ("validate", "predict"):  # what is here is used
+            main([command, "--ckpt_path", str(path)])
+        shutil.rmtree(corpus.place_of(url).parent)
+        main(["predict", "--ckpt_path", str(path)])  # the text is not needed
+        for command in (["validate"], ["fit", "--trainer.max_steps", "9"]):
+            capsys.readouterr()
+            with pytest.raises(SystemExit):
+                main([*command, "--ckpt_path", str(path)])
+            assert f"add --data.corpus {url}\n" in capsys.readouterr().err
+        assert Counting.asked == 1
+        main(["validate", "--ckpt_path", str(path), "--data.corpus", url])
+        assert Counting.asked == 2
+        server.shutdown()
 
 
 def test_a_class_of_a_named_plugin_is_taken(

@@ -376,6 +376,8 @@ def test_a_given_alphabet_is_the_one_encoded_with(open_text: Opener) -> None:
     [
         ("context", 0),
         ("context", -8),
+        ("context", 2**20 + 1),
+        ("batch_size", 2**20 + 1),
         ("batch_size", 0),
         ("batch_size", -1),
         ("sample_size", 0),

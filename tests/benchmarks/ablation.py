@@ -27,7 +27,7 @@ from lit_gpt_scratch.attention import (
     rms_norm,
     rotate,
 )
-from lit_gpt_scratch.corpus import written_whole
+from lit_gpt_scratch.files import written_whole
 from lit_gpt_scratch.models import count_parameters
 from lit_gpt_scratch.modern import ModernBlock, ModernGPT, SquaredReLU
 

@@ -43,7 +43,8 @@ from tqdm import tqdm
 
 from lit_gpt_scratch.attention import FusedAttention
 from lit_gpt_scratch.cache import load_tokens
-from lit_gpt_scratch.corpus import open_corpus, written_whole
+from lit_gpt_scratch.corpus import open_corpus
+from lit_gpt_scratch.files import written_whole
 from lit_gpt_scratch.machine import fastest_precision, keep_freed_memory, measured_flops
 from lit_gpt_scratch.models import GPT
 from lit_gpt_scratch.optim import parameter_groups

@@ -19,9 +19,9 @@ from matplotlib import pyplot as plt
 from PIL import Image
 from tqdm import tqdm
 
-from lit_gpt_scratch.corpus import written_whole
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.explore import LayerAttention, attention
+from lit_gpt_scratch.files import written_whole
 from lit_gpt_scratch.logged import Run, read_run
 from lit_gpt_scratch.plots import plot_attention
 from lit_gpt_scratch.report import REFERENCES

@@ -16,7 +16,7 @@ from common import mean_and_range as mean_of
 from common import median_and_range as median_of
 from tqdm import tqdm
 
-from lit_gpt_scratch.corpus import written_whole
+from lit_gpt_scratch.files import written_whole
 from lit_gpt_scratch.models import count_parameters
 from lit_gpt_scratch.saving import best_checkpoint
 
