@@ -37,6 +37,7 @@ from common import (
     under_trainer,
 )
 from nanogpt import NanoGPT
+from survival import survival
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -316,7 +317,17 @@ def start(_peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
 
 PARTS = {
     part.__name__: part
-    for part in (step, time_to_loss, generation, overhead, callbacks, arithmetic, growth, start)
+    for part in (
+        step,
+        time_to_loss,
+        generation,
+        overhead,
+        callbacks,
+        arithmetic,
+        growth,
+        start,
+        survival,
+    )
 }
 
 

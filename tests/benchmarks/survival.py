@@ -1,0 +1,78 @@
+"""Parts of the benchmark: what it costs that a run survives."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+from common import CONFIGS, QUICK, Figures, fit, markdown, median_and_range, rounds, seconds
+from lightning.pytorch.callbacks import Callback
+
+from lit_gpt_scratch.saving import Saver
+
+EVERY = 10  # steps
+MINUTES = 5
+
+
+class TimedSaves(Callback):
+    """Has the run saved again and again, and keeps how long each took."""
+
+    taken: ClassVar[list[float]] = []
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx and batch_idx % EVERY == 0:
+            saver = next(c for c in trainer.callbacks if isinstance(c, Saver))
+            self.taken.append(seconds(lambda: saver.save(trainer)))
+
+
+class EndsAtFirstStep(Callback):
+    """Says when the first step begins, and ends the process."""
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        print(f"\n{time.time()}", flush=True)
+        os._exit(0)
+
+
+def until_first_step(root: str, *args: str) -> float:
+    """Seconds from the start of a `fit` process of gpt_cpu to its first step."""
+    command = [sys.executable, "-m", "lit_gpt_scratch", "fit", f"--config={CONFIGS}/gpt_cpu.yaml"]
+    command += ["--trainer.callbacks+=survival.EndsAtFirstStep", "--name=bench", *args]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    begun = time.time()
+    done = subprocess.run(
+        [*command, f"--trainer.default_root_dir={root}"],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return float(done.stdout.split()[-1]) - begun
+
+
+def survival(_peer: object, count: int) -> tuple[Figures, str]:
+    """What a checkpoint costs gpt_cpu, and how much later a resumed run takes its first step."""
+    TimedSaves.taken = []
+    steps = EVERY * (count + 1)
+    with TemporaryDirectory() as root:
+        flags = [f"--trainer.max_steps={steps}", f"--trainer.default_root_dir={root}"]
+        cli = fit("gpt_cpu", *QUICK, *flags, "--trainer.callbacks+=survival.TimedSaves")
+        last = cli.folder / "checkpoints" / "last.ckpt"
+        found: Figures = {"a checkpoint, s": TimedSaves.taken}
+        found |= rounds(
+            count,
+            {
+                "first step of a fresh run, s": lambda: until_first_step(root),
+                "first step of a resumed run, s": lambda: until_first_step(
+                    root, f"--ckpt_path={last}"
+                ),
+            },
+        )
+        size = last.stat().st_size / 1e6
+    table = [[name, median_and_range(values, 2)] for name, values in found.items()]
+    share = 100 * max(TimedSaves.taken) / (60 * MINUTES)
+    table.insert(1, [f"of every {MINUTES} minutes, at most", f"{share:.2f} %"])
+    return found, markdown(["gpt_cpu", f"a checkpoint of {size:.1f} MB"], table)
