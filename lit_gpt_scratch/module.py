@@ -71,8 +71,7 @@ class LitCharLM(pl.LightningModule):
                 schedule(optimizer=trial, steps=1)
         except (TypeError, ValueError) as error:
             raise InputError(f"optimizer or schedule: {error}") from error
-        self.losses = {"train": MeanMetric(), "val": MeanMetric(), "train slice": MeanMetric()}
-        self.losses["test"] = MeanMetric()
+        self.losses = {split: MeanMetric() for split in ("val", "train slice", "test")}
         self._unlogged: list[Tensor] = []  # training losses: a metric's update takes its time
         self._metrics = torch.nn.ModuleList(self.losses.values())  # so that they move to the device
 
@@ -153,9 +152,8 @@ class LitCharLM(pl.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         stepped = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         if stepped and self.logs_after(self.global_step):
-            self.losses["train"].update(self._unlogged_losses())
+            self.log("train/loss", self._unlogged_losses().mean(), prog_bar=True)
             self._unlogged.clear()
-            self.log("train/loss", self._take("train"), prog_bar=True)
             self.log("step", float(self.global_step))
         if self.global_step >= self.trainer.max_steps:
             self.trainer.should_stop = True  # Lightning validates before it stops
@@ -165,24 +163,29 @@ class LitCharLM(pl.LightningModule):
         checkpoint["unlogged"] = self._unlogged_losses().cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As many processes as before go on with what each had, others with what all had."""
         losses = checkpoint.get("unlogged")
-        if isinstance(losses, Tensor) and losses.dim() == 1:
-            self._unlogged = [*losses]
+        if isinstance(losses, Tensor) and losses.is_floating_point() and losses.dim() == 2:
+            same = len(losses) == self.trainer.world_size
+            self._unlogged = [*(losses[self.global_rank] if same else losses.mean(0))]
 
     def _unlogged_losses(self) -> Tensor:
-        """Of the batches since the last row, (N,).
+        """Of the batches since the last row, in all P processes, (P, N).
 
         Raises:
-            InputError: One of them is infinite or not a number.
+            InputError: One of them is infinite or not a number; in all processes alike.
         """
         if not self._unlogged:
-            return torch.empty(0)
-        losses = torch.stack([loss.to(self.device) for loss in self._unlogged])
-        if bad := (~losses.isfinite()).nonzero().flatten().tolist():
+            return torch.empty(1, 0)
+        own = torch.stack([loss.to(self.device) for loss in self._unlogged])
+        losses: Any = self.all_gather(own)
+        losses = losses.view(-1, len(own))
+        if not losses.isfinite().all():
+            first = int((~losses.isfinite()).any(0).nonzero()[0])
+            worst, ago = float(losses[:, first].max()), len(own) - first
             raise InputError(
-                f"the loss is {float(losses[bad[0]])}, {len(losses) - bad[0]} batches before step "
-                f"{self.global_step + 1}: lower --model.optimizer.lr, or use --trainer.precision "
-                "32-true."
+                f"the loss is {worst}, {ago} batches before step {self.global_step + 1}: "
+                "lower --model.optimizer.lr, or use --trainer.precision 32-true."
             )
         return losses
 
