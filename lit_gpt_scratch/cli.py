@@ -21,13 +21,8 @@ from lit_gpt_scratch.machine import keep_freed_memory
 from lit_gpt_scratch.module import LitCharLM
 from lit_gpt_scratch.parsing import PROGRAM, CheckpointCLI
 from lit_gpt_scratch.predict import PredictSettings, TextWriter, prepare
-from lit_gpt_scratch.recording import (
-    finish_wandb,
-    is_first_process,
-    make_wandb_logger,
-    wandb_mode,
-    wandb_run,
-)
+from lit_gpt_scratch.processes import end_with_starter, errors_once, is_first_process
+from lit_gpt_scratch.recording import finish_wandb, make_wandb_logger, wandb_mode, wandb_run
 from lit_gpt_scratch.runs import (
     about,
     default_name,
@@ -95,7 +90,7 @@ class CharCLI(CheckpointCLI):
         check_processes(data.batch_size, trainer.num_devices * trainer.num_nodes)
         wandb_mode(self.config_init.fit.wandb)
         runs = runs_folder(ours.trainer.default_root_dir)
-        if not resumed and (left := unfinished(runs / name)):
+        if not resumed and is_first_process() and (left := unfinished(runs / name)):
             say_how_to_go_on(left, f"Notice: {left} is not finished.")
         going_on = folder_to_go_on_in(resumed, ours.name) if resumed else None
         self.folder = going_on or new_run_folder(runs, name)
@@ -133,7 +128,8 @@ class CharCLI(CheckpointCLI):
             finish_wandb(self.folder)
             done = f"step {self.trainer.global_step:,} of {self.trainer.max_steps:,}"
             say_how_to_go_on(self.folder, f"\nStopped at {done}, and saved.")
-            raise SystemExit(128 + stop.number) from None
+            # Lightning kills the first where one of its others ends before it, but for a 0.
+            raise SystemExit(128 + stop.number if is_first_process() else 0) from None
         except Exception:
             written = any((self.folder / name).exists() for name in ("metrics.csv", "checkpoints"))
             if is_first_process() and not written:  # only its own, and only while it is empty
@@ -194,7 +190,8 @@ def main(args: Sequence[str] | None = None) -> CharCLI:
     for module in ("lightning", "torchmetrics"):
         warnings.filterwarnings("ignore", module=module)
     try:
-        return CharCLI(args)
+        with errors_once():
+            return CharCLI(args)
     except (InputError, MisconfigurationException) as error:
         refuse(PROGRAM, error)
     except RuntimeError as error:
@@ -207,6 +204,7 @@ def main(args: Sequence[str] | None = None) -> CharCLI:
 
 def run() -> None:
     """`main`, as a process: its ends that are nobody's mistake are quiet."""
+    end_with_starter()
     try:
         main()
     except KeyboardInterrupt:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.processes import is_first_process
 from lit_gpt_scratch.saving import best_checkpoint
 
 Mode = Literal["offline", "online", "disabled"]
@@ -36,11 +36,6 @@ class WandbSettings:
     entity: str | None = None
     group: str | None = None
     tags: list[str] = field(default_factory=list)
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that writes, also before the Trainer knows."""
-    return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def wandb_mode(settings: WandbSettings) -> Any:

@@ -26,7 +26,8 @@ from lit_gpt_scratch.callbacks import (
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.files import written_whole
 from lit_gpt_scratch.models import count_parameters
-from lit_gpt_scratch.recording import WandbRun, is_first_process
+from lit_gpt_scratch.processes import is_first_process
+from lit_gpt_scratch.recording import WandbRun
 from lit_gpt_scratch.sampling import SamplingSettings
 from lit_gpt_scratch.saving import Saver, best_checkpoint, hold
 from lit_gpt_scratch.tables import read_rows
