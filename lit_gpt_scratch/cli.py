@@ -145,6 +145,8 @@ class CharCLI(CheckpointCLI):
     def _tell(self) -> None:
         """Say what is about to be measured, and whether it is what the checkpoint left out."""
         self.datamodule.setup(self.subcommand)
+        if not is_first_process():
+            return
         ours, data = self.config[self.subcommand], self.datamodule.hparams
         print(f"{ours.ckpt_path} on {data.corpus}", file=sys.stderr)
         for name in ("val_fraction", "test_fraction"):
@@ -173,6 +175,8 @@ class CharCLI(CheckpointCLI):
 
     def predict(self, model: LitCharLM, datamodule: CharDataModule, **checkpoint: Any) -> None:
         """Print texts that continue the prompt."""
+        if self.trainer.num_devices * self.trainer.num_nodes > 1:
+            raise InputError("predict takes one device: leave --trainer.devices at 1.")
         ours = self.config_init.predict
         settings = PredictSettings(**{f.name: ours[f.name] for f in fields(PredictSettings)})
         prompts = prepare(model, settings, ours.seed_everything)

@@ -5,12 +5,17 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import Callback
 
 from lit_gpt_scratch.errors import InputError
 
 PATIENCE = 10.0  # seconds that the first process has to end in, with its last word
+# What processes that train as one must agree on.
+DATA = ("sha256", "alphabet", "context", "batch_size", "seed", "val_fraction", "test_fraction")
+STEPS = ("max_steps", "accumulate_grad_batches", "val_check_interval", "log_every_n_steps")
 
 
 def is_first_process() -> bool:
@@ -54,3 +59,25 @@ def errors_once() -> Iterator[None]:
                 f"another process of this run has ended, or is stuck: {text}"
             ) from error
         raise
+
+
+class SameEverywhere(Callback):
+    """Refuses to train where a process was started with another text, batch or step.
+
+    Each machine opens its own files and reads its own flags: else the others would wait for ever
+    for what is not to come, or learn from another text without a word.
+    """
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        data = trainer.datamodule.hparams
+        own = {f"data.{name}": data[name] for name in DATA}
+        own |= {f"trainer.{name}": getattr(trainer, name) for name in STEPS}
+        own |= {"the step to go on from": trainer.global_step}
+        first = trainer.strategy.broadcast(own)
+        others = [name for name, value in own.items() if value != first[name]]
+        if not trainer.strategy.reduce_boolean_decision(not others, all=True):
+            where = f" here: {', '.join(others)}" if others else " on another machine"
+            raise InputError(
+                f"the processes of this run differ{where}. Start all with the same flags, text and "
+                "checkpoint."
+            )

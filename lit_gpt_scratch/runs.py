@@ -26,7 +26,7 @@ from lit_gpt_scratch.callbacks import (
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.files import written_whole
 from lit_gpt_scratch.models import count_parameters
-from lit_gpt_scratch.processes import is_first_process
+from lit_gpt_scratch.processes import SameEverywhere, is_first_process
 from lit_gpt_scratch.recording import WandbRun
 from lit_gpt_scratch.sampling import SamplingSettings
 from lit_gpt_scratch.saving import Saver, best_checkpoint, hold
@@ -177,6 +177,7 @@ def make_callbacks(folder: Path, bar: bool | None, wandb_id: str | None = None) 
         "save_on_train_epoch_end": False,
     }
     return [
+        SameEverywhere(),
         Samples(folder),
         SymbolLosses(folder),
         AttentionPictures(folder),
