@@ -668,30 +668,6 @@ def test_the_full_gpt_takes_one_step_at_its_real_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """The same windows, one set of files, and losses equal up to the order of summing."""
-    losses, counted = [], []
-    for name, more in (
-        ("one", []),
-        ("two", ["--trainer.devices", "2", "--trainer.strategy", "ddp"]),
-    ):
-        root = ["--trainer.default_root_dir", tmp_path, "--name", name]
-        done = program("fit", *TINY, *root, "--trainer.accelerator", "cpu", *more)
-        assert done.returncode == 0, done.stderr
-        (folder,) = (tmp_path / "runs" / name).iterdir()
-        with (folder / "metrics.csv").open() as file:
-            rows = list(csv.DictReader(file))
-        with (folder / "symbols.csv").open(newline="") as file:
-            symbols = [(row["step"], row["symbol"], row["count"]) for row in csv.DictReader(file)]
-        losses.append([float(row["val/loss"]) for row in rows if row["val/loss"]])
-        counted.append(symbols)
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-    assert counted[0] == counted[1], "every character once, whoever read it"
-    odd = program("fit", *TINY, "--trainer.accelerator", "cpu", *more, "--data.batch_size", 15)
-    assert "must be a multiple" in odd.stderr
-
-
-@pytest.mark.slow
 def test_wandb_works_offline_without_an_account(tmp_path: Path) -> None:
     tiny = [a if a != "disabled" else "offline" for a in TINY]
     done = program(
