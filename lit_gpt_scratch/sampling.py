@@ -74,10 +74,20 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
     return logits.masked_fill(logits < kth, -math.inf)
 
 
+def cumulate(probabilities: Tensor) -> Tensor:
+    """Sums (B, V) from the first on; under `--trainer.deterministic` on the CPU.
+
+    On a GPU, PyTorch has no deterministic cumulated sum, and refuses the one that it has.
+    """
+    if torch.are_deterministic_algorithms_enabled():
+        return probabilities.cpu().cumsum(-1).to(probabilities.device)
+    return probabilities.cumsum(-1)
+
+
 def keep_top_p(probabilities: Tensor, p: float) -> Tensor:
     """Probabilities (B, V) without those that the likelier ones make up p without."""
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    superfluous = ordered.cumsum(-1) - ordered >= p
+    superfluous = cumulate(ordered) - ordered >= p
     superfluous[:, 0] = False  # also of a p that is 0 in fp32
     return torch.zeros_like(ordered).scatter_(-1, order, ordered.masked_fill(superfluous, 0.0))
 
@@ -112,7 +122,7 @@ def uniforms(seed: int, indices: Sequence[int], count: int) -> Tensor:
 
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """Ids (B, 1) at which the cumulated probabilities (B, V) pass uniform numbers (B, 1)."""
-    cumulated = probabilities.cumsum(-1)
+    cumulated = cumulate(probabilities)
     # Scaled by the sum that was really reached, and `right`: no id of probability 0 is drawn.
     return torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True)
 

@@ -185,6 +185,16 @@ def test_top_p_keeps_the_fewest_likeliest_that_reach_it(shares: list[int], p: in
     assert kept == [x if i in chosen else 0.0 for i, x in enumerate(probabilities)]
 
 
+def test_deterministic_algorithms_draw_the_same(net: nn.Module) -> None:
+    prompt = random_ids(SIZE, 2, 3)
+    before = new_ids(net, prompt, top_p=0.8)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(new_ids(net, prompt, top_p=0.8), before)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_of_what_ties_top_p_keeps_the_first() -> None:
     """Row by row: the fewest that reach p, so not all that tie with the last."""
     kept = keep_top_p(torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.125, 0.375, 0.125, 0.375]]), 0.5)
