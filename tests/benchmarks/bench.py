@@ -5,14 +5,11 @@ to runs/bench.md and the figures to runs/bench.json; parts that are not run agai
 """
 
 import argparse
-import contextlib
 import json
 import math
-import os
 import resource
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -36,6 +33,7 @@ from common import (
     seconds,
     under_trainer,
 )
+from feeding import start, throughput
 from nanogpt import NanoGPT
 from survival import survival
 from torch.nn import functional as F
@@ -43,19 +41,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from lit_gpt_scratch.attention import FusedAttention
-from lit_gpt_scratch.cache import load_tokens
 from lit_gpt_scratch.corpus import open_corpus
 from lit_gpt_scratch.files import written_whole
 from lit_gpt_scratch.machine import fastest_precision, keep_freed_memory, measured_flops
 from lit_gpt_scratch.models import GPT
 from lit_gpt_scratch.optim import parameter_groups
 from lit_gpt_scratch.sampling import SamplingSettings, generate
-from lit_gpt_scratch.tokenizer import CharTokenizer
 
 SHAPE = {"context": 256, "layers": 4, "heads": 4, "width": 128}  # of generation
 NANOGPT_CPU = ["--data.context=64", "--data.batch_size=12", "--model.net.attention.heads=4"]
 THRESHOLDS = (1.886, 1.70, 1.6357)
-PROGRAM = [sys.executable, "-m", "lit_gpt_scratch"]
 
 
 def nanogpt_step(peer: NanoGPT, steps: int) -> float:
@@ -268,67 +263,10 @@ def growth(_peer: NanoGPT | None, _count: int) -> tuple[Figures, str]:
     return found, markdown(["grows", "", "size: value", "exponent"], table)
 
 
-# Input and start
-
-
-def run(*command: str, cwd: Path | None = None) -> float:
-    """Seconds of a process from its start to its end."""
-    return seconds(lambda: subprocess.run(command, cwd=cwd, capture_output=True, check=True))
-
-
-def start(_peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
-    """Encoding, caching, and the time until something is on the screen."""
-    text = "".join(chr(32 + (7 * i) % 90) for i in range(1 << 20)) * 64
-    tokenizer = CharTokenizer.of(text)
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        old = os.environ.get("XDG_CACHE_HOME")
-        stack.callback(lambda: old is None or os.environ.update(XDG_CACHE_HOME=old))
-        path = Path(folder) / "text.txt"
-        names = iter(range(1000))
-
-        def cache() -> float:
-            os.environ["XDG_CACHE_HOME"] = f"{folder}/cache{next(names)}"  # empty each time
-            path.write_text(text)
-            return 64 / seconds(lambda: load_tokens(open_corpus(str(path)), None))
-
-        throughput = rounds(
-            count,
-            {
-                "encode, MB/s": lambda: 64 / seconds(lambda: tokenizer.encode_array(text)),
-                "read, encode and cache, MB/s": cache,
-            },
-        )
-    cli = fit("gpt_cpu", *QUICK, "--trainer.max_steps=1")
-    checkpoint = str(cli.folder / "checkpoints" / "last.ckpt")
-    ask = [*PROGRAM, "predict", "--ckpt_path", checkpoint, "--max_new_tokens", "100"]
-    started = rounds(
-        count,
-        {
-            "import lightning.pytorch, s": partial(
-                run, sys.executable, "-c", "import lightning.pytorch"
-            ),
-            "lit-gpt-scratch --help, s": partial(run, *PROGRAM, "--help"),
-            "predict of 100 characters, s": partial(run, *ask),
-        },
-    )
-    found = throughput | started
-    return found, markdown(["", ""], [[k, median_and_range(v, 2)] for k, v in found.items()])
-
-
 PARTS = {
     part.__name__: part
-    for part in (
-        step,
-        time_to_loss,
-        generation,
-        overhead,
-        callbacks,
-        arithmetic,
-        growth,
-        start,
-        survival,
-    )
-}
+    for part in (step, time_to_loss, generation, overhead, callbacks, arithmetic, growth)
+} | {"input": throughput, "start": start, "survival": survival}
 
 
 def parts(options: argparse.Namespace) -> Iterator[tuple[str, Figures, str]]:

@@ -1,0 +1,96 @@
+"""What training is fed with, and what it waits for: parts of `make bench`."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+from common import (
+    QUICK,
+    Figures,
+    fit,
+    markdown,
+    median_and_range,
+    rounds,
+    seconds,
+    under_trainer,
+)
+
+from lit_gpt_scratch.cache import load_tokens
+from lit_gpt_scratch.corpus import open_corpus
+from lit_gpt_scratch.data import CharDataModule
+from lit_gpt_scratch.tokenizer import CharTokenizer
+
+PROGRAM = [sys.executable, "-m", "lit_gpt_scratch"]
+SHAPES = {"gpt_cpu, 16 x 256": (16, 256), "large, 512 x 1024": (512, 1024)}
+CHARACTERS = 1 << 25  # of a measurement
+
+
+def fed(data: CharDataModule) -> float:
+    """Characters a second of a data module alone: windows drawn and gathered, ids in int64."""
+    count = CHARACTERS // (data.batch_size * data.context)
+    took = seconds(lambda: [data.gather(data.train_windows(k)).inputs.shape for k in range(count)])
+    return count * data.batch_size * data.context / took
+
+
+def throughput(_peer: object, count: int) -> tuple[Figures, str]:
+    """What the data module delivers to one process, and what training gpt_cpu takes of it."""
+    sides = {}
+    for name, (batch, context) in SHAPES.items():
+        data = CharDataModule(batch_size=batch, context=context)
+        data.open()
+        sides[name] = partial(fed, data)
+    taken = "taken in training gpt_cpu"
+    sides[taken] = lambda: 16 * 256 * 1000 / under_trainer("gpt_cpu", 150)
+    found = rounds(count, sides)
+    base = median(found[taken])
+    table = [[k, median_and_range(v, 0), f"{median(v) / base:,.0f}"] for k, v in found.items()]
+    return found, markdown(["shape of a batch", "characters/s", "ratio"], table)
+
+
+def run(*command: str, cwd: Path | None = None) -> float:
+    """Seconds of a process from its start to its end."""
+    return seconds(lambda: subprocess.run(command, cwd=cwd, capture_output=True, check=True))
+
+
+def start(_peer: object, count: int) -> tuple[Figures, str]:
+    """Encoding, caching, and the time until something is on the screen."""
+    text = "".join(chr(32 + (7 * i) % 90) for i in range(1 << 20)) * 64
+    tokenizer = CharTokenizer.of(text)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        old = os.environ.get("XDG_CACHE_HOME")
+        stack.callback(lambda: old is None or os.environ.update(XDG_CACHE_HOME=old))
+        path = Path(folder) / "text.txt"
+        names = iter(range(1000))
+
+        def cache() -> float:
+            os.environ["XDG_CACHE_HOME"] = f"{folder}/cache{next(names)}"  # empty each time
+            path.write_text(text)
+            return 64 / seconds(lambda: load_tokens(open_corpus(str(path)), None))
+
+        throughput = rounds(
+            count,
+            {
+                "encode, MB/s": lambda: 64 / seconds(lambda: tokenizer.encode_array(text)),
+                "read, encode and cache, MB/s": cache,
+            },
+        )
+    cli = fit("gpt_cpu", *QUICK, "--trainer.max_steps=1")
+    checkpoint = str(cli.folder / "checkpoints" / "last.ckpt")
+    ask = [*PROGRAM, "predict", "--ckpt_path", checkpoint, "--max_new_tokens", "100"]
+    started = rounds(
+        count,
+        {
+            "import lightning.pytorch, s": partial(
+                run, sys.executable, "-c", "import lightning.pytorch"
+            ),
+            "lit-gpt-scratch --help, s": partial(run, *PROGRAM, "--help"),
+            "predict of 100 characters, s": partial(run, *ask),
+        },
+    )
+    found = throughput | started
+    return found, markdown(["", ""], [[k, median_and_range(v, 2)] for k, v in found.items()])
