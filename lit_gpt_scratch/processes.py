@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lit_gpt_scratch.errors import InputError
 
+STARTER = "LIT_GPT_SCRATCH_STARTER"
 PATIENCE = 10.0  # seconds that the first process has to end in, with its last word
 # What processes that train as one must agree on.
 DATA = ("sha256", "alphabet", "context", "batch_size", "seed", "val_fraction", "test_fraction")
@@ -30,8 +31,10 @@ def end_with_starter() -> None:
     those that are left would wait for what is gone, for half an hour.
     """
     if "LOCAL_RANK" not in os.environ:
+        os.environ[STARTER] = str(os.getpid())  # for those that Lightning starts from here
         return
-    starter = os.getppid()
+    # It may have ended while this one was loading.
+    starter = int(os.environ.get(STARTER, os.getppid()))
 
     def watch() -> None:
         while os.getppid() == starter:
@@ -54,10 +57,8 @@ def errors_once() -> Iterator[None]:
         if not is_first_process():
             time.sleep(PATIENCE)
         if isinstance(error, RuntimeError) and ("gloo" in str(error) or "NCCL" in str(error)):
-            text = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"another process of this run has ended, or is stuck: {text}"
-            ) from error
+            reason = " ".join(str(error).split()).partition(". ")[0][:200]
+            raise InputError(f"another process has ended, or is stuck ({reason}).") from error
         raise
 
 

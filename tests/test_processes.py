@@ -209,12 +209,17 @@ def test_a_stopped_job_goes_on_as_though_nothing_had_happened(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_all_end_with_the_first_process(tmp_path: Path) -> None:
-    """Killed, it leaves none that waits for it; and its mistake is said once, by it."""
+    """Killed, also while the others load, it leaves none that waits; its mistake is said once."""
+    loading = start(tmp_path / "loading", *TWO)
+    next(line for line in loading.stderr or () if line.startswith("run "))
+    time.sleep(0.5)
+    loading.terminate()
     ask = ["--trainer.callbacks+=asking.Ask", "--trainer.callbacks.step=23"]
     killed = start(tmp_path / "killed", *TWO, *ask, "--trainer.callbacks.name=SIGKILL")
     wild = ["--model.optimizer.lr=1e38", "--model.schedule=null"]
     said = end(start(tmp_path / "wild", *TWO, *wild), 2)
     assert said.count("lit-gpt-scratch: error: the loss is") == 1, said
+    end(loading, -15)
     end(killed, -9)
     assert last(only_run(tmp_path / "killed")).exists()
 
