@@ -14,13 +14,14 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops, measure_flops
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
-from lit_gpt_scratch.explore import VISIBLE, LayerAttention, attention
+from lit_gpt_scratch.explore import LayerAttention, attention, visible
 from lit_gpt_scratch.machine import measured_flops
 from lit_gpt_scratch.recording import wandb_run
 from lit_gpt_scratch.sampling import SamplingSettings
@@ -206,8 +207,9 @@ class Samples(Record):
 
 
 def quoted(text: str) -> list[str]:
-    """The lines of a text, set off from what stands around it."""
-    return [f"  | {line}" for line in text.strip().splitlines()]
+    """The lines of a text, set off from what stands around it, and harmless to a terminal."""
+    lines = text.strip().splitlines()
+    return ["  | " + "".join("□" if category(c) == "Cc" else c for c in line) for line in lines]
 
 
 class SymbolLosses(Record):
@@ -255,7 +257,7 @@ class AttentionPictures(Record):
         if run := wandb_run(trainer):
             import wandb
 
-            image = wandb.Image(str(path), caption=text.translate(VISIBLE))
+            image = wandb.Image(str(path), caption=visible(text))
             run.log({"attention": image}, step=trainer.global_step)
 
 
@@ -294,7 +296,7 @@ def draw_heads(layers: Sequence[LayerAttention], text: str, cell: int = 9) -> An
             drawn.paste("#e0e0e0", mask=future)
             drawn = drawn.resize((side, side), Image.Resampling.NEAREST)
             picture.paste(drawn, (x + left, y + top))
-            for i, character in enumerate(text.translate(VISIBLE)):
+            for i, character in enumerate(visible(text)):
                 middle = i * cell + cell // 2
                 pen.text((x + left + middle, y + top - cell), character, "black", font, "mm")
                 pen.text((x + left // 2, y + top + middle), character, "black", font, "mm")

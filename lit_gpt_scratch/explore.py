@@ -28,7 +28,7 @@ from lit_gpt_scratch.data import EVALUATION_TOKENS
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.module import LitCharLM
 
-VISIBLE = str.maketrans({"\n": "⏎", " ": "␣", "\t": "⇥"})
+SIGNS = {"\n": "⏎", " ": "␣", "\t": "⇥", "\r": "↵"}  # for characters that show nothing
 Item = TypeVar("Item")
 
 
@@ -59,6 +59,11 @@ class Trace(NamedTuple):
     stages: list[str]
     stream: Tensor
     prediction: Tensor
+
+
+def visible(text: str) -> str:
+    """A text of the same length whose every character is something to see, and to draw alone."""
+    return "".join(SIGNS.get(c, c if c.isprintable() else "□") for c in text)
 
 
 def load(path: str | Path, plugin: str | None = None) -> LitCharLM:
@@ -140,8 +145,13 @@ def surprise(model: LitCharLM, text: str) -> Tensor:
     windows = F.pad(inputs, (0, -len(inputs) % length)).view(-1, length)
     with _looking(model) as net:
         batches = torch.split(windows, max(1, EVALUATION_TOKENS // length))
-        logits = torch.cat([net(batch).float().flatten(0, 1) for batch in batches])
-    return F.cross_entropy(logits[: len(targets)], targets, reduction="none")
+        ends = F.pad(targets, (0, -len(targets) % length)).view_as(windows)
+        # Batch by batch: the logits of a long text and a large alphabet would not fit in memory.
+        losses = [
+            F.cross_entropy(net(batch).float().flatten(0, 1), end.flatten(), reduction="none")
+            for batch, end in zip(batches, torch.split(ends, len(batches[0])), strict=True)
+        ]
+    return torch.cat(losses)[: len(targets)]
 
 
 def logit_lens(model: LitCharLM, text: str) -> Lens:

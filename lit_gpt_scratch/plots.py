@@ -17,15 +17,17 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_gpt_scratch.explore import VISIBLE, LayerAttention, Lens, Trace
+from lit_gpt_scratch.explore import LayerAttention, Lens, Trace, visible
 
 CELL = 0.3  # inches, of a cell with one character in it
 FRAME = "#d55e00"
+MOST = 120  # characters of an alphabet in one picture: more could not be read
 KINDS = {  # of characters: the first that holds, and its colour
     "upper case": (str.isupper, "#0072b2"),
     "lower case": (str.islower, "#d55e00"),
@@ -128,8 +130,12 @@ def plot_costs(heads: Tensor, layers: Tensor, axes: Axes | None = None) -> Axes:
 
 
 def plot_embeddings(rows: Tensor, alphabet: str, axes: Axes | None = None) -> Axes:
-    """Each character where its row (V, C) lies in the plane that they vary most in (PCA)."""
-    rows = rows.float().cpu()
+    """Each character where its row (V, C) lies in the plane that they vary most in (PCA).
+
+    Of a large alphabet, as many as can be read, evenly spread over it.
+    """
+    shown, alphabet, title = _readable(alphabet, "Embeddings of the characters")
+    rows = rows[shown].float().cpu()
     left, lengths, _ = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
     places, shares = left * lengths, lengths.square() / lengths.square().sum()
     axes = axes or _new_axes(7, 6)
@@ -137,24 +143,28 @@ def plot_embeddings(rows: Tensor, alphabet: str, axes: Axes | None = None) -> Ax
     axes.margins(0.06)
     kinds = [next(kind for kind, (holds, _) in KINDS.items() if holds(c)) for c in alphabet]
     for character, kind, (x, y, *_) in zip(alphabet, kinds, places.tolist(), strict=True):
-        shown = character.translate(VISIBLE)
-        axes.text(x, y, shown, color=KINDS[kind][1], fontsize=12, **_MONO)
+        axes.text(x, y, visible(character), color=KINDS[kind][1], fontsize=12, **_MONO)
     axes.set_xlabel(f"first principal component ({shares[0]:.0%} of the variance)")
     axes.set_ylabel(f"second principal component ({shares[1]:.0%})")
-    axes.set_title("Embeddings of the characters")
+    axes.set_title(title)
     axes.legend(handles=[Patch(color=c, label=k) for k, (_, c) in KINDS.items() if k in kinds])
     return axes
 
 
 def plot_similarity(cosines: Tensor, alphabet: str, axes: Axes | None = None) -> Axes:
-    """Cosines (V, V) between the characters' embeddings; grey is a character's with itself."""
+    """Cosines (V, V) between the characters' embeddings; grey is a character's with itself.
+
+    Of a large alphabet, as many as can be read, evenly spread over it.
+    """
+    shown, alphabet, title = _readable(alphabet, "Similarity of the embeddings")
+    cosines = cosines[shown][:, shown]
     others = cosines.masked_fill(torch.eye(len(alphabet), device=cosines.device).bool(), torch.nan)
     most = others.nan_to_num().abs().max().item()
     side = 1.5 + 0.13 * len(alphabet)
     axes = axes or _new_axes(side + 1, side)
     image = _draw(axes, others, "PuOr_r", -most, most)
     _label_characters(axes, alphabet, size=7, both=True)
-    axes.set(xlabel="character", ylabel="character", title="Similarity of the embeddings")
+    axes.set(xlabel="character", ylabel="character", title=title)
     axes.figure.colorbar(image, ax=axes, shrink=0.7, label="cosine")
     return axes
 
@@ -177,7 +187,7 @@ def plot_trace(trace: Trace, text: str, position: int, character: str) -> Figure
     above, below = grid[0, 0], grid[-1, 0]
     above.bar(range(len(text)), trace.prediction.cpu().numpy(), color=KINDS["upper case"][1])
     above.set_ylabel("prediction,\nKL in nats")
-    old, new = (c.translate(VISIBLE) for c in (text[position], character))
+    old, new = (visible(c) for c in (text[position], character))
     above.set_title(f"What changes when “{old}” at position {position} becomes “{new}”")
     if stages:
         # Grey, as no logarithm, is exactly what has not changed at all.
@@ -192,12 +202,25 @@ def plot_trace(trace: Trace, text: str, position: int, character: str) -> Figure
     return figure
 
 
-_MONO: Any = {"family": "monospace", "ha": "center", "va": "center"}
+# What one font lacks, another one may have; the last one has a box for every script.
+_SCRIPTS = ["DejaVu Sans", "Noto Sans Mono CJK SC", "Noto Sans CJK SC", "PingFang SC"]
+_SCRIPTS += ["Microsoft YaHei", "Noto Emoji", "Segoe UI Emoji", "Last Resort High-Efficiency"]
+_FONTS = ["monospace", *(name for name in _SCRIPTS if name in fontManager.get_font_names())]
+_MONO: Any = {"family": _FONTS, "ha": "center", "va": "center"}
 
 
 def _new_axes(width: float, height: float) -> Axes:
     """Of a new figure, in inches; there is room for a title and for a colour bar's label."""
     return plt.subplots(figsize=(max(width, 5), max(height, 2.2)), layout="constrained")[1]
+
+
+def _readable(alphabet: str, title: str) -> tuple[list[int], str, str]:
+    """The ids, and the characters, that a picture has room for, and its title."""
+    size = len(alphabet)
+    if size <= MOST:
+        return list(range(size)), alphabet, title
+    shown = [i * size // MOST for i in range(MOST)]
+    return shown, "".join(alphabet[i] for i in shown), f"{title}: {MOST} of {size:,}"
 
 
 def _draw(
@@ -218,13 +241,13 @@ def _write(axes: Axes, image: AxesImage, written: Sequence[Sequence[str]]) -> No
     for row, line in enumerate(written):
         for column, text in enumerate(line):
             ink = "black" if light[row, column] > 0.5 else "white"
-            axes.text(column, row, text.translate(VISIBLE), color=ink, **_MONO)
+            axes.text(column, row, visible(text), color=ink, **_MONO)
 
 
 def _label_characters(axes: Axes, text: str, size: int = 10, both: bool = False) -> None:
-    labels = list(text.translate(VISIBLE))
+    labels = list(visible(text))
     for axis in (axes.xaxis, axes.yaxis)[: 1 + both]:
-        axis.set_ticks(range(len(text)), labels, family="monospace", fontsize=size)
+        axis.set_ticks(range(len(text)), labels, family=_FONTS, fontsize=size)
 
 
 def _draw_weights(axes: Axes, weights: Tensor, text: str, size: int) -> AxesImage:
