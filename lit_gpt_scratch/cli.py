@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import fields
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,9 @@ def main(args: Sequence[str] | None = None) -> CharCLI:
 def run() -> None:
     """`main`, as a process: its ends that are nobody's mistake are quiet."""
     end_with_starter()
+    for stream in (sys.stdout, sys.stderr):  # an encoding may lack what a text has
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except KeyboardInterrupt:
