@@ -26,6 +26,7 @@ from lit_gpt_scratch.callbacks import (
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.files import written_whole
 from lit_gpt_scratch.models import count_parameters
+from lit_gpt_scratch.optim import parameter_groups
 from lit_gpt_scratch.processes import SameEverywhere, is_first_process
 from lit_gpt_scratch.recording import WandbRun
 from lit_gpt_scratch.sampling import SamplingSettings
@@ -33,6 +34,7 @@ from lit_gpt_scratch.saving import Saver, best_checkpoint, hold
 from lit_gpt_scratch.tables import read_rows
 
 DEFAULT_NAME = "gpt_cpu"
+LARGE_ALPHABET = 1000  # below it, its parameters cost nothing worth a word
 
 
 def runs_folder(root: str | Path | None) -> Path:
@@ -210,8 +212,28 @@ def describe(model: Any, data: Any, folder: Path) -> str:
             f"{len(splits.val):,} to validate, of an alphabet of {len(data.alphabet)}",
             f"batch        {data.batch_size} windows of {data.context} characters",
             f"run          {folder}",
+            *alphabet_lines(model),
         ]
     )
+
+
+def alphabet_lines(model: Any) -> list[str]:
+    """A warning where a large alphabet has most of a network's parameters.
+
+    None for a bigram, which is nothing but a table of characters.
+    """
+    net, size = model.net, len(model.tokenizer)
+    if size < LARGE_ALPHABET or not any(hasattr(module, "unembed") for module in net.modules()):
+        return []
+    groups = {group["name"]: group["params"] for group in parameter_groups(net)}
+    share = sum(p.numel() for p in groups["embeddings"]) / count_parameters(net)
+    if share <= 0.5:
+        return []
+    return [
+        f"Notice: {share:.0%} of the parameters are in the embedding and the output layer, for an "
+        f"alphabet of {size:,}, and little is left between them. Give a larger --model.net.width "
+        "or --model.net.layers, or a text of fewer different characters."
+    ]
 
 
 def bits(loss: Any) -> str:
