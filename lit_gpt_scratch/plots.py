@@ -137,12 +137,13 @@ def plot_embeddings(rows: Tensor, alphabet: str, axes: Axes | None = None) -> Ax
     shown, alphabet, title = _readable(alphabet, "Embeddings of the characters")
     rows = rows[shown].float().cpu()
     left, lengths, _ = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
-    places, shares = left * lengths, lengths.square() / lengths.square().sum()
+    places = F.pad(left * lengths, (0, 2))[:, :2]  # one character spans no plane
+    shares = F.pad(lengths.square(), (0, 2)) / lengths.square().sum().clamp_min(1e-30)
     axes = axes or _new_axes(7, 6)
-    axes.update_datalim(places[:, :2].tolist())
+    axes.update_datalim(places.tolist())
     axes.margins(0.06)
     kinds = [next(kind for kind, (holds, _) in KINDS.items() if holds(c)) for c in alphabet]
-    for character, kind, (x, y, *_) in zip(alphabet, kinds, places.tolist(), strict=True):
+    for character, kind, (x, y) in zip(alphabet, kinds, places.tolist(), strict=True):
         axes.text(x, y, visible(character), color=KINDS[kind][1], fontsize=12, **_MONO)
     axes.set_xlabel(f"first principal component ({shares[0]:.0%} of the variance)")
     axes.set_ylabel(f"second principal component ({shares[1]:.0%})")
@@ -188,7 +189,8 @@ def plot_trace(trace: Trace, text: str, position: int, character: str) -> Figure
     above.bar(range(len(text)), trace.prediction.cpu().numpy(), color=KINDS["upper case"][1])
     above.set_ylabel("prediction,\nKL in nats")
     old, new = (visible(c) for c in (text[position], character))
-    above.set_title(f"What changes when “{old}” at position {position} becomes “{new}”")
+    title = f"What changes when “{old}” at position {position} becomes “{new}”"
+    above.set_title(title, family=["sans-serif", *_FONTS[1:]])
     if stages:
         # Grey, as no logarithm, is exactly what has not changed at all.
         image = _draw(below, trace.stream.where(trace.stream > 0, torch.nan), "YlOrRd")
