@@ -25,6 +25,8 @@ from lit_gpt_scratch.optim import (
 from lit_gpt_scratch.sampling import SamplingSettings, stream
 from lit_gpt_scratch.tokenizer import CharTokenizer
 
+DIVERGED = "lower --model.optimizer.lr, or use --trainer.precision 32-true."
+
 
 class Prompts(NamedTuple):
     """What `predict` continues: ids (B, T) of one length, and the number of each text."""
@@ -159,8 +161,15 @@ class LitCharLM(pl.LightningModule):
             self.trainer.should_stop = True  # Lightning validates before it stops
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """With what has not been logged yet; never after the loss has ceased to be a number."""
+        """With what has not been logged yet; never after the loss has ceased to be a number.
+
+        Nor after a weight has: the step that does it still begins with a loss that is one.
+        """
         checkpoint["unlogged"] = self._unlogged_losses().cpu()
+        if not all(weight.isfinite().all() for weight in checkpoint["state_dict"].values()):
+            raise InputError(
+                f"not all weights are finite numbers after step {self.global_step}: {DIVERGED}"
+            )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As many processes as before go on with what each had, others with what all had."""
@@ -184,8 +193,7 @@ class LitCharLM(pl.LightningModule):
             first = int((~losses.isfinite()).any(0).nonzero()[0])
             worst, ago = float(losses[:, first].max()), len(own) - first
             raise InputError(
-                f"the loss is {worst}, {ago} batches before step {self.global_step + 1}: "
-                "lower --model.optimizer.lr, or use --trainer.precision 32-true."
+                f"the loss is {worst}, {ago} batches before step {self.global_step + 1}: {DIVERGED}"
             )
         return losses
 
@@ -195,10 +203,16 @@ class LitCharLM(pl.LightningModule):
         return bool(step % trainer.log_every_n_steps == 0 or step >= trainer.max_steps)
 
     def on_validation_epoch_end(self) -> None:
-        gap = self._log_split("val") - self._take("train slice")
+        loss = self._log_split("val")
+        gap = loss - self._take("train slice")
         if not gap.isnan():  # a limit_val_batches may leave the slice out
             self.log("val/gap", gap)
         if self.trainer.state.fn == "fit":
+            if not loss.isfinite():  # before a sample is drawn from it, or a checkpoint is made
+                raise InputError(
+                    f"the validation loss is {float(loss)} after step {self.global_step}: "
+                    f"{DIVERGED}"
+                )
             # Lightning's own x-axis counts from 0; this one is the number of steps taken.
             self.log("step", float(self.global_step))
 

@@ -121,8 +121,17 @@ def uniforms(seed: int, indices: Sequence[int], count: int) -> Tensor:
 
 
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Ids (B, 1) at which the cumulated probabilities (B, V) pass uniform numbers (B, 1)."""
+    """Ids (B, 1) at which the cumulated probabilities (B, V) pass uniform numbers (B, 1).
+
+    Raises:
+        InputError: The network says nothing that can be drawn from: it has diverged.
+    """
     cumulated = cumulate(probabilities)
+    if not cumulated[:, -1].isfinite().all():
+        raise InputError(
+            "the model's logits are not all finite numbers, so that no text can be drawn: take an "
+            "earlier checkpoint, or train with a lower --model.optimizer.lr."
+        )
     # Scaled by the sum that was really reached, and `right`: no id of probability 0 is drawn.
     return torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True)
 

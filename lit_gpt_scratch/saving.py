@@ -69,15 +69,15 @@ class Saver(Callback):
     def __init__(self, path: Path, minutes: float = 5.0) -> None:
         self.path, self.seconds = path, 60 * minutes
         self.asked = 0  # by which signal
-        self._handlers: dict[int, Any] = {}
         self._saved = 0.0
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        # Here, since Lightning puts its own handlers in place of those that it finds in set-up.
+        # Here, since Lightning puts its own handlers in place of those that it finds in set-up; at
+        # the end it gives back what it found.
         self._saved = time.monotonic()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[number] = signal.signal(number, self._note)
+                signal.signal(number, self._note)
 
     def _note(self, number: int, _: Any) -> None:
         if self.asked and number == signal.SIGINT:
@@ -112,12 +112,6 @@ class Saver(Callback):
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         self._saved = time.monotonic()  # a checkpoint follows
-
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        for number, handler in self._handlers.items():
-            if signal.getsignal(number) == self._note:  # else Lightning has cleared up before us
-                signal.signal(number, handler)
-        self._handlers.clear()
 
 
 def best_checkpoint(trainer: Any) -> ModelCheckpoint:

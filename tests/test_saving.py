@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import resource
 import shutil
 import signal
@@ -18,6 +19,7 @@ from torch import Tensor
 from lit_gpt_scratch import saving
 from lit_gpt_scratch.cli import CharCLI
 from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.runs import folder_to_go_on_in
 
 # All that has a state: dropout, accumulation, averaged weights; rows and validations out of step.
 EVERYTHING = [
@@ -207,12 +209,77 @@ def test_a_loss_that_is_no_number_ends_the_run_and_spoils_no_checkpoint(
     assert all(weight.isfinite().all() for weight in weights.values())
 
 
+@pytest.mark.parametrize("where", ["at a validation", "between two of them"])
+def test_the_step_that_ends_all_numbers_spoils_no_checkpoint(
+    where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own loss is still one: its weights are not."""
+    folder = train_small(tmp_path).folder
+    kept = {path.name: path.read_bytes() for path in last(folder).parent.iterdir()}
+    if where == "at a validation":
+        often = ["--trainer.val_check_interval=1"]
+    else:
+        monkeypatch.setattr(saving.Saver.__init__, "__defaults__", (0.0,))
+        often = ["--trainer.val_check_interval=50"]
+    with pytest.raises(SystemExit) as stop:
+        train_small(
+            tmp_path, *often, "--trainer.max_steps=40", f"--ckpt_path={last(folder)}",
+            "--model.optimizer.lr=1e38", "--model.optimizer.adamw_lr=1e38",
+            "--model.schedule=null",
+        )  # fmt: skip
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    found = {path.name: path.read_bytes() for path in last(folder).parent.iterdir()}
+    assert found["best.ckpt"] == kept["best.ckpt"]
+    weights = torch.load(last(folder), weights_only=True)["state_dict"]
+    assert all(weight.isfinite().all() for weight in weights.values())
+    assert re.search(r"error: .*(not all|nan|inf).* lower --model.optimizer.lr", said)
+    assert f"--ckpt_path {last(folder)}" in said
+
+
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     held = saving.hold(tmp_path)
     with pytest.raises(InputError, match="is being trained by another process"):
         saving.hold(tmp_path)
     os.close(held)
     os.close(saving.hold(tmp_path))
+
+
+def test_a_run_that_somebody_is_at_is_not_gone_on_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And nothing in its folder is touched."""
+    folder = train_small(tmp_path).folder
+    kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    held = saving.hold(folder)
+    longer = [f"--ckpt_path={last(folder)}", "--trainer.max_steps=6"]
+    with pytest.raises(SystemExit) as stop:
+        train_small(tmp_path, *longer)
+    assert stop.value.code == 2
+    assert "is being trained by another process" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == kept
+    os.close(held)
+    assert train_small(tmp_path, *longer).folder == folder
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "inside"),
+    [
+        ("runs/a/version_0/checkpoints", None, True),
+        ("runs/a/version_0/checkpoints", "a", True),
+        ("runs/a/version_0/checkpoints", "b", False),
+        ("runs/a/version_0/kept", None, False),
+        ("elsewhere/checkpoints", None, False),
+    ],
+)
+def test_a_run_goes_on_in_its_own_folder_alone(
+    place: str, name: str | None, inside: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs" / "a" / "version_0"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    checkpoint = tmp_path / place / "last.ckpt"
+    assert folder_to_go_on_in(checkpoint, name) == (folder if inside else None)
 
 
 def test_a_run_that_was_left_is_pointed_at(
