@@ -209,7 +209,7 @@ class Samples(Record):
 def quoted(text: str) -> list[str]:
     """The lines of a text, set off from what stands around it, and harmless to a terminal."""
     lines = text.strip().splitlines()
-    return ["  | " + "".join("□" if category(c) == "Cc" else c for c in line) for line in lines]
+    return ["  | " + "".join("�" if category(c) == "Cc" else c for c in line) for line in lines]
 
 
 class SymbolLosses(Record):

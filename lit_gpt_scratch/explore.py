@@ -63,7 +63,7 @@ class Trace(NamedTuple):
 
 def visible(text: str) -> str:
     """A text of the same length whose every character is something to see, and to draw alone."""
-    return "".join(SIGNS.get(c, c if c.isprintable() else "□") for c in text)
+    return "".join(SIGNS.get(c, c if c.isprintable() else "�") for c in text)
 
 
 def load(path: str | Path, plugin: str | None = None) -> LitCharLM:

@@ -10,6 +10,7 @@ S stages of the stream.
 
 from collections.abc import Sequence
 from typing import Any
+from unicodedata import combining
 
 import matplotlib as mpl
 import torch
@@ -188,7 +189,8 @@ def plot_trace(trace: Trace, text: str, position: int, character: str) -> Figure
     above, below = grid[0, 0], grid[-1, 0]
     above.bar(range(len(text)), trace.prediction.cpu().numpy(), color=KINDS["upper case"][1])
     above.set_ylabel("prediction,\nKL in nats")
-    old, new = (visible(c) for c in (text[position], character))
+    # A combining mark would stand on the quotation mark before it.
+    old, new = ("◌" * bool(combining(c)) + visible(c) for c in (text[position], character))
     title = f"What changes when “{old}” at position {position} becomes “{new}”"
     above.set_title(title, family=["sans-serif", *_FONTS[1:]])
     if stages:

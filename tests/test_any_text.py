@@ -243,7 +243,7 @@ def test_what_is_visible_is_as_long_as_its_text_and_can_be_printed(trained: Trai
     shown = explore.visible(trained.text)
     assert len(shown) == len(trained.text)
     assert shown.isprintable()
-    assert explore.visible("a\r\n\t b\x1b") == "a↵⏎⇥␣b□"
+    assert explore.visible("a\r\n\t b\x1b") == "a↵⏎⇥␣b�"
 
 
 def test_a_sample_leaves_the_terminal_as_it_was(trained: Trained) -> None:
