@@ -209,7 +209,11 @@ class Samples(Record):
 def quoted(text: str) -> list[str]:
     """The lines of a text, set off from what stands around it, and harmless to a terminal."""
     lines = text.strip().splitlines()
-    return ["  | " + "".join("�" if category(c) == "Cc" else c for c in line) for line in lines]
+    return ["  | " + "".join(map(_harmless, line)) for line in lines]
+
+
+def _harmless(character: str) -> str:
+    return "�" if category(character) == "Cc" and character != "\t" else character
 
 
 class SymbolLosses(Record):

@@ -249,7 +249,8 @@ def test_what_is_visible_is_as_long_as_its_text_and_can_be_printed(trained: Trai
 def test_a_sample_leaves_the_terminal_as_it_was(trained: Trained) -> None:
     """No escape, bell or carriage return gets through."""
     lines = quoted(trained.text)
-    assert all(unicodedata.category(c) != "Cc" for line in lines for c in line)
+    assert all(unicodedata.category(c) != "Cc" for line in lines for c in line if c != "\t")
+    assert quoted("a\tb\x1b[2J\r\n c") == ["  | a\tb�[2J", "  |  c"]
 
 
 class Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
