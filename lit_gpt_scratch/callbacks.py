@@ -21,6 +21,7 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops, measure_flops
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
+from lit_gpt_scratch.errors import writing
 from lit_gpt_scratch.explore import LayerAttention, attention, visible
 from lit_gpt_scratch.machine import measured_flops
 from lit_gpt_scratch.recording import wandb_run
@@ -256,8 +257,9 @@ class AttentionPictures(Record):
         text = data.tokenizer.decode(data.tokens[start : start + min(32, data.context)].cpu())
         picture = draw_heads(attention(pl_module, text), text)
         path = self.folder / "attention" / f"step_{trainer.global_step:06}.png"
-        path.parent.mkdir(exist_ok=True)
-        picture.save(path)
+        with writing(path):
+            path.parent.mkdir(exist_ok=True)
+            picture.save(path)
         if run := wandb_run(trainer):
             import wandb
 

@@ -26,6 +26,7 @@ from lit_gpt_scratch.processes import end_with_starter, errors_once, is_first_pr
 from lit_gpt_scratch.recording import finish_wandb, make_wandb_logger, wandb_mode, wandb_run
 from lit_gpt_scratch.runs import (
     about,
+    check_whole,
     default_name,
     describe,
     folder_to_go_on_in,
@@ -86,6 +87,8 @@ class CharCLI(CheckpointCLI):
         ours = self.config.fit
         data = self.datamodule
         first = Path(ours.config[0].relative) if ours.config and ours.config[0] else None
+        if first:
+            check_whole(first)
         resumed = self.ckpt_path if ours.ckpt_path else None
         name = ours.name or default_name(first, resumed) + "-sample" * data.fell_back
         check_processes(data.batch_size, trainer.num_devices * trainer.num_nodes)

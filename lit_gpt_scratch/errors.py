@@ -8,6 +8,7 @@ import contextlib
 import sys
 from argparse import ArgumentError
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -28,6 +29,18 @@ def mistakes_in_one_line(program: str) -> Iterator[None]:
         yield
     except (InputError, ArgumentError) as error:
         refuse(program, error)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise `InputError` for a disk that is full or may not be written: its user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror or error}): make room, and go on from the "
+            "run's last checkpoint with --ckpt_path, if it has one."
+        ) from error
 
 
 def require_positive(**values: int) -> None:

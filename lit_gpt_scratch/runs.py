@@ -23,7 +23,7 @@ from lit_gpt_scratch.callbacks import (
     Throughput,
     quoted,
 )
-from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.errors import InputError, writing
 from lit_gpt_scratch.files import written_whole
 from lit_gpt_scratch.models import count_parameters
 from lit_gpt_scratch.optim import parameter_groups
@@ -87,7 +87,8 @@ def write_facts(folder: Path, **parts: dict[str, Any]) -> None:
     """NAME.yaml of each, whole."""
     for name, values in parts.items():
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-        with written_whole(folder / f"{name}.yaml") as file:
+        path = folder / f"{name}.yaml"
+        with writing(path), written_whole(path) as file:
             file.write(text.encode())
 
 
@@ -106,8 +107,28 @@ def folder_to_go_on_in(checkpoint: Path, name: str | None) -> Path | None:
     """That of the run which a checkpoint lies in, unless a run of another name is asked for."""
     path = checkpoint.resolve()
     folder = path.parents[1]
-    inside = path.parent.name == "checkpoints" and (folder / "config.yaml").is_file()
+    # Either of them: the other may be what was lost.
+    ours = any((folder / file).is_file() for file in ("config.yaml", "metrics.csv"))
+    inside = path.parent.name == "checkpoints" and ours
     return folder if inside and name in (None, folder.parent.name) else None
+
+
+def check_whole(config: Path) -> None:
+    """Refuse a run's own config.yaml of which only the beginning is left: defaults would follow.
+
+    Raises:
+        InputError: Parts are missing. Any other config is as its user wrote it.
+    """
+    if config.name != "config.yaml" or not (config.parent / "checkpoints").is_dir():
+        return
+    text = config.read_text(encoding="utf-8")
+    found = yaml.safe_load(text)
+    lost = [part for part in ("data", "model", "trainer", "wandb") if part not in found]
+    if lost or not text.endswith("\n"):
+        raise InputError(
+            f"{config} is torn: it lacks {', '.join(lost) or 'its end'}. Give the configs and "
+            "flags that the run was begun with instead, and it is written anew."
+        )
 
 
 def say_how_to_go_on(folder: Path, what: str) -> None:

@@ -5,6 +5,7 @@ before it is on disk. Where a run goes on from it, what was logged after it is c
 """
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -113,6 +114,21 @@ class Saver(Callback):
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         self._saved = time.monotonic()  # a checkpoint follows
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"lines": count_lines(self.path.parents[1])}
+
+    @rank_zero_only
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Say it where tables do not hold all that they held: those rows cannot come back."""
+        there = count_lines(self.path.parents[1])
+        lost = [name for name, count in state_dict["lines"].items() if there.get(name, 0) < count]
+        if lost and self.path.parent.exists():  # else the run goes on in a new folder
+            print(
+                f"Notice: {', '.join(lost)} lacks rows that were there when the checkpoint was "
+                "saved. The run goes on without them.",
+                file=sys.stderr,
+            )
+
 
 def best_checkpoint(trainer: Any) -> ModelCheckpoint:
     """The callback that keeps the best checkpoint; `best_model_score` is its validation loss."""
@@ -154,8 +170,19 @@ class MetricsCSV(Logger):
         append_rows(self.path, self._columns, [[row.get(key, "") for key in self._columns]])
 
 
+def count_lines(folder: Path) -> dict[str, int]:
+    """Of each of a run's tables, as a measure of whether it is whole."""
+    found = [folder / name for name in TABLES]
+    return {path.name: path.read_bytes().count(b"\n") for path in found if path.exists()}
+
+
 def cut_after(folder: Path, step: int) -> None:
-    """Take away what a run logged after a step, since it is about to do so again."""
+    """Take away what a run logged after a step, since it is about to do so again.
+
+    And files that a killed process did not finish: whoever calls this holds the folder.
+    """
+    for path in [*folder.glob(".*.csv-*"), *folder.glob(".*.yaml-*"), *folder.glob("*/.*.ckpt-*")]:
+        path.unlink()
     for path in (folder / name for name in TABLES):
         if path.exists():
             columns, rows = read_rows(path)

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from lit_gpt_scratch.errors import writing
 from lit_gpt_scratch.files import written_whole
 
 Row = dict[str, str]
@@ -14,7 +15,7 @@ Row = dict[str, str]
 def append_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Add rows to a file, which is begun where there is none."""
     begun = path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
+    with writing(path), path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         if not begun:
             writer.writerow(columns)
@@ -40,5 +41,5 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     writer = csv.writer(text)
     writer.writerow(columns)
     writer.writerows([row.get(column, "") for column in columns] for row in rows)
-    with written_whole(path) as file:
+    with writing(path), written_whole(path) as file:
         file.write(text.getvalue().encode())
