@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -134,6 +135,9 @@ class CharCLI(CheckpointCLI):
             say_how_to_go_on(self.folder, f"\nStopped at {done}, and saved.")
             # Lightning kills the first where one of its others ends before it, but for a 0.
             raise SystemExit(128 + stop.number if is_first_process() else 0) from None
+        except SystemExit:  # what Lightning makes of Ctrl-C
+            say_how_to_go_on(self.folder, "\nStopped at once.")
+            raise SystemExit(128 + signal.SIGINT) from None
         except Exception:
             written = any((self.folder / name).exists() for name in ("metrics.csv", "checkpoints"))
             if is_first_process() and not written:  # only its own, and only while it is empty
