@@ -50,8 +50,8 @@ bench: $(READY)  ## Measure speed, beside a checkout of nanoGPT in NANOGPT; runs
 report: $(READY)  ## Make report.html of the newest run of each name; RUNS names others
 	$(BIN)/python -m lit_gpt_scratch.report $(RUNS) $(ARGS)
 
-faults: $(READY)  ## Kill a training run at random moments, and see that it ends all the same
-	$(BIN)/python tests/faults/kills.py $(ARGS)
+faults: $(READY)  ## Break runs in a hundred ways, and see that each ends right (ARGS=--list: in which)
+	$(BIN)/python tests/faults/campaign.py $(ARGS)
 
 figures: $(READY)  ## Draw the README's pictures, from runs of make ladder
 	$(BIN)/python tests/benchmarks/figures.py $(ARGS)

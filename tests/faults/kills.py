@@ -7,6 +7,7 @@ files, but for times, must be those of a run that nobody touched.
 """
 
 import argparse
+import contextlib
 import random
 import signal
 import subprocess
@@ -41,6 +42,16 @@ def start(root: Path, steps: int, *more: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def wait_for_rows(table: Path, process: subprocess.Popen[str]) -> None:
+    """Until a run has written to a table anew, or is at its end."""
+    begun = time.time()
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):
+            if table.stat().st_mtime > begun:
+                return
+        time.sleep(0.01)
+
+
 def campaign(kills: int, steps: int, seed: int, root: Path) -> Counter[str]:
     """Kill a run that often, let it end, and compare it with one that was left alone.
 
@@ -62,15 +73,21 @@ def campaign(kills: int, steps: int, seed: int, root: Path) -> Counter[str]:
         process = start(root / "killed", steps, *more)
         number = draw.choice(SIGNALS)
         if bar.n < kills:
-            time.sleep(draw.uniform(3, 10))  # it takes a few to start
+            if draw.random() < 0.75:  # else it is killed while it starts
+                wait_for_rows(folder / "metrics.csv", process)
+            time.sleep(draw.uniform(0, 4))
             process.send_signal(number)
         _, said = process.communicate()
         assert "Traceback" not in said, said
-        if process.returncode == 0:
+        assert process.returncode in (0, -number, 128 + number), said
+        if process.returncode == 0 or (
+            last(folder).exists() and state(folder)["global_step"] == steps
+        ):
             break
         seen[f"{signal.Signals(number).name}: exit {process.returncode}"] += 1
         bar.update()
     bar.close()
+    assert bar.n == kills, f"the run ended after {bar.n} kills: give it more steps"
     there = root / "whole" / "runs" / "gpt_cpu" / "version_0"
     assert same(state(folder), state(there)), "another result"
     assert tables(folder) == tables(there), "other rows"

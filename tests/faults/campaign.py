@@ -1,0 +1,110 @@
+"""Everything that can go wrong on one machine, again and again: `make faults`.
+
+Real processes of the real command line, at moments drawn from a seed. Each fault ends in the run
+that nobody touched, to the last bit, or in one clear line and exit code 2. Exit code 1 if one does
+not.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parent))
+import damage
+import disks
+import killing
+import kills
+import together
+from harness import Kinds, Prepared, Site
+
+KILLS = "one run killed 20 times"
+Outcomes = list[tuple[str, str]]  # kind and outcome, of each fault
+
+
+def kinds() -> Kinds:
+    """All that this machine can have."""
+    mounted = disks.MOUNTED if disks.can_mount() else {}
+    return killing.KINDS | disks.KINDS | mounted | damage.KINDS | together.KINDS
+
+
+def suffer(prepared: Prepared, kind: str, number: int) -> str:
+    """One fault, and what came of it."""
+    site = Site(prepared, kind, number)
+    try:
+        return kinds()[kind][1](site)
+    except Exception as error:  # whatever it is, the others are to be seen, too
+        return f"BAD ({type(error).__name__}): {error}"
+
+
+def killed(prepared: Prepared) -> Outcomes:
+    """`kills.py`, with its own settings."""
+    try:
+        seen = kills.campaign(20, 1500, prepared.seed, prepared.folder / "kills")
+    except Exception as error:
+        return [(KILLS, f"BAD ({type(error).__name__}): {error}")]
+    return [(KILLS, "the same run")] * sum(seen.values())
+
+
+def campaign(prepared: Prepared, faults: Sequence[tuple[str, int]], workers: int) -> Outcomes:
+    """So many faults at a time; of the kinds and numbers given."""
+    outcomes: Outcomes = []
+    with ThreadPoolExecutor(workers) as pool:
+        tasks: dict[object, Callable[[], object]] = {}
+        for kind, number in faults:
+            if kind == KILLS:
+                future = pool.submit(killed, prepared)
+            else:
+                future = pool.submit(lambda k=kind, n=number: [(k, suffer(prepared, k, n))])
+            tasks[future] = future.result
+        for future in tqdm(as_completed(tasks), total=len(tasks), desc="faults", unit="fault"):
+            outcomes += future.result()
+    return outcomes
+
+
+def table(outcomes: Outcomes) -> str:
+    """Kind, count and outcome, as Markdown."""
+    lines = ["| kind | count | outcome |", "| --- | ---: | --- |"]
+    for (kind, outcome), count in Counter(outcomes).items():
+        lines.append(f"| {kind} | {count} | {' '.join(outcome.split())[:120]} |")
+    return "\n".join(lines)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the campaign from the command line."""
+    parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1337, help="of the moments (default: 1337)")
+    parser.add_argument("--only", nargs="+", default=[""], help="kinds whose names hold one word")
+    parser.add_argument("--number", type=int, help="one of each kind alone, by its number")
+    parser.add_argument("--workers", type=int, default=2, help="faults at a time (default: 2)")
+    parser.add_argument("--list", action="store_true", help="the kinds and their counts, no more")
+    options = parser.parse_args(args)
+    counts = {KILLS: 1} | {kind: count for kind, (count, _) in kinds().items()}
+    wanted = {k: n for k, n in counts.items() if any(word in k for word in options.only)}
+    if options.list:
+        print("\n".join(f"{count:4} {kind}" for kind, count in wanted.items()))
+        return
+    numbers = [(kind, i) for kind, count in wanted.items() for i in range(count)]
+    faults = [(kind, i) for kind, i in numbers if options.number in (None, i)]
+    since = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = campaign(Prepared(Path(folder), options.seed), faults, options.workers)
+    order = [kind for kind, _ in faults]
+    outcomes.sort(key=lambda outcome: order.index(outcome[0]))
+    bad = [(kind, outcome) for kind, outcome in outcomes if outcome.startswith("BAD")]
+    for kind, outcome in bad:
+        print(f"\n{kind}: {outcome}", file=sys.stderr)
+    print(table(outcomes))
+    minutes = (time.monotonic() - since) / 60
+    print(f"\n{len(outcomes)} faults, {len(bad)} bad, seed {options.seed}, {minutes:.0f} minutes")
+    sys.exit(bool(bad))
+
+
+if __name__ == "__main__":
+    main()
