@@ -4,6 +4,7 @@ A checkpoint is written only between two optimizer steps, when all that was logg
 before it is on disk. Where a run goes on from it, what was logged after it is cut off.
 """
 
+import shutil
 import signal
 import sys
 import threading
@@ -179,10 +180,10 @@ def count_lines(folder: Path) -> dict[str, int]:
 def cut_after(folder: Path, step: int) -> None:
     """Take away what a run logged after a step, since it is about to do so again.
 
-    And files that a killed process did not finish: whoever calls this holds the folder.
+    And what a killed process did not finish: whoever calls this holds the folder.
     """
-    for path in [*folder.glob(".*.csv-*"), *folder.glob(".*.yaml-*"), *folder.glob("*/.*.ckpt-*")]:
-        path.unlink()
+    for left in [*folder.glob(".*.partial"), *folder.glob("checkpoints/.*.partial")]:
+        shutil.rmtree(left)
     for path in (folder / name for name in TABLES):
         if path.exists():
             columns, rows = read_rows(path)
