@@ -135,7 +135,10 @@ class CharCLI(CheckpointCLI):
             say_how_to_go_on(self.folder, f"\nStopped at {done}, and saved.")
             # Lightning kills the first where one of its others ends before it, but for a 0.
             raise SystemExit(128 + stop.number if is_first_process() else 0) from None
-        except SystemExit:  # what Lightning makes of Ctrl-C
+        except SystemExit as end:
+            if not isinstance(end.__context__, KeyboardInterrupt):
+                raise
+            # What Lightning makes of Ctrl-C.
             say_how_to_go_on(self.folder, "\nStopped at once.")
             raise SystemExit(128 + signal.SIGINT) from None
         except Exception:

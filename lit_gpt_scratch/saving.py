@@ -174,7 +174,7 @@ class MetricsCSV(Logger):
 def count_lines(folder: Path) -> dict[str, int]:
     """Of each of a run's tables, as a measure of whether it is whole."""
     found = [folder / name for name in TABLES]
-    return {path.name: path.read_bytes().count(b"\n") for path in found if path.exists()}
+    return {path.name: path.read_bytes().count(b"\n") for path in found if path.is_file()}
 
 
 def cut_after(folder: Path, step: int) -> None:
@@ -185,7 +185,7 @@ def cut_after(folder: Path, step: int) -> None:
     for left in [*folder.glob(".*.partial"), *folder.glob("checkpoints/.*.partial")]:
         shutil.rmtree(left)
     for path in (folder / name for name in TABLES):
-        if path.exists():
+        if path.is_file():
             columns, rows = read_rows(path)
             with_step = [row for row in rows if row.get("step", "").isdecimal()]
             kept = [row for row in with_step if int(row["step"]) <= step]

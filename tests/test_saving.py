@@ -192,6 +192,62 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_it_is_whole(tmp_path:
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+def test_a_disk_that_may_not_be_written_is_one_line_for_every_file_of_a_run(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table, a picture, the config: a folder is in the place of each."""
+    for name in ("samples.csv", "attention", "config.yaml"):
+        folder = tmp_path / name / "runs" / "gpt_cpu" / "version_0"
+        shutil.copytree(whole, folder)
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+            (folder / name).touch()
+        else:
+            (folder / name).unlink()
+            (folder / name).mkdir()
+        with pytest.raises(SystemExit) as stop:
+            train(tmp_path / name, f"--ckpt_path={last(folder)}", "--trainer.max_steps=16")
+        assert stop.value.code == 2
+        assert f"{folder / name}" in capsys.readouterr().err
+
+
+def test_rows_that_cannot_come_back_are_missed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of before the checkpoint; not those after it, and not in a folder of another run."""
+    more = "--trainer.log_every_n_steps=1"
+    folder = train_small(tmp_path, more).folder
+    with (folder / "metrics.csv").open("a") as file:
+        file.write("99,")
+    train_small(tmp_path, more, f"--ckpt_path={last(folder)}", "--trainer.max_steps=5")
+    train_small(tmp_path, f"--ckpt_path={last(folder)}", "--trainer.max_steps=6", "--name=other")
+    assert "lacks rows" not in capsys.readouterr().err
+    rows = (folder / "metrics.csv").read_text().splitlines(keepends=True)
+    (folder / "metrics.csv").write_text("".join(rows[:-1]))
+    train_small(tmp_path, more, f"--ckpt_path={last(folder)}", "--trainer.max_steps=7")
+    assert "Notice: metrics.csv lacks rows" in capsys.readouterr().err
+
+
+def test_half_a_config_is_refused_and_none_is_written_anew(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the defaults in its other half's place, the run would go on otherwise."""
+    folder = tmp_path / "runs" / "gpt_cpu" / "version_0"
+    shutil.copytree(whole, folder)
+    config = folder / "config.yaml"
+    text = config.read_text()
+    flags = [f"--ckpt_path={last(folder)}", "--trainer.max_steps=13"]
+    for half in (text[: text.index("trainer:")], text[: text.index("wandb:")], text[:-2]):
+        config.write_text(half)
+        with pytest.raises(SystemExit) as stop:
+            train(tmp_path, f"--config={config}", *flags)
+        assert stop.value.code == 2
+        assert "config" in capsys.readouterr().err
+    config.unlink()
+    assert train(tmp_path, *flags).folder == folder
+    assert config.read_text().count("\n") == text.count("\n")
+
+
 def test_a_loss_that_is_no_number_ends_the_run_and_spoils_no_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -319,7 +375,11 @@ def test_what_came_after_a_step_is_cut_off(tmp_path: Path) -> None:
     (tmp_path / "attention").mkdir()
     for step in (2, 3):
         (tmp_path / "attention" / f"step_{step:06}.png").touch()
+    left = tmp_path / "checkpoints" / ".last.ckpt-abcdefgh.partial"
+    left.mkdir(parents=True)
+    (left / "last.ckpt").touch()
     saving.cut_after(tmp_path, 2)
+    assert not left.exists()
     assert (tmp_path / "samples.csv").read_bytes().decode().replace("\r", "") == text[
         : text.index("3,c")
     ]

@@ -152,7 +152,7 @@ def config_lost(site: Site) -> str:
         config.unlink()
     else:
         os.truncate(config, site.draw.randrange(config.stat().st_size - 1))
-    said = site.resume().is_refused("config.yaml")
+    said = site.resume().is_refused("config")
     site.start(f"--ckpt_path={last(site.run)}").is_done()
     assert site.run.name == "version_0", "another folder"
     return f"{said}, then {site.is_right()}"
