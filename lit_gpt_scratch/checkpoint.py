@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from lit_gpt_scratch.archive import require_plain, require_plain_archive
 from lit_gpt_scratch.errors import InputError
 
 PACKAGE = "lit_gpt_scratch"
@@ -49,6 +50,10 @@ def read_checkpoint(path: Path, plugin: str | None = None) -> dict[str, Any]:
         InputError: Missing, damaged, not ours, or naming a class from elsewhere.
     """
     checkpoint = _read(path)
+    try:
+        require_plain(checkpoint, _size(path))
+    except ValueError as error:
+        raise InputError(f"checkpoint {path} is refused: it has {error}.") from error
     if not isinstance(checkpoint, dict) or not all(
         isinstance(checkpoint.get(part), dict) and keys <= checkpoint[part].keys()
         for part, keys in PARTS.items()
@@ -56,20 +61,27 @@ def read_checkpoint(path: Path, plugin: str | None = None) -> dict[str, Any]:
         raise InputError(f"checkpoint {path} was not written by {PACKAGE}: use one of its fit.")
     if not isinstance(checkpoint.get("global_step", 0), int):
         raise InputError(f"checkpoint {path} is refused: its global_step is not a whole number.")
-    if not _are_numbers(checkpoint["state_dict"], _size(path)):
+    _require_counts(checkpoint, path)
+    if not _are_numbers(checkpoint["state_dict"]):
         raise InputError(
             f"checkpoint {path} is refused: its weights are not all finite numbers. If training "
             "diverged, use one from before that."
         )
+    checkpoint["state_dict"] = dict(checkpoint["state_dict"])  # without attributes of its own
     for part in HYPERPARAMETERS:
         values = checkpoint[part]
         if values.get("_instantiator", INSTANTIATOR) != INSTANTIATOR or "_class_path" in values:
             raise InputError(f"checkpoint {path} is refused: it names code of its own to run.")
+    model = checkpoint["hyper_parameters"]
+    if not all(
+        isinstance(model.get(name) or {}, dict) for name in ("net", "optimizer", "schedule")
+    ):
+        raise InputError(f"checkpoint {path} is refused: its net or optimizer is no class.")
     wandb_id = checkpoint.get("wandb_id") or "none"
     if not isinstance(wandb_id, str) or not re.fullmatch("[A-Za-z0-9_-]{1,64}", wandb_id):
         raise InputError(f"checkpoint {path} is refused: its wandb_id is not W&B's id of a run.")
     allowed = (PACKAGE, plugin) if plugin else (PACKAGE,)
-    for name in named_classes(checkpoint["hyper_parameters"]):
+    for name in named_classes(checkpoint["hyper_parameters"], words=bool(plugin)):
         if not is_class_of(name, allowed):
             raise InputError(
                 f"checkpoint {path} is refused: it names {name!r}, which is not part of "
@@ -87,6 +99,9 @@ def _read(path: Path) -> Any:
         if path.is_dir():
             remedy = "export it again"
             return _read_folder(path)
+        if not path.is_file():
+            raise InputError(f"checkpoint {path} is not a file: give a .ckpt file.")
+        require_plain_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
@@ -130,14 +145,36 @@ def _size(path: Path) -> int:
     return (path / WEIGHTS if path.is_dir() else path).stat().st_size
 
 
-def _are_numbers(weights: dict[str, Any], size: int) -> bool:
-    """Whether weights are finite, and no more than a file of that size can hold."""
+def _are_numbers(weights: dict[str, Any]) -> bool:
+    """Whether weights are finite."""
+    return all(isinstance(w, torch.Tensor) and bool(w.isfinite().all()) for w in weights.values())
+
+
+def _require_counts(checkpoint: dict[str, Any], path: Path) -> None:
+    """Refuse loops that would go on from another place than the checkpoint's, or for ever.
+
+    And callbacks that name a file outside the run's folder: Lightning deletes files by their word.
+    """
+    states = [
+        (str(key), state) for key, state in checkpoint.items() if key in ("loops", "callbacks")
+    ]
+    while states:
+        key, state = states.pop()
+        if isinstance(state, dict | list):
+            names = state if isinstance(state, dict) and key == "callbacks" else ()
+            parts = state.values() if isinstance(state, dict) else state
+            states += [(key, part) for part in (*names, *parts)]
+        elif key == "loops" and not (isinstance(state, int) and 0 <= state < 1 << 53):
+            raise InputError(f"checkpoint {path} is refused: its loops hold more than counts.")
+        elif key == "callbacks" and re.search(r"\.\.|::|://|^data:", str(state)):
+            raise InputError(f"checkpoint {path} is refused: it names files of others.")
     try:
-        return sum(weight.numel() for weight in weights.values()) <= size and all(
-            bool(weight.isfinite().all()) for weight in weights.values()
-        )
-    except (AttributeError, RuntimeError):  # no tensor, or of a kind that cannot be computed with
-        return False
+        steps = checkpoint["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
+        agree = steps["optimizer"]["step"]["total"]["completed"] == checkpoint["global_step"]
+    except (KeyError, TypeError):
+        agree = "loops" not in checkpoint  # an exported folder's
+    if not agree:
+        raise InputError(f"checkpoint {path} is refused: its loops are not at its global_step.")
 
 
 @contextmanager
@@ -173,10 +210,10 @@ def no_larger_than(path: Path) -> Iterator[None]:
         hook.remove()
 
 
-def named_classes(value: Any) -> Iterator[str]:
-    """Every text in nested hyperparameters that the parser might take for a class or for YAML.
+def named_classes(value: Any, words: bool = False) -> Iterator[str]:
+    """Every text in nested hyperparameters: the parser might take it for a class, YAML, or a file.
 
-    All but words like `gelu`: the parser reads a bare text where a class belongs as its path.
+    With `words`, all but words like `gelu`, which classes of a plugin may ask for.
     """
     found = [("", value)]
     while found:  # not by recursion, which deep nesting would end
@@ -186,8 +223,8 @@ def named_classes(value: Any) -> Iterator[str]:
         elif isinstance(value, list | tuple):
             found += [("", item) for item in value]
         elif isinstance(value, str) and key not in ("alphabet", "_instantiator"):
-            word = key != "class_path" and re.fullmatch("[a-z0-9_-]*", value)
-            yield from [] if word else [value]
+            word = words and key != "class_path" and re.fullmatch("[a-z0-9_-]*", value)
+            yield from [] if word and not Path(value).exists() else [value]
 
 
 def is_class_of(class_path: str, modules: Sequence[str]) -> bool:
@@ -201,7 +238,7 @@ def is_class_of(class_path: str, modules: Sequence[str]) -> bool:
         return False
     try:
         found = getattr(importlib.import_module(module), name, None)
-    except ImportError:
+    except Exception:  # there is none, or the name is too strange to look for
         return False
     return isinstance(found, type) and within(found.__module__)
 

@@ -5,6 +5,8 @@ import os
 import shutil
 import signal
 import sys
+import time
+import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -18,7 +20,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lit_gpt_scratch.checkpoint import import_plugin, no_larger_than
 from lit_gpt_scratch.data import Batches, CharDataModule, check_processes
-from lit_gpt_scratch.errors import InputError, refuse, require_positive
+from lit_gpt_scratch.errors import InputError, is_out_of_memory, refuse, require_positive
 from lit_gpt_scratch.machine import keep_freed_memory
 from lit_gpt_scratch.module import LitCharLM
 from lit_gpt_scratch.parsing import PROGRAM, CheckpointCLI
@@ -127,6 +129,7 @@ class CharCLI(CheckpointCLI):
     def fit(self, **kwargs: Any) -> None:
         """Train; a run that is refused before its first step leaves no folder."""
         keep_freed_memory()
+        begun = time.time()
         try:
             self.trainer.fit(**kwargs)
         except Stopped as stop:
@@ -141,17 +144,34 @@ class CharCLI(CheckpointCLI):
             # What Lightning makes of Ctrl-C.
             say_how_to_go_on(self.folder, "\nStopped at once.")
             raise SystemExit(128 + signal.SIGINT) from None
-        except Exception:
+        except Exception as error:
             written = any((self.folder / name).exists() for name in ("metrics.csv", "checkpoints"))
             if is_first_process() and not written:  # only its own, and only while it is empty
                 finish_wandb(self.folder)
                 shutil.rmtree(self.folder, ignore_errors=True)
             else:
                 say_how_to_go_on(self.folder, "The last good checkpoint is there.")
+            if self.config.fit.ckpt_path and not isinstance(error, InputError):
+                self._blame_checkpoint(error, begun)
             raise
         finally:
             if self._held is not None:
                 os.close(self._held)
+
+    def _blame_checkpoint(self, error: Exception, begun: float) -> None:
+        """Until all of a checkpoint's state has been used, and saved anew, it is what is wrong.
+
+        That state is of the optimizer, the loops and any callback: each fails in its own way.
+        """
+        saved = (self.folder / "checkpoints").glob("*.ckpt")
+        if is_out_of_memory(error) or any(path.stat().st_mtime > begun for path in saved):
+            return
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise InputError(
+            f"going on from {self.ckpt_path} failed ({type(error).__name__} in "
+            f"{Path(place.filename).name}, line {place.lineno}: {str(error)[:200]}). It is "
+            "damaged, or of other callbacks: use another, or leave --ckpt_path out."
+        ) from error
 
     def _tell(self) -> None:
         """Say what is about to be measured, and whether it is what the checkpoint left out."""
@@ -209,7 +229,14 @@ def main(args: Sequence[str] | None = None) -> CharCLI:
             return CharCLI(args)
     except (InputError, MisconfigurationException) as error:
         refuse(PROGRAM, error)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            refuse(
+                PROGRAM,
+                f"there is not enough memory ({str(error)[:200] or 'MemoryError'}): make smaller "
+                "what is large, such as --data.batch_size, --data.context, or --model.net.width; "
+                "in predict, --max_new_tokens or --num_samples.",
+            )
         if "loading state_dict" not in str(error):
             raise
         refuse(

@@ -18,7 +18,9 @@ class InputError(ValueError):
 
 def refuse(program: str, mistake: object) -> NoReturn:
     """End with a mistake as one line on standard error, and exit code 2."""
-    print(f"{program}: error: {' '.join(str(mistake).split())}", file=sys.stderr)
+    line = " ".join(str(mistake).split())
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)  # no terminal's orders
+    print(f"{program}: error: {line}", file=sys.stderr)
     raise SystemExit(2) from None
 
 
@@ -41,6 +43,11 @@ def writing(path: Path) -> Iterator[None]:
             f"{path} cannot be written ({error.strerror or error}): make room, and go on from the "
             "run's last checkpoint with --ckpt_path, if it has one."
         ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an exception says: Python, PyTorch and NumPy each in their own words."""
+    return isinstance(error, MemoryError) or "alloc" in str(error) or "of memory" in str(error)
 
 
 def require_positive(**values: int) -> None:

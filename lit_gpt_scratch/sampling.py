@@ -181,7 +181,8 @@ def stream(
             logits = net(ids[:, end - 1 : end], *caches)
         else:
             first = window_start(end, context)
-            caches = [KVCache(context)] if cached else []
+            most = min(context, start + settings.max_new_tokens)
+            caches = [KVCache(most)] if cached else []
             logits = net(ids[:, first:end], *caches)
         probabilities = next_distribution(logits[:, -1], settings)
         ids[:, end : end + 1] = draw(probabilities, draws[:, i : i + 1])
