@@ -98,7 +98,7 @@ def load_tokens(corpus: Corpus, alphabet: str | None = None) -> tuple[str, Tenso
     if folder.exists():
         try:
             return _open(folder, alphabet)
-        except (OSError, ValueError, EOFError):  # by a full disk or a power cut, say
+        except Exception:  # by a full disk or a power cut, say; NumPy fails in many ways
             print(f"Notice: the token cache {folder} is damaged: made again.", file=sys.stderr)
     try:
         with beside(folder) as making:
