@@ -267,13 +267,13 @@ class LitCharLM(pl.LightningModule):
         stop_ids = self.tokenizer.encode(stop).to(prompt.device) if stop else None
         was_training = self.net.training
         self.net.eval()
-        ids, made = [*prompt.unbind(1)], ""
+        added, made = [], ""
         if watch:
             watch(indices[0], self.tokenizer.decode(prompt[0].cpu()))
         # A compiled network would be compiled anew for each length of the cache.
         with torch.compiler.set_stance("force_eager"):
             for new in stream(self.net, prompt, self.context, settings, indices, stop_ids):
-                ids.append(new)
+                added.append(new)
                 if watch:
                     made += self.tokenizer.decode(new[:1].cpu())
                     if stop and made.endswith(stop):
@@ -281,6 +281,7 @@ class LitCharLM(pl.LightningModule):
                     elif len(made) > len(stop):  # what may yet become the stop is held back
                         watch(indices[0], made[-len(stop) - 1])
         self.net.train(was_training)
-        texts = [self.tokenizer.decode(row) for row in torch.stack(ids, dim=1).cpu()]
+        ids = torch.cat([prompt, torch.stack(added, dim=1)], dim=1)
+        texts = [self.tokenizer.decode(row) for row in ids.cpu()]
         ends = [text.find(stop, prompt.size(1)) if stop else -1 for text in texts]
         return [text if end < 0 else text[:end] for text, end in zip(texts, ends, strict=True)]
