@@ -52,6 +52,8 @@ def read_checkpoint(path: Path, plugin: str | None = None) -> dict[str, Any]:
     checkpoint = _read(path)
     try:
         require_plain(checkpoint, _size(path))
+        for part in HYPERPARAMETERS if isinstance(checkpoint, dict) else ():
+            require_plain(checkpoint.get(part), 0)  # no tensors
     except ValueError as error:
         raise InputError(f"checkpoint {path} is refused: it has {error}.") from error
     if not isinstance(checkpoint, dict) or not all(
@@ -77,8 +79,9 @@ def read_checkpoint(path: Path, plugin: str | None = None) -> dict[str, Any]:
         isinstance(model.get(name) or {}, dict) for name in ("net", "optimizer", "schedule")
     ):
         raise InputError(f"checkpoint {path} is refused: its net or optimizer is no class.")
-    wandb_id = checkpoint.get("wandb_id") or "none"
-    if not isinstance(wandb_id, str) or not re.fullmatch("[A-Za-z0-9_-]{1,64}", wandb_id):
+    wandb_id = checkpoint.get("wandb_id")
+    named = isinstance(wandb_id, str) and re.fullmatch("[A-Za-z0-9_-]{1,64}", wandb_id)
+    if wandb_id is not None and not named:
         raise InputError(f"checkpoint {path} is refused: its wandb_id is not W&B's id of a run.")
     allowed = (PACKAGE, plugin) if plugin else (PACKAGE,)
     for name in named_classes(checkpoint["hyper_parameters"], words=bool(plugin)):
