@@ -137,6 +137,8 @@ class Muon(torch.optim.Optimizer):
         beta2: float = 0.95,
     ) -> None:
         require_positive(iterations=iterations)
+        if iterations > 100:  # the first step of a checkpoint from elsewhere would never end
+            raise InputError(f"iterations is {iterations}: it must be at most 100.")
         for name, value in {"lr": lr, "adamw_lr": adamw_lr}.items():
             require_rate(name, value)
         for name, value in {"momentum": momentum, "beta1": beta1, "beta2": beta2}.items():
