@@ -1,6 +1,6 @@
 # Each target is listed by `make help` from the comment behind it.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-core report ladder ablation long bench figures faults lint format clean
+.PHONY: help setup train test test-core report ladder ablation long bench figures faults fuzz lint format clean
 
 CONFIG ?= gpt_cpu
 ARGS ?=
@@ -52,6 +52,9 @@ report: $(READY)  ## Make report.html of the newest run of each name; RUNS names
 
 faults: $(READY)  ## Break runs in a hundred ways, and see that each ends right (ARGS=--list: in which)
 	$(BIN)/python tests/faults/campaign.py $(ARGS)
+
+fuzz: $(READY)  ## Read thousands of spoiled checkpoints, caches, prompts and corpora, under watch
+	$(BIN)/python tests/faults/fuzz.py $(ARGS)
 
 figures: $(READY)  ## Draw the README's pictures, from runs of make ladder
 	$(BIN)/python tests/benchmarks/figures.py $(ARGS)

@@ -1,0 +1,292 @@
+"""Who reads strangers' files, and how each of these files is spoiled, for `fuzz.py`."""
+
+import contextlib
+import io
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gadgets import RunsCommand
+from laws import train_small
+from mutations import (
+    is_small,
+    plant_gadget,
+    random_program,
+    saved,
+    spoil_bytes,
+    spoil_pickle,
+    spoil_records,
+    spoil_values,
+)
+
+from lit_gpt_scratch import cache, explore, export
+from lit_gpt_scratch.cli import main
+from lit_gpt_scratch.data import CharDataModule
+
+STEPS, SIZE = 6, 3000
+PLACE = Path("runs", "small", "version_0")
+AVERAGES = "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging"
+Draw = random.Random | None  # None: whole
+
+
+class Material(NamedTuple):
+    """What is whole, to be spoiled: a run's folder, its export, and a cache of its corpus."""
+
+    run: Path
+    exported: Path
+    cache: Path
+
+
+def make_material(root: Path) -> Material:
+    """Train a few steps, and let every reader read what is whole, so that all is imported."""
+    os.environ["XDG_CACHE_HOME"] = str(root / "cache")
+    os.environ["WANDB_MODE"] = "disabled"
+    flags = ["--model.net.layers=2", "--model.net.width=16", f"--trainer.max_steps={STEPS}"]
+    flags += [f"--data.sample_size={SIZE}", "--trainer.val_check_interval=4", AVERAGES]
+    flags += ["--name=small", "--trainer.enable_progress_bar=false"]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        run = train_small(
+            root, "--name=small", "--trainer.enable_progress_bar=false", *flags
+        ).folder
+        export.export(run / "checkpoints" / "last.ckpt", root / "exported")
+        material = Material(run, root / "exported", root / "cache")
+        for name, (_, spoil) in DRAWN.items():
+            folder = root / "whole" / name
+            folder.mkdir(parents=True)
+            spoil(None, material, folder)
+            READERS[name](folder)
+    return material
+
+
+# Checkpoints
+
+
+def moved(value: Any, old: str, new: str) -> Any:
+    """Nested values whose texts name another folder."""
+    if isinstance(value, dict):
+        return {moved(k, old, new): moved(v, old, new) for k, v in value.items()}
+    if isinstance(value, list):
+        return [moved(part, old, new) for part in value]
+    return value.replace(old, new) if isinstance(value, str) else value
+
+
+def checkpoint(draw: Draw, material: Material, folder: Path) -> str:
+    """The last checkpoint of a run, in a run's folder."""
+    run = folder / PLACE
+    shutil.copytree(material.run, run, ignore=shutil.ignore_patterns("*.ckpt", "wandb"))
+    path = run / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(exist_ok=True)
+    whole = (material.run / "checkpoints" / "last.ckpt").read_bytes()
+    contents = torch.load(io.BytesIO(whole), weights_only=True)
+    contents = moved(contents, str(material.run), str(run))
+    if draw is None:
+        path.write_bytes(saved(contents))
+        return "whole"
+    (folder / "planted").write_text("class_path: os.system\ninit_args:\n  command: echo run")
+    kind = draw.choices(["values", "bytes", "pickle", "program", "records", "gadget"],
+                        [55, 12, 10, 10, 5, 8])[0]  # fmt: skip
+    if kind == "values":
+        spoil_values(draw, contents)
+    elif kind == "gadget":
+        plant_gadget(draw, contents, folder / "marker")
+    data = saved(contents) if kind in ("values", "gadget") else whole
+    if kind == "bytes":
+        data = spoil_bytes(draw, whole, draw.choice([whole, whole[5000:], b"\x80\x02}q\0."]))
+    elif kind in ("pickle", "program", "records"):
+        how = {"pickle": spoil_pickle, "program": random_program, "records": spoil_records}
+        data = how[kind](draw, whole)
+    path.write_bytes(data)
+    return kind
+
+
+def load(folder: Path) -> None:
+    """From a notebook."""
+    model = explore.load(last(folder))
+    explore.next_characters(model, model.default_prompt)
+
+
+def predict(folder: Path) -> None:
+    main(["predict", "--ckpt_path", str(last(folder)), "--max_new_tokens=4"])
+
+
+def validate(folder: Path) -> None:
+    main(["validate", "--ckpt_path", str(last(folder)), "--trainer.accelerator=cpu"])
+
+
+def resume(folder: Path) -> None:
+    """Two more steps, each with its validation, its rows, and its checkpoint."""
+    flags = [f"--trainer.max_steps={STEPS + 2}", "--trainer.val_check_interval=1"]
+    flags += ["--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false", AVERAGES]
+    flags += [f"--trainer.default_root_dir={folder}", "--trainer.accelerator=cpu"]
+    main(["fit", "--ckpt_path", str(last(folder)), *flags])
+
+
+def export_again(folder: Path) -> None:
+    export.main(["--ckpt_path", str(last(folder)), "--output", str(folder / "made")])
+
+
+def last(folder: Path) -> Path:
+    return folder / PLACE / "checkpoints" / "last.ckpt"
+
+
+# Exported folders
+
+
+def exported(draw: Draw, material: Material, folder: Path) -> str:
+    shutil.copytree(material.exported, folder / "exported")
+    if draw is None:
+        return "whole"
+    config = folder / "exported" / export.CONFIG
+    (folder / "planted").write_text("class_path: os.system\ninit_args:\n  command: echo run")
+    kind = draw.choice(["values", "values", "bytes", "header"])
+    if kind == "values":
+        facts = json.loads(config.read_text())
+        spoil_values(draw, facts)
+        with contextlib.suppress(RecursionError, UnicodeEncodeError, ValueError):
+            made = json.dumps(facts, default=str, skipkeys=True) if is_small(facts) else "[" * 9**6
+            config.write_text(made)
+    else:
+        weights = folder / "exported" / export.WEIGHTS
+        file = weights if kind == "header" else draw.choice([config, weights])
+        data, start = file.read_bytes(), 1500 if kind == "header" else len(config.read_bytes())
+        file.write_bytes(spoil_bytes(draw, data[:start], data) + data[start:])
+    return kind
+
+
+def read_exported(folder: Path) -> None:
+    model = explore.load(folder / "exported")
+    explore.next_characters(model, model.default_prompt)
+    main(["predict", "--ckpt_path", str(folder / "exported"), "--max_new_tokens=4"])
+
+
+# Caches of tokens
+
+
+def tokens(draw: Draw, material: Material, folder: Path) -> str:
+    shutil.copytree(material.cache, folder / "cache")
+    if draw is None:
+        return "whole"
+    place = draw.choice(list((folder / "cache").glob("*/tokens/*")))
+    file = draw.choice([path for path in place.iterdir() if path.is_file()])
+    data = file.read_bytes()
+    kind = draw.choice(["bytes", "bytes summed", "values summed"])
+    if kind == "values summed":
+        array = np.load(place / cache.TOKENS)
+        gadget = np.array([RunsCommand(folder / "run")])
+        odd: list[Any] = [
+            array[:0], array[:5], array.astype(np.int64), array.astype(">i2"), array - 1,
+            array + 250, array.astype(np.float32), array[None], np.array(7), gadget,
+            array.astype("U1"), np.array([None] * 9),
+        ]  # fmt: skip
+        np.save(place / cache.TOKENS, draw.choice(odd), allow_pickle=True)
+        if not draw.randrange(4):
+            (place / cache.ALPHABET).write_text(draw.choice(["", "a", "ba", "aa", "\0", "é" * 9]))
+        if not draw.randrange(3):  # a header that promises more than there is
+            whole = (place / cache.TOKENS).read_bytes()
+            shapes = [b"(10**9,)", b"(99999999999999,)", b"(-5,)", b"((),)", b"(3000, 9)"]
+            shape = draw.choice(shapes)
+            at = whole.find(b"'shape': ") + 9
+            spoiled = whole[:at] + shape.ljust(20) + whole[at + 20 :]
+            (place / cache.TOKENS).write_bytes(spoiled)
+    else:
+        file.write_bytes(spoil_bytes(draw, data, data[100:]))
+    if kind.endswith("summed"):
+        (place / cache.SUMS).write_text(cache._sums(place))
+    return kind
+
+
+def read_tokens(folder: Path) -> None:
+    """As training does."""
+    before = os.environ["XDG_CACHE_HOME"]
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    try:
+        gather("sample")
+    finally:
+        os.environ["XDG_CACHE_HOME"] = before
+
+
+def gather(corpus: str) -> None:
+    data = CharDataModule(corpus, context=8, batch_size=4, sample_size=SIZE)
+    data.open()
+    batch = data.gather(data.train_windows(0))
+    assert batch.inputs.max() < len(data.alphabet)
+    data.tokenizer.decode(batch.inputs[0])
+
+
+# Prompts and corpora
+
+PIECES = [
+    b"\0", b"\x1b[2J", b"\r\n", b"\n" * 3, b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\xc3",
+    b"\xf4\x90\x80\x80", "é漢🏳️‍🌈".encode(), b"hello ", b"a", b"ROMEO:\n", b"\x85\x1c",
+    b"--help", b"{a: [", b"@/etc/passwd", b"!!python/object/apply:os.system [echo]", b"${HOME}",
+]  # fmt: skip
+
+
+def text(draw: random.Random) -> tuple[str, bytes]:
+    """Bytes that may be a text, and what kind of bytes."""
+    kind = draw.choice(["noise", "pieces", "pieces", "torn", "long", "empty"])
+    whole = ("The cat sat. é漢🏳️\n" * draw.choice([1, 20, 2000])).encode()
+    made = {
+        "noise": draw.randbytes(draw.choice([1, 10, 5000])),
+        "pieces": b"".join(draw.choice(PIECES) for _ in range(draw.randint(1, 30))),
+        "torn": spoil_bytes(draw, whole, whole[1:]),
+        "long": draw.choice(PIECES) * draw.choice([10_000, 100_000]),
+        "empty": draw.choice([b"", b"\xef\xbb\xbf", b"a", b"\n"]),
+    }
+    return kind, made[kind]
+
+
+def prompt(draw: Draw, material: Material, folder: Path) -> str:
+    kind, made = text(draw) if draw else ("whole", b"a")
+    shutil.copytree(material.exported, folder / "exported")
+    (folder / "prompt.txt").write_bytes(made)
+    flags = ["--prompt", "--stop", "--prompt_file", "--prompt_file"]
+    flag = draw.choice(flags) if draw else "--prompt"
+    errors = draw.choice(["surrogateescape", "replace", "ignore"]) if draw else "strict"
+    (folder / "flag.json").write_text(json.dumps([flag, errors]))
+    return kind
+
+
+def read_prompt(folder: Path) -> None:
+    flag, errors = json.loads((folder / "flag.json").read_text())
+    given = (folder / "prompt.txt").read_bytes().decode("utf-8", errors)
+    # The system takes no longer argument.
+    value = str(folder / "prompt.txt") if flag == "--prompt_file" else given[:130_000]
+    main(
+        [
+            "predict",
+            "--ckpt_path",
+            str(folder / "exported"),
+            "--max_new_tokens=2",
+            f"{flag}={value}",
+        ]
+    )
+
+
+def corpus(draw: Draw, _: Material, folder: Path) -> str:
+    kind, made = text(draw) if draw else ("whole", b"to be " * 99)
+    (folder / "corpus.txt").write_bytes(made)
+    return kind
+
+
+def read_corpus(folder: Path) -> None:
+    gather(str(folder / "corpus.txt"))
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "load": load, "predict": predict, "validate": validate, "resume": resume,
+    "export": export_again, "folder": read_exported, "tokens": read_tokens, "prompt": read_prompt,
+    "corpus": read_corpus,
+}  # fmt: skip
+# How many of a hundred inputs each reader has, and what spoils them.
+DRAWN: dict[str, tuple[int, Callable[[Draw, Material, Path], str]]] = {
+    "load": (30, checkpoint), "predict": (10, checkpoint), "validate": (6, checkpoint),
+    "resume": (14, checkpoint), "export": (5, checkpoint), "folder": (12, exported),
+    "tokens": (10, tokens), "prompt": (7, prompt), "corpus": (6, corpus),
+}  # fmt: skip

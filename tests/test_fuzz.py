@@ -1,0 +1,137 @@
+"""A short part of `make fuzz`, and that its watch sees what it is there to see."""
+
+import ctypes
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "faults"))
+import fuzz
+import watch
+from fuzz import Result, campaign, table
+from readers import READERS, Material, last, make_material
+
+from lit_gpt_scratch.errors import InputError
+
+pytestmark = pytest.mark.slow
+SEED = 7
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", "")  # put back at the end
+        yield make_material(tmp_path_factory.mktemp("material"))
+
+
+def test_nothing_but_refusals_comes_of_spoiled_files(material: Material, tmp_path: Path) -> None:
+    """More, and other ones, with `make fuzz`."""
+    results = campaign(range(100), SEED, material, tmp_path / "kept")
+    assert len(results) == 100
+    assert {result.outcome for result in results} == {"refused", "harmless"}, table(results)
+    assert {result.reader for result in results} == set(READERS)
+
+
+def unpickles(folder: Path) -> None:
+    if last(folder).exists():
+        torch.load(last(folder), weights_only=False)
+
+
+def waits(_: Path) -> None:
+    time.sleep(1000)
+
+
+def turns(_: Path) -> None:
+    while True:
+        pass
+
+
+def crashes(_: Path) -> None:
+    ctypes.string_at(0)
+
+
+def exits(_: Path) -> None:
+    os._exit(0)
+
+
+def writes(folder: Path) -> None:
+    (folder.parent / "outside").write_text("x")
+
+
+def deletes(folder: Path) -> None:
+    (folder / ".." / ".." / "notes.txt").unlink()
+
+
+def swallows(folder: Path) -> None:
+    """What was forbidden is seen, also where the reader keeps it to itself."""
+    try:
+        writes(folder)
+    except BaseException:
+        raise InputError("nothing of interest") from None
+
+
+def fills(_: Path) -> None:
+    [torch.ones(1 << 27) for _ in range(3)]
+
+
+def raises(_: Path) -> None:
+    raise KeyError("x")
+
+
+def several(_: Path) -> None:
+    raise InputError("two\nlines")
+
+
+@pytest.mark.parametrize(
+    ("reader", "finding"),
+    [
+        (unpickles, "code run"),
+        (turns, "hang"),
+        (waits, "hang"),
+        (crashes, "dead process"),
+        (exits, "dead process"),
+        (writes, "write outside"),
+        (deletes, "write outside"),
+        (swallows, "write outside"),
+        (fills, "memory"),
+        (raises, "traceback: KeyError"),
+        (several, "traceback"),
+    ],
+)
+def test_the_watch_sees_what_a_broken_reader_does(
+    material: Material, tmp_path: Path, reader: Callable[[Path], Any], finding: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for module in (fuzz, watch):
+        monkeypatch.setattr(module, "SECONDS", 2)  # quicker
+    kept = tmp_path / "kept"
+    numbers = range(12) if reader is unpickles else range(2)  # not all of them are checkpoints
+    results = campaign(numbers, SEED, material, kept, dict.fromkeys(READERS, reader))
+    assert [result.number for result in results] == [*numbers]
+    found = [result for result in results if result.outcome not in ("refused", "harmless")]
+    assert found
+    if reader is not unpickles:  # which may fail in other ways before it comes to code
+        assert all(result.outcome.startswith(finding) for result in found), found
+    assert any(result.outcome.startswith(finding) for result in found), found
+    assert {path.name for path in kept.iterdir()} == {f"{SEED}-{r.number}" for r in found}
+    assert not (tmp_path / "outside").exists()
+
+
+def test_an_input_is_a_function_of_its_number(material: Material, tmp_path: Path) -> None:
+    """So that what was found is found again."""
+    looked: Callable[[Path], Any] = raises
+    ends = [
+        campaign(range(10), SEED, material, tmp_path / str(i), dict.fromkeys(READERS, looked))
+        for i in range(2)
+    ]
+    assert [Result(*r)[:3] for r in ends[0]] == [Result(*r)[:3] for r in ends[1]]
+    for number in range(10):
+        files = [tmp_path / str(i) / f"{SEED}-{number}" for i in range(2)]
+        names = [{str(p.relative_to(f)) for p in f.rglob("*")} for f in files]
+        assert names[0] == names[1]
