@@ -93,18 +93,20 @@ def random_bits(seed: int, k: int, count: int) -> NDArray[np.uint64]:
 
 
 class TrainWindows:
-    """An endless row of random windows, counted from batch `first`.
+    """An endless row of random windows, counted from batch `first`, in `parts` to a step.
 
     Batch k holds this rank's rows of the global batch k, which is a pure function of (seed, k).
     """
 
-    def __init__(self, module: "CharDataModule", first: int, rank: int, world: int) -> None:
-        self.module, self.first, self.rank, self.world = module, first, rank, world
+    def __init__(
+        self, module: "CharDataModule", first: int, rank: int, world: int, parts: int
+    ) -> None:
+        self.module, self.first, self.share = module, first, (rank, world, parts)
 
     def __iter__(self) -> Iterator[Windows]:
         k = self.first
         while True:
-            yield self.module.train_windows(k, self.rank, self.world)
+            yield self.module.train_windows(k, *self.share)
             k += 1
 
 
@@ -221,17 +223,23 @@ class CharDataModule(pl.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         check_processes(self.batch_size, trainer.world_size)
-        first = trainer.global_step * trainer.accumulate_grad_batches
-        return TrainWindows(self, first, trainer.global_rank, trainer.world_size)
+        parts = trainer.accumulate_grad_batches
+        first = trainer.global_step * parts
+        return TrainWindows(self, first, trainer.global_rank, trainer.world_size, parts)
 
-    def train_windows(self, k: int, rank: int = 0, world: int = 1) -> Windows:
-        """A rank's rows of the global batch number k."""
-        bits = random_bits(self.seed, k, self.batch_size + 1)
+    def train_windows(self, k: int, rank: int = 0, world: int = 1, parts: int = 1) -> Windows:
+        """A rank's rows of the global batch number k.
+
+        Batches that are accumulated are the parts of one larger batch, which is drawn at once: a
+        step learns from the same windows, however many batches it takes.
+        """
+        step, part = divmod(k, parts)
+        bits = random_bits(self.seed, step, parts * self.batch_size + 1)
+        rows = bits[1 + part * self.batch_size :][: self.batch_size]
         places = np.uint64(len(self.splits.train) - self.context)
-        starts = (bits[rank + 1 :: world] % places).astype(np.int64)
-        return Windows(
-            torch.from_numpy(starts), self.context, int(bits[0] >> np.uint64(1)), "train"
-        )
+        starts = (rows[rank::world] % places).astype(np.int64)
+        seed = int(bits[0] >> np.uint64(1)) + (part << 32)  # ranks are added to it
+        return Windows(torch.from_numpy(starts), self.context, seed, "train")
 
     def val_dataloader(self) -> Iterable[Windows]:
         return Batches([*self._exact(self.splits.val, "val"), *self._slice_of_train()])

@@ -198,13 +198,33 @@ def test_every_place_in_the_training_split_is_drawn_equally_often(open_text: Ope
     assert (counts - 1000).abs().max() < 5 * 1000**0.5
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_batch_in_parts_has_the_windows_of_the_larger_batch(
+    open_text: Opener, world: int
+) -> None:
+    large, small = (open_text(1000, batch_size=size) for size in (24, 8))
+    for step in (0, 5):
+        shares = [
+            torch.stack([small.train_windows(k, r, world, 3).starts for r in range(world)], dim=1)
+            for k in range(3 * step, 3 * step + 3)
+        ]
+        assert torch.equal(torch.cat(shares).flatten(), large.train_windows(step).starts)
+
+
+def test_each_part_of_a_batch_has_its_own_dropout(open_text: Opener) -> None:
+    """Also where there are many processes, whose ranks are added to it."""
+    seeds = [open_text(1000).train_windows(k, parts=3).seed for k in range(6)]
+    assert min(abs(a - b) for i, a in enumerate(seeds) for b in seeds[:i]) > 1_000_000
+
+
 @pytest.mark.parametrize(("rank", "world", "step", "accumulate"), [(0, 1, 0, 1), (1, 2, 5, 3)])
 def test_the_loader_goes_on_after_the_batches_already_used(
     open_text: Opener, rank: int, world: int, step: int, accumulate: int
 ) -> None:
     module = as_rank(open_text(1000), rank, world, step, accumulate)
     for k, windows in zip(range(4), module.train_dataloader(), strict=False):
-        assert is_same(windows, module.train_windows(step * accumulate + k, rank, world))
+        k += step * accumulate
+        assert is_same(windows, module.train_windows(k, rank, world, parts=accumulate))
 
 
 @pytest.mark.parametrize("text", [text_of(200), "".join(map(chr, range(200, 900)))])

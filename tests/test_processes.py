@@ -224,6 +224,13 @@ def test_all_end_with_the_first_process(tmp_path: Path) -> None:
     assert last(only_run(tmp_path / "killed")).exists()
 
 
+def test_a_batch_in_three_parts_is_the_larger_batch(whole: Path, tmp_path: Path) -> None:
+    """The same windows, gradients accumulated: what does not fit at once is learnt in parts."""
+    parts = ["--data.batch_size=8", "--trainer.accumulate_grad_batches=3"]
+    parts += ["--trainer.val_check_interval=60", f"--trainer.default_root_dir={tmp_path}"]
+    assert_equal_figures(cli.main(["fit", *FLAGS, *parts]).folder, whole)
+
+
 def test_a_batch_that_cannot_be_shared_out_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
