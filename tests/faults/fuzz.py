@@ -124,7 +124,7 @@ def read_all(
         begun: Result | None = None
         while True:
             try:
-                if not ours.poll(3 * SECONDS):
+                if not ours.poll(6 * SECONDS):  # of waiting: computing is timed by the watch
                     lost = "hang: not even to be interrupted"
                     break
                 message = ours.recv()
