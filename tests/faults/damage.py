@@ -123,8 +123,8 @@ def table_torn(site: Site) -> str:
     site.make_half()
     for name in ("metrics.csv", "samples.csv", "symbols.csv"):
         with (site.run / name).open("a") as file:
-            text = f'{site.step() + 7},1.5,2.5,"a\nb"\n{site.step() + 14},"quo'
-            file.write(text[: site.draw.randrange(len(text))])
+            torn = f'{site.step() + 14},"a\nquo'
+            file.write(f'{site.step() + 7},1.5,"a\nb"\n' + torn[: site.draw.randrange(len(torn))])
     return site.finish()
 
 
