@@ -64,7 +64,10 @@ def campaign(prepared: Prepared, faults: Sequence[tuple[str, int]], workers: int
                 future = pool.submit(lambda k=kind, n=number: [(k, suffer(prepared, k, n))])
             tasks[future] = future.result
         for future in tqdm(as_completed(tasks), total=len(tasks), desc="faults", unit="fault"):
-            outcomes += future.result()
+            for kind, outcome in future.result():
+                outcomes.append((kind, outcome))
+                if outcome.startswith("BAD"):
+                    tqdm.write(f"\n{kind}: {outcome}", file=sys.stderr)
     return outcomes
 
 
@@ -98,8 +101,6 @@ def main(args: Sequence[str] | None = None) -> None:
     order = [kind for kind, _ in faults]
     outcomes.sort(key=lambda outcome: order.index(outcome[0]))
     bad = [(kind, outcome) for kind, outcome in outcomes if outcome.startswith("BAD")]
-    for kind, outcome in bad:
-        print(f"\n{kind}: {outcome}", file=sys.stderr)
     print(table(outcomes))
     minutes = (time.monotonic() - since) / 60
     print(f"\n{len(outcomes)} faults, {len(bad)} bad, seed {options.seed}, {minutes:.0f} minutes")
