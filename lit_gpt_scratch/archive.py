@@ -122,7 +122,7 @@ def require_plain(value: Any, size: int) -> None:
         elif type(value) is torch.Tensor:
             size -= value.numel()
             if value.layout != torch.strided or value.device.type != "cpu" or size < 0:
-                raise ValueError("tensors that its bytes cannot fill")
+                raise ValueError("tensors where none belong, or that its bytes cannot fill")
         elif type(value) is int:
             if not -(1 << 63) <= value < 1 << 63:
                 raise ValueError("a number of more than 64 bits")

@@ -164,7 +164,8 @@ class CharCLI(CheckpointCLI):
         That state is of the optimizer, the loops and any callback: each fails in its own way.
         """
         saved = (self.folder / "checkpoints").glob("*.ckpt")
-        if is_out_of_memory(error) or any(path.stat().st_mtime > begun for path in saved):
+        said_better = is_out_of_memory(error) or "loading state_dict" in str(error)
+        if said_better or any(path.stat().st_mtime > begun for path in saved):
             return
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise InputError(

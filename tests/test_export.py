@@ -281,7 +281,7 @@ def test_a_mistake_of_the_command_is_one_line(
     [
         (lambda c: c["state_dict"].popitem(), "does not fit together"),
         (lambda c: next(iter(c["state_dict"].values())).fill_(torch.nan), "not all finite"),
-        (lambda c: c["datamodule_hyper_parameters"].update(extra=torch.ones(2)), "JSON"),
+        (lambda c: c["datamodule_hyper_parameters"].update(extra=torch.ones(2)), "none belong"),
         (lambda c: c["datamodule_hyper_parameters"].update(extra=float("inf")), "JSON"),
     ],
 )
