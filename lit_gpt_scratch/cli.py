@@ -149,10 +149,9 @@ class CharCLI(CheckpointCLI):
             if is_first_process() and not written:  # only its own, and only while it is empty
                 finish_wandb(self.folder)
                 shutil.rmtree(self.folder, ignore_errors=True)
-            else:
-                say_how_to_go_on(self.folder, "The last good checkpoint is there.")
             if self.config.fit.ckpt_path and not isinstance(error, InputError):
                 self._blame_checkpoint(error, begun)
+            say_how_to_go_on(self.folder, "The last good checkpoint is there.")
             raise
         finally:
             if self._held is not None:

@@ -18,7 +18,8 @@ from lit_gpt_scratch.corpus import open_corpus
 from lit_gpt_scratch.errors import InputError, require_positive
 from lit_gpt_scratch.tokenizer import CharTokenizer
 
-EVALUATION_TOKENS = 8192  # a batch; the result does not depend on it
+# Of a batch that is evaluated, at most; the result does not depend on them.
+EVALUATION_TOKENS, EVALUATION_LOGITS = 1 << 13, 1 << 24
 SLICE_TOKENS = 1 << 18  # at most, of the training split, to compare validation with
 MOST_CONTEXT = 1 << 20
 MOST_TOKENS = 1 << 28  # a training batch
@@ -72,6 +73,11 @@ def split_corpus(size: int, val_fraction: float, test_fraction: float) -> Splits
     train = int(size * round(1 - val_fraction - test_fraction, 9))
     val = int(size * round(1 - test_fraction, 9))
     return Splits(range(train), range(train, val), range(val, size))
+
+
+def windows_at_once(length: int, alphabet_size: int) -> int:
+    """How many windows of that length are evaluated together: their logits have to fit."""
+    return max(1, min(EVALUATION_TOKENS, EVALUATION_LOGITS // alphabet_size) // length)
 
 
 def check_processes(batch_size: int, world: int) -> None:
@@ -273,7 +279,7 @@ class CharDataModule(pl.LightningDataModule):
         rank, world = (
             (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         )
-        for rows in torch.split(starts[rank::world], max(1, EVALUATION_TOKENS // length)):
+        for rows in torch.split(starts[rank::world], windows_at_once(length, len(self.alphabet))):
             if len(rows):
                 yield Windows(rows, length, 0, split)
 

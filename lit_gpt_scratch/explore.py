@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_gpt_scratch.checkpoint import import_plugin, no_larger_than, read_checkpoint
-from lit_gpt_scratch.data import EVALUATION_TOKENS
+from lit_gpt_scratch.data import windows_at_once
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.module import LitCharLM
 
@@ -144,7 +144,7 @@ def surprise(model: LitCharLM, text: str) -> Tensor:
     # What fills up the last window comes after all that counts, and so changes none of it.
     windows = F.pad(inputs, (0, -len(inputs) % length)).view(-1, length)
     with _looking(model) as net:
-        batches = torch.split(windows, max(1, EVALUATION_TOKENS // length))
+        batches = torch.split(windows, windows_at_once(length, len(model.tokenizer)))
         ends = F.pad(targets, (0, -len(targets) % length)).view_as(windows)
         # Batch by batch: the logits of a long text and a large alphabet would not fit in memory.
         losses = [

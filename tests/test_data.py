@@ -260,6 +260,15 @@ def test_every_character_of_a_split_but_its_first_is_predicted_once(
             assert len(windows.starts) * windows.length <= max(batch, windows.length)
 
 
+@given(st.integers(1, 1 << 20), st.integers(1, 1 << 20))
+def test_what_is_evaluated_together_fits_into_memory(length: int, alphabet_size: int) -> None:
+    """Small alphabets are evaluated by the thousand characters, large ones by fewer."""
+    count = data.windows_at_once(length, alphabet_size)
+    assert count == 1 or count * length * alphabet_size <= 1 << 24
+    assert count == 1 or count * length <= 8192
+    assert alphabet_size > 2048 or (count + 1) * length > 8192
+
+
 @given(layouts())
 def test_the_slice_of_training_text_lies_inside_the_training_split(
     open_text: Opener, layout: dict[str, Any]
