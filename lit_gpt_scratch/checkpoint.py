@@ -53,7 +53,7 @@ def read_checkpoint(path: Path, plugin: str | None = None) -> dict[str, Any]:
     try:
         require_plain(checkpoint, _size(path))
         for part in HYPERPARAMETERS if isinstance(checkpoint, dict) else ():
-            require_plain(checkpoint.get(part), 0)  # no tensors
+            require_plain(checkpoint.get(part), -1)  # no tensors, not even empty ones
     except ValueError as error:
         raise InputError(f"checkpoint {path} is refused: it has {error}.") from error
     if not isinstance(checkpoint, dict) or not all(
@@ -166,6 +166,9 @@ def _require_counts(checkpoint: dict[str, Any], path: Path) -> None:
         if isinstance(state, dict | list):
             names = state if isinstance(state, dict) and key == "callbacks" else ()
             parts = state.values() if isinstance(state, dict) else state
+            named = [p for n, p in zip(names, parts, strict=False) if str(n).endswith("_path")]
+            if not all(isinstance(part, str) for part in named):
+                raise InputError(f"checkpoint {path} is refused: a path in it is no text.")
             states += [(key, part) for part in (*names, *parts)]
         elif key == "loops" and not (isinstance(state, int) and 0 <= state < 1 << 53):
             raise InputError(f"checkpoint {path} is refused: its loops hold more than counts.")

@@ -41,6 +41,8 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "use_distributed_sampler": False,  # the data module shards by itself
 }
+MOST_NESTED = 10_000
+NESTED = "an argument nests too deep: put a long prompt into a file, and give --prompt_file."
 
 
 class CheckpointCLI(LightningCLI):
@@ -107,6 +109,9 @@ class CheckpointCLI(LightningCLI):
         parser.link_arguments("data.context", "model.context", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        # Every text is tried as YAML, whose reader in C goes down until its stack ends.
+        if any(sum(map(value.count, "[{-?")) > MOST_NESTED for value in args):
+            raise InputError(NESTED)
         early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         for flag in ("--ckpt_path", "--plugin", "--trainer.default_root_dir"):
             early.add_argument(flag, nargs="?")
@@ -122,6 +127,8 @@ class CheckpointCLI(LightningCLI):
             if ours.ckpt_path and not known.ckpt_path:  # it came from a YAML file
                 self._adopt(subcommand, ours.ckpt_path, ours.trainer.default_root_dir, ours.plugin)
                 self.config = parser.parse_args(args)
+        except RecursionError as error:
+            raise InputError(NESTED) from error
         except UnicodeDecodeError as error:
             raise InputError(f"--config: not a text file ({error}).") from error
         ours = self.config[subcommand]

@@ -454,6 +454,22 @@ def test_a_file_elsewhere_that_callbacks_would_delete_is_refused(edited: Any, ot
     refused(edited(edit), "it names files of others")
 
 
+@pytest.mark.parametrize("value", [None, 1.5, ["x"]])
+def test_a_path_of_callbacks_that_is_no_text_is_refused(edited: Any, value: Any) -> None:
+    def edit(contents: dict[str, Any]) -> None:
+        for state in contents["callbacks"].values():
+            if "best_model_path" in state:
+                state["best_model_path"] = value
+
+    refused(edited(edit), "a path in it is no text")
+
+
+@pytest.mark.parametrize("name", ["net", "optimizer", "_instantiator"])
+@pytest.mark.parametrize("value", [torch.ones(0), torch.ones(3)], ids=["empty", "full"])
+def test_a_tensor_in_the_settings_is_refused(edited: Any, name: str, value: Any) -> None:
+    refused(edited(lambda c: c["hyper_parameters"].update({name: value})), "it has tensors")
+
+
 @pytest.mark.parametrize("place", ["net", "optimizer", "schedule", "attention"])
 def test_a_bare_word_is_refused_where_a_file_has_its_name(
     edited: Any, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,8 @@ import torch
 from gadgets import GADGETS, RunsCommand
 from laws import train_small
 
+from lit_gpt_scratch.cli import main
+
 pytestmark = pytest.mark.slow
 
 # Reads a checkpoint as a notebook does, in place of the command line.
@@ -193,3 +195,19 @@ def test_out_of_memory_is_one_line(whole: Path, tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert re.fullmatch(r"[^\n]*error: there is not enough memory [^\n]*\n", ended.stderr)
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("text", ["[", "- ", "{a: [", "? "])
+@pytest.mark.parametrize("rounds", [3000, 25_000])
+def test_a_prompt_that_nests_deep_is_no_crash(
+    whole: Path, text: str, rounds: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The parser tries every text as YAML; that reader is written in C, and has a stack to end."""
+    flags = ["--max_new_tokens=1", f"--prompt={text * rounds}"]
+    try:
+        main(["predict", "--ckpt_path", str(whole), *flags])
+    except SystemExit as end:
+        assert end.code == 2
+        assert re.fullmatch(r"[^\n]*error: [^\n]*\n", capsys.readouterr().err)
+    else:  # it is a prompt like any other
+        assert rounds < 10_000

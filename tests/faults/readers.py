@@ -124,6 +124,7 @@ def resume(folder: Path) -> None:
     flags = [f"--trainer.max_steps={STEPS + 2}", "--trainer.val_check_interval=1"]
     flags += ["--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false", AVERAGES]
     flags += [f"--trainer.default_root_dir={folder}", "--trainer.accelerator=cpu"]
+    flags += ["--model.compile=false"]  # compilers are other programs, and write elsewhere
     main(["fit", "--ckpt_path", str(last(folder)), *flags])
 
 
