@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -204,10 +205,7 @@ def test_a_prompt_that_nests_deep_is_no_crash(
 ) -> None:
     """The parser tries every text as YAML; that reader is written in C, and has a stack to end."""
     flags = ["--max_new_tokens=1", f"--prompt={text * rounds}"]
-    try:
+    refused = pytest.raises(SystemExit, match=r"^2$")
+    with refused if text != "? " or rounds > 10_000 else nullcontext():
         main(["predict", "--ckpt_path", str(whole), *flags])
-    except SystemExit as end:
-        assert end.code == 2
-        assert re.fullmatch(r"[^\n]*error: [^\n]*\n", capsys.readouterr().err)
-    else:  # it is a prompt like any other
-        assert rounds < 10_000
+    assert re.fullmatch(r"([^\n]*error: [^\n]*\n)?", capsys.readouterr().err)

@@ -173,7 +173,7 @@ def campaign(
                 keep.mkdir(parents=True, exist_ok=True)
                 kept = keep / f"{seed}-{result.number}"
                 shutil.rmtree(kept, ignore_errors=True)
-                shutil.copytree(root / str(result.number), kept, symlinks=True)
+                prepare(result.number, seed, material, kept)  # its reader may have changed it
                 bar.write(f"{kept}: {result.reader}, {result.kind}: {result.outcome}")
 
         one = partial(read_all, seed=seed, material=material, readers=readers, root=root, done=done)
