@@ -6,7 +6,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from harness import Kinds, Site, last
+from harness import Kinds, Site, last, same, state
 
 BREAKS = ("truncated", "flipped", "deleted")
 
@@ -141,6 +141,8 @@ def table_lost(site: Site) -> str:
     lines = [line for line in process.said.splitlines() if line.startswith("Notice:")]
     assert len(lines) == 1, process.said
     assert path.name in lines[0], lines[0]
+    whole = site.prepared.whole("plain").run
+    assert same(state(site.run), state(whole)), "another result"
     return "one line, the same weights"
 
 
