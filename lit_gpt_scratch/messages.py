@@ -23,7 +23,8 @@ def explain(message: str, known: Sequence[str]) -> str:
         message: Theirs, of several lines and with Python's type names.
         known: Options and names that exist, to suggest the one that was meant.
     """
-    text = " ".join(message.split())
+    text = " ".join(message.split()).replace("Problems parsing config", "--config is not YAML")
+    text = text.replace(' in "<unicode string>",', ",")
     # 'Parser key "model.net": Parser key "layers":' is the key model.net.layers.
     keys = re.findall(r'Parser key "([^"]+)":', text)
     key = ".".join(keys)

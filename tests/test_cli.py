@@ -504,7 +504,7 @@ CONFIGS = {
     "there is no 'modl.net'": "modl:\n  net: 3\n",
     "did you mean trainer.max_steps?": "trainer:\n  max_step: 3\n",
     "data.context is '[1, 2]'": "data:\n  context: [1, 2]\n",
-    "Problems parsing config": "data: [1\n",
+    "--config is not YAML": "data: [1\n",
     "Unexpected config": "just a sentence",
 }
 
@@ -520,6 +520,10 @@ def test_a_missing_or_binary_config_is_one_line(tmp_path: Path, refusal: Refusal
     assert "does not exist" in refusal("fit", "--config", tmp_path / "none.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\x00\xff\xfe")
     assert "not a text file" in refusal("fit", "--config", tmp_path / "binary.yaml")
+    (tmp_path / "torn.yaml").write_text("data:\n  context: [8,\n")
+    torn = refusal("fit", "--config", tmp_path / "torn.yaml")
+    assert "--config is not YAML: " in torn
+    assert torn.strip().endswith(", line 3, column 1")
 
 
 def test_a_bad_checkpoint_is_one_line(tmp_path: Path, checkpoint: Path, refusal: Refusal) -> None:
