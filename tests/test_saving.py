@@ -13,13 +13,14 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
 from laws import train_small
 from torch import Tensor
 
 from lit_gpt_scratch import saving
 from lit_gpt_scratch.cli import CharCLI
 from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.runs import folder_to_go_on_in
+from lit_gpt_scratch.runs import check_whole, folder_to_go_on_in
 
 # All that has a state: dropout, accumulation, averaged weights; rows and validations out of step.
 EVERYTHING = [
@@ -384,3 +385,20 @@ def test_what_came_after_a_step_is_cut_off(tmp_path: Path) -> None:
         : text.index("3,c")
     ]
     assert [path.name for path in (tmp_path / "attention").iterdir()] == ["step_000002.png"]
+
+
+def test_no_beginning_of_a_runs_config_is_taken_for_the_whole(whole: Path, tmp_path: Path) -> None:
+    """A disk that was full, say, cut it: the rest would be the defaults of another run."""
+    text = (whole / "config.yaml").read_text()
+    torn = tmp_path / "config.yaml"
+    (tmp_path / "checkpoints").mkdir()
+    for end in {*range(0, len(text), 7), *(m.end() for m in re.finditer("\n", text[:-1]))}:
+        torn.write_text(text[:end])
+        with pytest.raises((InputError, yaml.YAMLError)):  # the parser says the latter before
+            check_whole(torn)
+    torn.write_text(text)
+    check_whole(torn)
+    elsewhere = tmp_path / "mine" / "config.yaml"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text("data:\n  context: 8\n")
+    check_whole(elsewhere)
