@@ -16,6 +16,7 @@ import random
 import shutil
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections import Counter
@@ -44,6 +45,7 @@ class Result(NamedTuple):
     reader: str
     kind: str
     outcome: str
+    seconds: float = 0.0  # by the clock
 
 
 def prepare(number: int, seed: int, material: Material, folder: Path) -> tuple[str, str]:
@@ -122,6 +124,7 @@ def read_all(
         worker.start()
         theirs.close()
         begun: Result | None = None
+        since = 0.0
         while True:
             try:
                 if not ours.poll(6 * SECONDS):  # of waiting: computing is timed by the watch
@@ -136,9 +139,11 @@ def read_all(
                 worker.join()
                 return
             begun = Result(*message)
-            if begun.outcome != "begun":
+            if begun.outcome == "begun":
+                since = time.monotonic()
+            else:
                 left.remove(begun.number)
-                done(begun)
+                done(begun._replace(seconds=time.monotonic() - since))
         worker.kill()
         worker.join()
         shutil.rmtree(root / f"cache-{numbers[0]}", ignore_errors=True)
@@ -217,6 +222,10 @@ def main(args: Sequence[str] | None = None) -> None:
         numbers = range(options.first, options.first + options.inputs)
         results = campaign(numbers, options.seed, material, options.keep.resolve())
     print(table(results))
+    slowest = max(results, key=lambda result: result.seconds)
+    print(
+        f"slowest: input {slowest.number}, {slowest.reader}, {slowest.seconds:.1f} s by the clock"
+    )
     found = [result for result in results if result.outcome not in ("refused", "harmless")]
     if found:
         print(f"{len(found)} findings. Read one again with --replay {options.keep}/SEED-NUMBER")
