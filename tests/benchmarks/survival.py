@@ -72,7 +72,7 @@ def survival(_peer: object, count: int) -> tuple[Figures, str]:
             },
         )
         size = last.stat().st_size / 1e6
-    table = [[name, median_and_range(values, 2)] for name, values in found.items()]
+    table = [[name, median_and_range(values, 3)] for name, values in found.items()]
     share = 100 * max(TimedSaves.taken) / (60 * MINUTES)
-    table.insert(1, [f"of every {MINUTES} minutes, at most", f"{share:.2f} %"])
+    table.insert(1, [f"of every {MINUTES} minutes, at most", f"{share:.3f} %"])
     return found, markdown(["gpt_cpu", f"a checkpoint of {size:.1f} MB"], table)
