@@ -11,8 +11,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def lock(folder: Path) -> int | None:
+def lock(folder: Path, surely: bool = False) -> int | None:
     """Hold a folder, for as long as the descriptor is open or this process lives.
+
+    Args:
+        folder: To hold.
+        surely: Whether to take a file system that has no locks, as some clusters' have none, for
+            one where another process holds it; else nobody is kept out there.
 
     Returns:
         The descriptor; None where another holds the folder, or there is none.
@@ -23,10 +28,12 @@ def lock(folder: Path) -> int | None:
         return None
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        taken = False
+    except BlockingIOError:
+        taken = True
     except OSError:
-        os.close(held)
-        return None
-    if not folder.exists():  # whoever held it before has removed it
+        taken = surely
+    if taken or not folder.exists():  # whoever held it before may have removed it
         os.close(held)
         return None
     return held
@@ -40,9 +47,9 @@ def beside(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{escape(path.name)}-????????.partial"):
-        with held_if_free(left) as free:
-            if free:
-                shutil.rmtree(left, ignore_errors=True)
+        if (free := lock(left, surely=True)) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(free)
     held = None
     while held is None:  # until no other has taken it for one that was left
         folder = Path(tempfile.mkdtemp(".partial", f".{path.name}-", path.parent))
@@ -52,17 +59,6 @@ def beside(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(held)
-
-
-@contextlib.contextmanager
-def held_if_free(folder: Path) -> Iterator[bool]:
-    """Hold a folder for a while; False where another does."""
-    held = lock(folder)
-    try:
-        yield held is not None
-    finally:
-        if held is not None:
-            os.close(held)
 
 
 @contextlib.contextmanager

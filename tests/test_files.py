@@ -1,5 +1,7 @@
 """Laws of `files.py`."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -106,3 +108,25 @@ def test_one_at_a_time_holds_a_folder(tmp_path: Path) -> None:
     assert again is not None
     os.close(again)
     assert lock(tmp_path / "missing") is None
+
+
+def test_where_there_are_no_locks_nobody_is_kept_out_and_nothing_is_removed(
+    tmp_path: Path, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on some file systems of clusters, of which this machine has none."""
+
+    def refuses(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    assert other.stdout
+    living = Path(other.stdout.readline().strip())
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    held = lock(tmp_path)
+    assert held is not None
+    os.close(held)
+    with written_whole(tmp_path / "made") as file:
+        file.write(b"all")
+    assert (tmp_path / "made").read_bytes() == b"all"
+    assert (living / "half").exists()
+    other.kill()
+    other.wait()
