@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lit_gpt_scratch import corpus
 from lit_gpt_scratch.corpus import open_corpus
@@ -262,6 +265,14 @@ def test_no_way_leads_from_https_to_http_or_from_outside_into_this_machine(
     url: str, come_from: str, may: bool
 ) -> None:
     assert corpus.may_download(url, come_from) == may
+
+
+@given(st.text())
+def test_no_address_leads_out_of_the_folder_of_downloads(name: str) -> None:
+    place = corpus.place_of(f"https://a.org/{name}")
+    assert place.resolve().parents[2] == corpus.download_folder().resolve()
+    assert re.fullmatch("[0-9a-f]{16}", place.parent.name)
+    assert place.name == "input.txt"
 
 
 @pytest.mark.usefixtures("data")
