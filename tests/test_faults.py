@@ -9,14 +9,11 @@ sys.path.insert(0, str(Path(__file__).parent / "faults"))
 import campaign
 from harness import Prepared
 
-# Kind and number: one of each family, those that take least time.
+# Kind and number: one of each family, those that take least time and that no other test has.
 SHORT = [
     ("killed while saving", 0),
-    ("killed while resuming", 1),
     ("file size limited: no room for a checkpoint", 0),
-    ("cache damaged before a start", 1),
     ("checkpoint damaged", 2),
-    ("table lost before the checkpoint", 0),
     ("resumed twice at once", 0),
 ]
 
