@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.cli import instantiate_module
 from safetensors.torch import load_file
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from lit_gpt_scratch.archive import require_plain, require_plain_archive
-from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.errors import InputError, is_out_of_memory
+from lit_gpt_scratch.module import LitCharLM
 
 PACKAGE = "lit_gpt_scratch"
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
@@ -64,6 +66,7 @@ def read_checkpoint(path: Path, plugin: str | None = None) -> dict[str, Any]:
     if not isinstance(checkpoint.get("global_step", 0), int):
         raise InputError(f"checkpoint {path} is refused: its global_step is not a whole number.")
     _require_counts(checkpoint, path)
+    _require_own_files(checkpoint, path)
     if not _are_numbers(checkpoint["state_dict"]):
         raise InputError(
             f"checkpoint {path} is refused: its weights are not all finite numbers. If training "
@@ -153,27 +156,24 @@ def _are_numbers(weights: dict[str, Any]) -> bool:
     return all(isinstance(w, torch.Tensor) and bool(w.isfinite().all()) for w in weights.values())
 
 
-def _require_counts(checkpoint: dict[str, Any], path: Path) -> None:
-    """Refuse loops that would go on from another place than the checkpoint's, or for ever.
+def _nodes(value: Any) -> Iterator[tuple[str, Any]]:
+    """All that nested plain data holds, itself first, each with its key in a dictionary or ''."""
+    found = [("", value)]
+    while found:  # not by recursion, which deep nesting would end
+        key, value = found.pop()
+        yield key, value
+        if isinstance(value, dict):
+            found += ((str(name), part) for name, part in value.items())
+        elif isinstance(value, list | tuple):
+            found += (("", part) for part in value)
 
-    And callbacks that name a file outside the run's folder: Lightning deletes files by their word.
-    """
-    states = [
-        (str(key), state) for key, state in checkpoint.items() if key in ("loops", "callbacks")
-    ]
-    while states:
-        key, state = states.pop()
-        if isinstance(state, dict | list):
-            names = state if isinstance(state, dict) and key == "callbacks" else ()
-            parts = state.values() if isinstance(state, dict) else state
-            named = [p for n, p in zip(names, parts, strict=False) if str(n).endswith("_path")]
-            if not all(isinstance(part, str) for part in named):
-                raise InputError(f"checkpoint {path} is refused: a path in it is no text.")
-            states += [(key, part) for part in (*names, *parts)]
-        elif key == "loops" and not (isinstance(state, int) and 0 <= state < 1 << 53):
+
+def _require_counts(checkpoint: dict[str, Any], path: Path) -> None:
+    """Refuse loops that would go on from another place than the checkpoint's, or for ever."""
+    for _, state in _nodes(checkpoint.get("loops", {})):
+        count = isinstance(state, int) and 0 <= state < 1 << 53
+        if not count and not isinstance(state, dict | list):
             raise InputError(f"checkpoint {path} is refused: its loops hold more than counts.")
-        elif key == "callbacks" and re.search(r"\.\.|::|://|^data:", str(state)):
-            raise InputError(f"checkpoint {path} is refused: it names files of others.")
     try:
         steps = checkpoint["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
         agree = steps["optimizer"]["step"]["total"]["completed"] == checkpoint["global_step"]
@@ -181,6 +181,16 @@ def _require_counts(checkpoint: dict[str, Any], path: Path) -> None:
         agree = "loops" not in checkpoint  # an exported folder's
     if not agree:
         raise InputError(f"checkpoint {path} is refused: its loops are not at its global_step.")
+
+
+def _require_own_files(checkpoint: dict[str, Any], path: Path) -> None:
+    """Refuse callbacks that name a file elsewhere: Lightning deletes files by their word."""
+    for key, state in _nodes(checkpoint.get("callbacks", {})):
+        if key.endswith("_path") and not isinstance(state, str):
+            raise InputError(f"checkpoint {path} is refused: a path in it is no text.")
+        for name in (key, state):
+            if isinstance(name, str) and re.search(r"\.\.|::|://|^data:", name):
+                raise InputError(f"checkpoint {path} is refused: it names files of others.")
 
 
 @contextmanager
@@ -208,12 +218,29 @@ def no_larger_than(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # A size beyond all memory, or beyond all numbers.
-        if isinstance(error, MemoryError) or re.search("(?i)alloc|overflow", str(error)):
+        if is_out_of_memory(error) or "overflow" in str(error).lower():  # beyond all numbers
             raise refusal from error
         raise
     finally:
         hook.remove()
+
+
+def model_of(checkpoint: dict[str, Any], path: Path) -> LitCharLM:
+    """The model of a checkpoint that was read from a path, on the CPU and without dropout.
+
+    Raises:
+        InputError: Its parts do not fit together.
+    """
+    arguments = dict(checkpoint["hyper_parameters"])
+    arguments.pop("_instantiator", None)
+    try:
+        with no_larger_than(path):
+            model = instantiate_module(LitCharLM, arguments)
+        model.load_state_dict(checkpoint["state_dict"])
+    except Exception as error:  # its parts contradict each other, in any of a hundred ways
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"checkpoint {path} does not fit together: {reason}.") from error
+    return model.eval()
 
 
 def named_classes(value: Any, words: bool = False) -> Iterator[str]:
@@ -221,16 +248,10 @@ def named_classes(value: Any, words: bool = False) -> Iterator[str]:
 
     With `words`, all but words like `gelu`, which classes of a plugin may ask for.
     """
-    found = [("", value)]
-    while found:  # not by recursion, which deep nesting would end
-        key, value = found.pop()
-        if isinstance(value, dict):
-            found += value.items()
-        elif isinstance(value, list | tuple):
-            found += [("", item) for item in value]
-        elif isinstance(value, str) and key not in ("alphabet", "_instantiator"):
-            word = words and key != "class_path" and re.fullmatch("[a-z0-9_-]*", value)
-            yield from [] if word and not Path(value).exists() else [value]
+    for key, text in _nodes(value):
+        if isinstance(text, str) and key not in ("alphabet", "_instantiator"):
+            word = words and key != "class_path" and re.fullmatch("[a-z0-9_-]*", text)
+            yield from [] if word and not Path(text).exists() else [text]
 
 
 def is_class_of(class_path: str, modules: Sequence[str]) -> bool:

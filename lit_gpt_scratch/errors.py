@@ -47,7 +47,8 @@ def writing(path: Path) -> Iterator[None]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether that is what an exception says: Python, PyTorch and NumPy each in their own words."""
-    return isinstance(error, MemoryError) or "alloc" in str(error) or "of memory" in str(error)
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or "alloc" in said or "of memory" in said
 
 
 def require_positive(**values: int) -> None:

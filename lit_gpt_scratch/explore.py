@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from lightning.pytorch.cli import instantiate_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_gpt_scratch.checkpoint import import_plugin, no_larger_than, read_checkpoint
+from lit_gpt_scratch.checkpoint import import_plugin, model_of, read_checkpoint
 from lit_gpt_scratch.data import windows_at_once
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.module import LitCharLM
@@ -78,17 +77,7 @@ def load(path: str | Path, plugin: str | None = None) -> LitCharLM:
     """
     import_plugin(plugin)
     path = Path(path)
-    checkpoint = read_checkpoint(path, plugin)
-    arguments = checkpoint["hyper_parameters"]
-    arguments.pop("_instantiator", None)
-    try:
-        with no_larger_than(path):
-            model = instantiate_module(LitCharLM, arguments)
-        model.load_state_dict(checkpoint["state_dict"])
-    except Exception as error:  # its parts contradict each other, in any of a hundred ways
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"checkpoint {path} does not fit together: {reason}.") from error
-    return model.eval()
+    return model_of(read_checkpoint(path, plugin), path)
 
 
 def member(model: LitCharLM, index: int) -> LitCharLM:

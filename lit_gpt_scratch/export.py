@@ -22,10 +22,11 @@ from lit_gpt_scratch.checkpoint import (
     HYPERPARAMETERS,
     WEIGHTS,
     find_checkpoint,
+    import_plugin,
+    model_of,
     read_checkpoint,
 )
 from lit_gpt_scratch.errors import InputError, mistakes_in_one_line
-from lit_gpt_scratch.explore import load
 from lit_gpt_scratch.files import beside, written_whole
 from lit_gpt_scratch.runs import runs_folder
 
@@ -45,8 +46,9 @@ def export(checkpoint: Path, output: Path, plugin: str | None = None) -> None:
         raise InputError(f"output {output} exists already: name a new folder.")
     if checkpoint.is_dir():
         raise InputError(f"checkpoint {checkpoint} is a folder: give a .ckpt file, or copy it.")
-    load(checkpoint, plugin)  # what does not fit together is not handed on
+    import_plugin(plugin)
     contents = read_checkpoint(checkpoint, plugin)
+    model_of(contents, checkpoint)  # what does not fit together is not handed on
     facts = {"format": FORMAT, "global_step": contents.get("global_step", 0)}
     facts["val_loss"] = best_loss(checkpoint, contents)
     for part in HYPERPARAMETERS:

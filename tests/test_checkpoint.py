@@ -454,6 +454,13 @@ def test_a_file_elsewhere_that_callbacks_would_delete_is_refused(edited: Any, ot
     refused(edited(edit), "it names files of others")
 
 
+def test_a_callback_may_keep_numbers_of_any_count(edited: Any) -> None:
+    """As a text, a long tensor is shown with dots in it, which are no way into another folder."""
+    kept = torch.arange(5000.0)
+    path = edited(lambda c: c["callbacks"].update(Mine={"seen": kept}))
+    assert torch.equal(read_checkpoint(path)["callbacks"]["Mine"]["seen"], kept)
+
+
 @pytest.mark.parametrize("value", [None, 1.5, ["x"]])
 def test_a_path_of_callbacks_that_is_no_text_is_refused(edited: Any, value: Any) -> None:
     def edit(contents: dict[str, Any]) -> None:
