@@ -4,13 +4,14 @@ import signal
 
 
 def run() -> None:
-    """Start the command line; while it loads and unloads, Ctrl-C has nothing to undo."""
+    """Start the command line. Ctrl-C ends the process at once while it loads and unloads."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from lit_gpt_scratch import cli
+    from lit_gpt_scratch.cli import program
 
+    command = program.find_command()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        cli.run()
+        program.run(command)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 

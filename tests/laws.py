@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_gpt_scratch.attention import KVCache
-from lit_gpt_scratch.cli import CharCLI, main
-from lit_gpt_scratch.module import LitCharLM
+from lit_gpt_scratch.cli import main
+from lit_gpt_scratch.cli.commands import CharCLI
+from lit_gpt_scratch.models.attention import KVCache
+from lit_gpt_scratch.training.module import LitCharLM
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 ALPHABET = "".join(sorted(string.ascii_letters))

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from lit_gpt_scratch.corpus import TINY_SHAKESPEARE_SHA256
+from lit_gpt_scratch.data.corpus import TINY_SHAKESPEARE_SHA256
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -50,7 +50,7 @@ def make_run(
     some = steps[:: 1 + validations // 24]
     data = {"sha256": TINY_SHAKESPEARE_SHA256, "val_fraction": 0.1, "test_fraction": 0.0}
     width = {"width": round(scale * 64)}
-    net = {"class_path": "lit_gpt_scratch.modern.ModernGPT", "init_args": width}
+    net = {"class_path": "lit_gpt_scratch.models.ModernGPT", "init_args": width}
     config = {"data": data, "model": {"net": net}, "name": text}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "about.yaml").write_text(yaml.safe_dump({"parameters": 4225, "corpus": text}))

@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from lit_gpt_scratch.attention import (
+from lit_gpt_scratch.files import written_whole
+from lit_gpt_scratch.models.attention import (
     AttentionFactory,
     KVCache,
     RotaryAttention,
     rms_norm,
     rotate,
 )
-from lit_gpt_scratch.files import written_whole
-from lit_gpt_scratch.models import count_parameters
-from lit_gpt_scratch.modern import ModernBlock, ModernGPT, SquaredReLU
+from lit_gpt_scratch.models.gpt import count_parameters
+from lit_gpt_scratch.models.modern import ModernBlock, ModernGPT, SquaredReLU
 
 # A corpus in tenths: eight to train on, the held-out slice, and the validation split.
 SLICE = ["--data.val_fraction=0.1", "--data.test_fraction=0.1"]
@@ -269,8 +269,8 @@ class HeadGates(Variant):
             nn.init.zeros_(block.attention.gate.weight)
 
 
-MUON, ADAMW = "lit_gpt_scratch.optim.Muon", "lit_gpt_scratch.optim.AdamW"
-COSINE = "lit_gpt_scratch.optim.WarmupCosine"
+MUON, ADAMW = "lit_gpt_scratch.training.Muon", "lit_gpt_scratch.training.AdamW"
+COSINE = "lit_gpt_scratch.training.WarmupCosine"
 # What changes: a name, and the flags that make it so.
 EARNED: dict[str, list[str]] = {
     "as it is": ["--model.net=ablation.Variant"],

@@ -40,13 +40,13 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from lit_gpt_scratch.attention import FusedAttention
-from lit_gpt_scratch.corpus import open_corpus
+from lit_gpt_scratch.data.corpus import open_corpus
 from lit_gpt_scratch.files import written_whole
-from lit_gpt_scratch.machine import fastest_precision, keep_freed_memory, measured_flops
-from lit_gpt_scratch.models import GPT
-from lit_gpt_scratch.optim import parameter_groups
-from lit_gpt_scratch.sampling import SamplingSettings, generate
+from lit_gpt_scratch.generation.sampling import SamplingSettings, generate
+from lit_gpt_scratch.models.attention import FusedAttention
+from lit_gpt_scratch.models.gpt import GPT
+from lit_gpt_scratch.training.hardware import fastest_precision, keep_freed_memory, measured_flops
+from lit_gpt_scratch.training.optim import parameter_groups
 
 SHAPE = {"context": 256, "layers": 4, "heads": 4, "width": 128}  # of generation
 NANOGPT_CPU = ["--data.context=64", "--data.batch_size=12", "--model.net.attention.heads=4"]

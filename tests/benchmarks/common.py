@@ -14,10 +14,11 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from lit_gpt_scratch.cli import CharCLI, main
+from lit_gpt_scratch.cli import main
+from lit_gpt_scratch.cli.commands import CharCLI
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.files import written_whole
-from lit_gpt_scratch.optim import parameter_groups
+from lit_gpt_scratch.training.optim import parameter_groups
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"

@@ -20,10 +20,10 @@ from common import (
     under_trainer,
 )
 
-from lit_gpt_scratch.cache import load_tokens
-from lit_gpt_scratch.corpus import open_corpus
-from lit_gpt_scratch.data import CharDataModule
-from lit_gpt_scratch.tokenizer import CharTokenizer
+from lit_gpt_scratch.data.corpus import open_corpus
+from lit_gpt_scratch.data.datamodule import CharDataModule
+from lit_gpt_scratch.data.token_cache import load_tokens
+from lit_gpt_scratch.data.tokenizer import CharTokenizer
 
 PROGRAM = [sys.executable, "-m", "lit_gpt_scratch"]
 SHAPES = {"gpt_cpu, 16 x 256": (16, 256), "large, 512 x 1024": (512, 1024)}

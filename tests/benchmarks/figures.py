@@ -20,11 +20,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.explore import LayerAttention, attention
 from lit_gpt_scratch.files import written_whole
-from lit_gpt_scratch.logged import Run, read_run
-from lit_gpt_scratch.plots import plot_attention
-from lit_gpt_scratch.report import REFERENCES
+from lit_gpt_scratch.inspection.explore import LayerAttention, attention
+from lit_gpt_scratch.inspection.plots import plot_attention
+from lit_gpt_scratch.runs.reading import Run, read_run
+from lit_gpt_scratch.runs.report import REFERENCES
 
 FIGURES = ROOT / "notebooks" / "figures"
 RUNGS = [rung for rung in REFERENCE if rung != "gpt"]  # which needs a GPU

@@ -16,9 +16,9 @@ from common import SEEDS, fit, machine, markdown, mean_and_range, publish
 from tqdm import tqdm
 
 from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.models import count_parameters
-from lit_gpt_scratch.runs import sample_text
-from lit_gpt_scratch.saving import best_checkpoint
+from lit_gpt_scratch.models.gpt import count_parameters
+from lit_gpt_scratch.runs.summary import sample_text
+from lit_gpt_scratch.training.checkpointing import best_checkpoint
 
 # Train and validation loss of the reference, "GPT from Scratch", as printed at iteration 4,800.
 REFERENCE = {

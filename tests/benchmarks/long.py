@@ -17,8 +17,8 @@ from common import median_and_range as median_of
 from tqdm import tqdm
 
 from lit_gpt_scratch.files import written_whole
-from lit_gpt_scratch.models import count_parameters
-from lit_gpt_scratch.saving import best_checkpoint
+from lit_gpt_scratch.models.gpt import count_parameters
+from lit_gpt_scratch.training.checkpointing import best_checkpoint
 
 # What nanoGPT's README gives for its configuration for a GPU, the best published, and our aim.
 THRESHOLDS = (1.4697, 1.4603, 1.45)

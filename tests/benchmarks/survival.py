@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from common import CONFIGS, QUICK, Figures, fit, markdown, median_and_range, rounds, seconds
 from lightning.pytorch.callbacks import Callback
 
-from lit_gpt_scratch.saving import Saver
+from lit_gpt_scratch.training.checkpointing import Saver
 
 EVERY = 10  # steps
 MINUTES = 5

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from test_saving import last, same, state, tables
+from compare_runs import last, same, state, tables
 
 STEPS = 120
 HANGS = 300  # seconds after which a process counts as hanging

@@ -21,7 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from test_saving import last, same, state, tables
+from compare_runs import last, same, state, tables
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 FLAGS = [

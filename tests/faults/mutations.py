@@ -159,10 +159,10 @@ def unfolding(make: Callable[[Any], Any], rounds: int) -> Any:
 
 CLASSES = [
     "os.system", "subprocess.Popen", "torch.load", "builtins.eval", "lightning.pytorch.Trainer",
-    "lit_gpt_scratch.corpus.os.system", "lit_gpt_scratch.module.LitCharLM", "planted",
+    "lit_gpt_scratch.data.corpus.os.system", "lit_gpt_scratch.training.module.LitCharLM", "planted",
     "lit_gpt_scratch.models.Ensemble", "lit_gpt_scratch.models.Bigram",
-    "lit_gpt_scratch.optim.AdamW",
-    "lit_gpt_scratch.models.GPT", "lit_gpt_scratch.attention.MeanAttention",
+    "lit_gpt_scratch.training.AdamW",
+    "lit_gpt_scratch.models.GPT", "lit_gpt_scratch.models.MeanAttention",
     "lit_gpt_scratch" + ".a" * 5000, "lit_gpt_scratch.\0", "lit_gpt_scratch.\ud800.x",
 ]  # fmt: skip
 TEXTS = [

@@ -25,9 +25,12 @@ from mutations import (
     spoil_values,
 )
 
-from lit_gpt_scratch import cache, explore, export
+from lit_gpt_scratch import inspection
+from lit_gpt_scratch.checkpoints.reading import CONFIG, WEIGHTS
+from lit_gpt_scratch.cli import export_command as export
 from lit_gpt_scratch.cli import main
-from lit_gpt_scratch.data import CharDataModule
+from lit_gpt_scratch.data import token_cache as cache
+from lit_gpt_scratch.data.datamodule import CharDataModule
 
 STEPS, SIZE = 6, 3000
 PLACE = Path("runs", "small", "version_0")
@@ -107,8 +110,8 @@ def checkpoint(draw: Draw, material: Material, folder: Path) -> str:
 
 def load(folder: Path) -> None:
     """From a notebook."""
-    model = explore.load(last(folder))
-    explore.next_characters(model, model.default_prompt)
+    model = inspection.load(last(folder))
+    inspection.next_characters(model, model.default_prompt)
 
 
 def predict(folder: Path) -> None:
@@ -143,7 +146,7 @@ def exported(draw: Draw, material: Material, folder: Path) -> str:
     shutil.copytree(material.exported, folder / "exported")
     if draw is None:
         return "whole"
-    config = folder / "exported" / export.CONFIG
+    config = folder / "exported" / CONFIG
     (folder / "planted").write_text("class_path: os.system\ninit_args:\n  command: echo run")
     kind = draw.choice(["values", "values", "bytes", "header"])
     if kind == "values":
@@ -153,7 +156,7 @@ def exported(draw: Draw, material: Material, folder: Path) -> str:
             made = json.dumps(facts, default=str, skipkeys=True) if is_small(facts) else "[" * 9**6
             config.write_text(made)
     else:
-        weights = folder / "exported" / export.WEIGHTS
+        weights = folder / "exported" / WEIGHTS
         file = weights if kind == "header" else draw.choice([config, weights])
         data, start = file.read_bytes(), 1500 if kind == "header" else len(config.read_bytes())
         file.write_bytes(spoil_bytes(draw, data[:start], data) + data[start:])
@@ -161,8 +164,8 @@ def exported(draw: Draw, material: Material, folder: Path) -> str:
 
 
 def read_exported(folder: Path) -> None:
-    model = explore.load(folder / "exported")
-    explore.next_characters(model, model.default_prompt)
+    model = inspection.load(folder / "exported")
+    inspection.next_characters(model, model.default_prompt)
     main(["predict", "--ckpt_path", str(folder / "exported"), "--max_new_tokens=4"])
 
 

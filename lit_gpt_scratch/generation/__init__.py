@@ -1,0 +1,13 @@
+"""From a network to text: temperature, filters, and one character after the other.
+
+Works on any network of `models`, with a key-value cache where the network takes one.
+"""
+
+from lit_gpt_scratch.generation.sampling import (
+    SamplingSettings,
+    generate,
+    next_distribution,
+    stream,
+)
+
+__all__ = ["SamplingSettings", "generate", "next_distribution", "stream"]

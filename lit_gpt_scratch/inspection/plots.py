@@ -1,0 +1,300 @@
+"""Pictures of what `explore.py` finds, for notebooks and for print.
+
+Each is drawn into the axes that are given, or into a new figure, and returns them. Colours run
+from light to dark; where zero lies in the middle, orange is above it and purple below. The
+colour-blind can tell them apart.
+
+Shapes: T time, R rows and N columns of cells, C channels, V alphabet size, L layers, H heads,
+S stages of the stream.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+from unicodedata import combining
+
+import matplotlib as mpl
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
+from matplotlib.image import AxesImage
+from matplotlib.patches import Patch, Rectangle
+from torch import Tensor
+from torch.nn import functional as F
+
+from lit_gpt_scratch.inspection.explore import LayerAttention, Lens, Trace, visible
+
+CELL = 0.3  # inches, of a cell with one character in it
+FRAME = "#d55e00"
+MOST = 120  # characters of an alphabet in one picture: more could not be read
+KINDS = {  # of characters: the first that holds, and its colour
+    "upper case": (str.isupper, "#0072b2"),
+    "lower case": (str.islower, "#d55e00"),
+    "other letter": (str.isalpha, "#cc79a7"),
+    "digit": (str.isdigit, "#009e73"),
+    "space, punctuation": (lambda _: True, "#000000"),
+}
+
+
+def plot_attention(weights: Tensor, text: str, axes: Axes | None = None) -> Axes:
+    """One head's weights (T, T) over a text of T characters: row reads column, grey is to come."""
+    side = 1.5 + 0.2 * len(text)
+    axes = axes or _new_axes(side + 1, side)
+    image = _draw_weights(axes, weights, text, size=9)
+    axes.set(xlabel="character read from", ylabel="character that reads")
+    axes.figure.colorbar(image, ax=axes, shrink=0.7, label="attention weight")
+    return axes
+
+
+def plot_heads(layers: Sequence[LayerAttention], text: str) -> Figure:
+    """All that `explore.attention` finds: a row for each layer, a column for each head."""
+    columns = max(len(layer.weights) for layer in layers)
+    named = len(text) <= 32
+    side = max(2.2, 0.13 * len(text) + 0.5) if named else 2.2
+    size = (2 + side * columns, 1 + side * len(layers))
+    figure, grid = plt.subplots(
+        len(layers), columns, figsize=size, layout="constrained", squeeze=False
+    )
+    for row, layer in zip(grid, layers, strict=True):
+        row[0].set_ylabel(layer.layer.removesuffix(".attention"))
+        for head, (axes, weights) in enumerate(zip(row, layer.weights, strict=False)):
+            image = _draw_weights(axes, weights, text if named else "", size=7)
+            axes.set_title(f"head {head}", fontsize=10)
+    figure.supxlabel("character read from")
+    figure.supylabel("character that reads")
+    figure.colorbar(image, ax=grid, aspect=40, label="attention weight")
+    return figure
+
+
+def plot_next_characters(
+    probabilities: Tensor, text: str, alphabet: str, top: int = 5, axes: Axes | None = None
+) -> Axes:
+    """The likeliest characters after each of a text, from probabilities (T, V)."""
+    likeliest = probabilities.cpu().topk(min(top, len(alphabet)))
+    ranks = [str(rank + 1) for rank in range(likeliest.values.size(1))]
+    axes = axes or _new_axes(2 + CELL * len(text), 1.4 + CELL * len(ranks))
+    _draw_guesses(axes, likeliest.values.T, likeliest.indices.T, text, alphabet)
+    axes.set_yticks(range(len(ranks)), ranks)
+    axes.set(ylabel="rank", title="What is expected next (framed: what came)")
+    return axes
+
+
+def plot_surprise(nats: Tensor, text: str, columns: int = 64, axes: Axes | None = None) -> Axes:
+    """A text of T characters, darker the more each but the first surprises, by (T - 1,) nats."""
+    values, most = F.pad(nats, (1, 0), value=torch.nan), nats.max().item()
+    axes = _draw_text(values, text, columns, axes, "YlOrRd", 0, most, "surprise, nats")
+    axes.set_title(f"Surprise: {nats.mean().item():.2f} nats per character on average")
+    return axes
+
+
+def plot_position_costs(
+    costs: Tensor, text: str, columns: int = 64, axes: Axes | None = None
+) -> Axes:
+    """A text of T characters, coloured by what it costs to lose each but the last, (T - 1,)."""
+    values, most = F.pad(costs, (0, 1), value=torch.nan), costs.abs().max().item()
+    label = "loss, nats per character"
+    axes = _draw_text(values, text, columns, axes, "PuOr_r", -most, most, label)
+    axes.set_title("What the loss rises by when a character is lost")
+    return axes
+
+
+def plot_logit_lens(lens: Lens, text: str, alphabet: str, axes: Axes | None = None) -> Axes:
+    """The likeliest next character at each stage of the stream, the embedding at the bottom."""
+    likeliest = lens.probabilities.max(-1)
+    axes = axes or _new_axes(2.5 + CELL * len(text), 1.4 + CELL * len(lens.stages))
+    _draw_guesses(axes, likeliest.values, likeliest.indices, text, alphabet)
+    axes.invert_yaxis()
+    axes.set_yticks(range(len(lens.stages)), lens.stages)
+    axes.set(ylabel="stage", title="What each stage would expect next (framed: what came)")
+    return axes
+
+
+def plot_costs(heads: Tensor, layers: Tensor, axes: Axes | None = None) -> Axes:
+    """What the loss rises by without each head (L, H) and, set apart, each whole layer (L,).
+
+    A layer is worth far more than a head of it: colours end where the heads do.
+    """
+    count, columns = heads.shape
+    gap = heads.new_full((count, 1), torch.nan)
+    costs = torch.cat([heads, gap, layers[:, None]], dim=1).cpu()
+    axes = axes or _new_axes(2.5 + 0.8 * (columns + 2), 1.4 + 0.4 * count)
+    most = heads.abs().max().item()
+    image = _draw(axes, costs, "PuOr_r", -most, most, blank="white")
+    _write(axes, image, [["" if c.isnan() else f"{c:+.3f}" for c in row] for row in costs])
+    axes.set_xticks([*range(columns), columns + 1], [*map(str, range(columns)), "whole\nlayer"])
+    axes.set_yticks(range(count))
+    axes.set(xlabel="head", ylabel="layer", title="What the loss rises by without a part")
+    axes.figure.colorbar(image, ax=axes, extend="both", label="loss, nats per character")
+    return axes
+
+
+def plot_embeddings(rows: Tensor, alphabet: str, axes: Axes | None = None) -> Axes:
+    """Each character where its row (V, C) lies in the plane that they vary most in (PCA).
+
+    Of a large alphabet, as many as can be read, evenly spread over it.
+    """
+    shown, alphabet, title = _readable(alphabet, "Embeddings of the characters")
+    rows = rows[shown].float().cpu()
+    left, lengths, _ = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
+    places = F.pad(left * lengths, (0, 2))[:, :2]  # one character spans no plane
+    shares = F.pad(lengths.square(), (0, 2)) / lengths.square().sum().clamp_min(1e-30)
+    axes = axes or _new_axes(7, 6)
+    axes.update_datalim(places.tolist())
+    axes.margins(0.06)
+    kinds = [next(kind for kind, (holds, _) in KINDS.items() if holds(c)) for c in alphabet]
+    for character, kind, (x, y) in zip(alphabet, kinds, places.tolist(), strict=True):
+        axes.text(x, y, visible(character), color=KINDS[kind][1], fontsize=12, **_MONO)
+    axes.set_xlabel(f"first principal component ({shares[0]:.0%} of the variance)")
+    axes.set_ylabel(f"second principal component ({shares[1]:.0%})")
+    axes.set_title(title)
+    axes.legend(handles=[Patch(color=c, label=k) for k, (_, c) in KINDS.items() if k in kinds])
+    return axes
+
+
+def plot_similarity(cosines: Tensor, alphabet: str, axes: Axes | None = None) -> Axes:
+    """Cosines (V, V) between the characters' embeddings; grey is a character's with itself.
+
+    Of a large alphabet, as many as can be read, evenly spread over it.
+    """
+    shown, alphabet, title = _readable(alphabet, "Similarity of the embeddings")
+    cosines = cosines[shown][:, shown]
+    others = cosines.masked_fill(torch.eye(len(alphabet), device=cosines.device).bool(), torch.nan)
+    most = others.nan_to_num().abs().max().item()
+    side = 1.5 + 0.13 * len(alphabet)
+    axes = axes or _new_axes(side + 1, side)
+    image = _draw(axes, others, "PuOr_r", -most, most)
+    _label_characters(axes, alphabet, size=7, both=True)
+    axes.set(xlabel="character", ylabel="character", title=title)
+    axes.figure.colorbar(image, ax=axes, shrink=0.7, label="cosine")
+    return axes
+
+
+def plot_trace(trace: Trace, text: str, position: int, character: str) -> Figure:
+    """How far what is expected next moves, and below it each stage of the stream (log scale).
+
+    Args:
+        trace: What `explore.trace` made of the others.
+        text: T characters.
+        position: Of the one that changed.
+        character: What it became.
+    """
+    stages = len(trace.stages)
+    heights = [1.6, CELL * stages] if stages else [1.6]
+    figure, grid = plt.subplots(
+        len(heights), 1, sharex=True, height_ratios=heights, squeeze=False, layout="constrained",
+        figsize=(max(2.5 + CELL * len(text), 5), 1.3 + sum(heights)),
+    )  # fmt: skip
+    above, below = grid[0, 0], grid[-1, 0]
+    above.bar(range(len(text)), trace.prediction.cpu().numpy(), color=KINDS["upper case"][1])
+    above.set_ylabel("prediction,\nKL in nats")
+    # A combining mark would stand on the quotation mark before it.
+    old, new = ("◌" * bool(combining(c)) + visible(c) for c in (text[position], character))
+    title = f"What changes when “{old}” at position {position} becomes “{new}”"
+    above.set_title(title, family=["sans-serif", *_FONTS[1:]])
+    if stages:
+        # Grey, as no logarithm, is exactly what has not changed at all.
+        image = _draw(below, trace.stream.where(trace.stream > 0, torch.nan), "YlOrRd")
+        image.set_norm(LogNorm())
+        below.invert_yaxis()
+        below.set_yticks(range(stages), trace.stages)
+        below.set_ylabel("stage")
+        figure.colorbar(image, ax=list(grid.flat), label="change of the stream, relative")
+    _label_characters(below, text)
+    below.set_xlabel("character read")
+    return figure
+
+
+# What one font lacks, another one may have; the last one has a box for every script.
+_SCRIPTS = ["DejaVu Sans", "Noto Sans Mono CJK SC", "Noto Sans CJK SC", "PingFang SC"]
+_SCRIPTS += ["Microsoft YaHei", "Noto Emoji", "Segoe UI Emoji", "Last Resort High-Efficiency"]
+_FONTS = ["monospace", *(name for name in _SCRIPTS if name in fontManager.get_font_names())]
+_MONO: Any = {"family": _FONTS, "ha": "center", "va": "center"}
+
+
+def _new_axes(width: float, height: float) -> Axes:
+    """Of a new figure, in inches; there is room for a title and for a colour bar's label."""
+    return plt.subplots(figsize=(max(width, 5), max(height, 2.2)), layout="constrained")[1]
+
+
+def _readable(alphabet: str, title: str) -> tuple[list[int], str, str]:
+    """The ids, and the characters, that a picture has room for, and its title."""
+    size = len(alphabet)
+    if size <= MOST:
+        return list(range(size)), alphabet, title
+    shown = [i * size // MOST for i in range(MOST)]
+    return shown, "".join(alphabet[i] for i in shown), f"{title}: {MOST} of {size:,}"
+
+
+def _draw(
+    axes: Axes, values: Tensor, colours: str,
+    least: float | None = None, most: float | None = None, blank: str = "0.88",
+) -> AxesImage:  # fmt: skip
+    """Cells (R, N), grey or blank where there is no number."""
+    palette = mpl.colormaps[colours].with_extremes(bad=blank)
+    image = axes.imshow(values.float().cpu().numpy(), palette, vmin=least, vmax=most, aspect="auto")
+    axes.tick_params(length=0)
+    return image
+
+
+def _write(axes: Axes, image: AxesImage, written: Sequence[Sequence[str]]) -> None:
+    """A text in each cell, in black or white, whichever is legible there."""
+    values: Any = image.get_array()
+    light = image.to_rgba(values)[..., :3] @ (0.299, 0.587, 0.114)
+    for row, line in enumerate(written):
+        for column, text in enumerate(line):
+            ink = "black" if light[row, column] > 0.5 else "white"
+            axes.text(column, row, visible(text), color=ink, **_MONO)
+
+
+def _label_characters(axes: Axes, text: str, size: int = 10, both: bool = False) -> None:
+    labels = list(visible(text))
+    for axis in (axes.xaxis, axes.yaxis)[: 1 + both]:
+        axis.set_ticks(range(len(text)), labels, family=_FONTS, fontsize=size)
+
+
+def _draw_weights(axes: Axes, weights: Tensor, text: str, size: int) -> AxesImage:
+    """Attention weights (T, T), of which the future has none."""
+    future = torch.ones_like(weights, dtype=torch.bool).triu(1)
+    image = _draw(axes, weights.masked_fill(future, torch.nan), "Blues")
+    image.set_norm(PowerNorm(0.5, 0, 1))  # over a long text each weight is small
+    axes.set_aspect("equal")
+    _label_characters(axes, text, size, both=True)
+    return image
+
+
+def _draw_guesses(axes: Axes, chances: Tensor, ids: Tensor, text: str, alphabet: str) -> None:
+    """Characters (R, T) expected after each of a text; framed where they are what came."""
+    image = _draw(axes, chances, "Blues", 0, 1)
+    written = [[alphabet[i] for i in row] for row in ids.tolist()]
+    _write(axes, image, written)
+    for row, line in enumerate(written):
+        for column, (guess, came) in enumerate(zip(line, text[1:], strict=False)):
+            if guess == came:
+                corner = (column - 0.45, row - 0.45)
+                axes.add_patch(Rectangle(corner, 0.9, 0.9, fill=False, ec=FRAME, lw=1.8))
+    _label_characters(axes, text)
+    axes.set_xlabel("character read")
+    axes.figure.colorbar(image, ax=axes, label="probability")
+
+
+def _draw_text(
+    values: Tensor, text: str, columns: int, axes: Axes | None,
+    colours: str, least: float, most: float, label: str,
+) -> Axes:  # fmt: skip
+    """Lines of cells, coloured by values (T,); a line ends with a new line or when it is full."""
+    lines: list[list[int]] = [[]]
+    for i in range(len(text)):
+        if len(lines[-1]) == columns or (i and text[i - 1] == "\n"):
+            lines.append([])
+        lines[-1].append(i)
+    cells = values.new_full((len(lines), max(map(len, lines))), torch.nan)
+    for row, line in zip(cells, lines, strict=True):
+        row[: len(line)] = values[line]
+    axes = axes or _new_axes(1.5 + 0.15 * cells.size(1), 0.8 + 0.27 * len(lines))
+    image = _draw(axes, cells, colours, least, most, blank="white")
+    _write(axes, image, [[text[i] for i in line] for line in lines])
+    axes.set(xticks=[], yticks=[], frame_on=False)
+    axes.figure.colorbar(image, ax=axes, label=label)
+    return axes

@@ -1,0 +1,48 @@
+"""Progress on the terminal: a bar, or one line per validation in a log file."""
+
+import math
+import sys
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar with the run's steps as its length; refreshed sparsely, since that costs."""
+
+    shown = ("train/loss", "val/loss", "val/bpc", "chars_per_sec")
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=20)
+
+    @property
+    def total_train_batches(self) -> int | float:
+        trainer = self.trainer
+        return trainer.max_steps * trainer.accumulate_grad_batches if trainer.max_steps > 0 else 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description("Training")
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
+        found = trainer.callback_metrics
+        values = {name: float(found[name]) for name in self.shown if name in found}
+        speed = values.pop("chars_per_sec", None)
+        shown = {name: f"{value:.3f}" for name, value in values.items()}
+        return shown | ({"chars/s": f"{speed:,.0f}"} if speed else {})
+
+
+class LogLines(Callback):
+    """A line at each validation, in place of the bar where nobody watches: a log file, or CI."""
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            print(progress(trainer), file=sys.stderr)
+
+
+def progress(trainer: pl.Trainer) -> str:
+    """Where a run is, in a line."""
+    loss = float(trainer.callback_metrics["val/loss"])
+    done = f"step {trainer.global_step:>6,} of {trainer.max_steps:,}"
+    return f"{done}: val/loss {loss:.4f}, {loss / math.log(2):.3f} bits per character"

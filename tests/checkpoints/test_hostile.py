@@ -1,0 +1,211 @@
+"""Files from strangers, given to real commands: no code in them runs, one line refuses them."""
+
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gadgets import GADGETS, RunsCommand
+from laws import train_small
+
+from lit_gpt_scratch.cli import main
+
+pytestmark = pytest.mark.slow
+
+# Reads a checkpoint as a notebook does, in place of the command line.
+LOAD = """
+import sys
+from lit_gpt_scratch import inspection
+from lit_gpt_scratch.errors import mistakes_in_one_line
+with mistakes_in_one_line("load"):
+    inspection.load(sys.argv[1])
+"""
+FIT = ["fit", "--trainer.max_steps=9", "--trainer.accelerator=cpu", "--wandb.mode=disabled"]
+COMMANDS = {
+    "validate": ["-m", "lit_gpt_scratch", "validate", "--ckpt_path"],
+    "predict": ["-m", "lit_gpt_scratch", "predict", "--max_new_tokens=5", "--ckpt_path"],
+    "fit": ["-m", "lit_gpt_scratch", *FIT, "--ckpt_path"],
+    "load": ["-c", LOAD],
+}
+# Runs one command with each of several files, and prints how each ends.
+EACH = """
+import runpy, sys
+count, command = int(sys.argv[1]), sys.argv[2:]
+paths, (kind, what, *rest) = command[:count], command[count:]
+for path in paths:
+    sys.argv = ["command", *rest, path]
+    try:
+        exec(what) if kind == "-c" else runpy.run_module(what, run_name="__main__")
+    except SystemExit as end:
+        print(end.code)
+"""
+PARTS = ("callbacks", "state_dict", "hyper_parameters", "loops")
+PEAK = """
+import resource, runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+finally:
+    print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A genuine checkpoint."""
+    cli = train_small(
+        tmp_path_factory.mktemp("fit"), "--model.net.layers=2", "--model.net.width=16"
+    )
+    return cli.folder / "checkpoints" / "last.ckpt"
+
+
+def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+
+
+def assert_refused(ended: subprocess.CompletedProcess[str], message: str) -> None:
+    """In one line, before anything is printed or written."""
+    assert ended.returncode == 2, ended.stderr
+    assert re.fullmatch(rf"[^\n]*error: [^\n]*({message})[^\n]*\n", ended.stderr), ended.stderr
+    assert not ended.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_gadget_runs_in_any_command(whole: Path, tmp_path: Path, command: str) -> None:
+    """One after the other in a process, since each start takes seconds."""
+    marker, paths = tmp_path / "marker", []
+    for i, gadget in enumerate(GADGETS):
+        contents = torch.load(whole, weights_only=True)
+        contents[PARTS[i % len(PARTS)]]["gadget"] = gadget(marker)
+        paths.append(tmp_path / f"{gadget.__name__}.ckpt")
+        torch.save(contents, paths[-1])
+    ended = run(["-c", EACH, str(len(paths)), *map(str, paths), *COMMANDS[command]], tmp_path)
+    assert not marker.exists()
+    assert ended.stdout.split() == ["2"] * len(GADGETS), ended.stderr
+    lines = ended.stderr.splitlines()
+    assert len(lines) == len(GADGETS)
+    assert all("is refused: it holds pickled code" in line for line in lines)
+    assert set(tmp_path.iterdir()) == set(paths)
+    for path in paths:
+        torch.load(path, weights_only=False)
+        assert marker.exists(), "the gadget is harmless, so this test shows nothing"
+        marker.unlink()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_folder_of_lightnings_is_refused_and_its_pickle_never_run(
+    tmp_path: Path, command: str
+) -> None:
+    """A distributed checkpoint's `.metadata` is a raw pickle, which Lightning would read."""
+    folder, marker = tmp_path / "sharded.ckpt", tmp_path / "marker"
+    folder.mkdir()
+    torch.save({"state_dict": {}}, folder / "meta.pt")
+    (folder / "__0_0.distcp").write_bytes(b"\0" * 100)
+    (folder / ".metadata").write_bytes(pickle.dumps(RunsCommand(marker)))
+    assert_refused(run([*COMMANDS[command], str(folder)], tmp_path), "is a folder")
+    assert not marker.exists()
+    pickle.loads((folder / ".metadata").read_bytes())
+    assert marker.exists(), "the gadget is harmless, so this test shows nothing"
+
+
+Edit = Callable[[dict[str, Any]], Any]
+
+
+def net(**values: Any) -> Edit:
+    return lambda c: c["hyper_parameters"]["net"]["init_args"].update(values)
+
+
+def ensemble(contents: dict[str, Any]) -> None:
+    model = contents["hyper_parameters"]
+    args = {"net": model["net"], "size": 10**9}
+    model["net"] = {"class_path": "lit_gpt_scratch.models.Ensemble", "init_args": args}
+
+
+def longer(contents: dict[str, Any]) -> None:
+    """ModernGPT has nothing of its context's size, so that only buffers could have it."""
+    for part in ("hyper_parameters", "datamodule_hyper_parameters"):
+        contents[part]["context"] = 1 << 20
+
+
+ABSURD: dict[str, tuple[Edit, int]] = {
+    "layers": (net(layers=10**12), 2),
+    "width": (net(width=1 << 40), 2),
+    "an ensemble": (ensemble, 2),
+    "unlogged losses": (lambda c: c.update(unlogged=torch.ones(1).expand(1 << 40)), 2),
+    "a context": (longer, 0),
+}
+
+
+def peak(path: Path) -> tuple[subprocess.CompletedProcess[str], int]:
+    """How `predict` ends, and the most memory that it had, in MiB."""
+    ended = run(["-c", PEAK, *COMMANDS["predict"][1:], str(path)], path.parent)
+    return ended, int(ended.stdout.rpartition("PEAK ")[2])
+
+
+@pytest.fixture(scope="module")
+def usual(whole: Path) -> int:
+    return peak(whole)[1]
+
+
+@pytest.mark.parametrize("what", ABSURD)
+def test_absurd_sizes_take_no_memory(whole: Path, usual: int, tmp_path: Path, what: str) -> None:
+    """They are refused in one line, or are never reserved."""
+    edit, code = ABSURD[what]
+    contents = torch.load(whole, weights_only=True)
+    edit(contents)
+    torch.save(contents, tmp_path / "absurd.ckpt")
+    ended, memory = peak(tmp_path / "absurd.ckpt")
+    assert ended.returncode == code, ended.stderr
+    assert ended.stderr.count("\n") == bool(code)
+    assert memory - usual < 100
+
+
+def test_state_that_does_not_fit_is_one_line_and_leaves_the_run_whole(
+    whole: Path, tmp_path: Path
+) -> None:
+    """What is wrong with an optimizer's state is seen at the first step only."""
+    contents = torch.load(whole, weights_only=True)
+    state = contents["optimizer_states"][0]["state"]
+    state[0] = {name: torch.ones(3) for name in state[0]}
+    root = tmp_path / "runs" / "hostile" / "version_0"
+    shutil.copytree(whole.parents[1], root)
+    path = root / "checkpoints" / "last.ckpt"
+    torch.save(contents, path)
+    before = {p: p.read_bytes() for p in (root / "checkpoints").iterdir()}
+    flags = [*COMMANDS["fit"], str(path), f"--trainer.default_root_dir={tmp_path}"]
+    ended = run(flags, tmp_path)
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ended.stderr.count("error: ") == 1
+    assert f"going on from {path} failed" in ended.stderr
+    assert {p: p.read_bytes() for p in (root / "checkpoints").iterdir()} == before
+
+
+def test_out_of_memory_is_one_line(whole: Path, tmp_path: Path) -> None:
+    flags = ["--max_new_tokens=1000000000000"]
+    ended = run([*COMMANDS["predict"], str(whole), *flags], tmp_path)
+    assert ended.returncode == 2
+    assert re.fullmatch(r"[^\n]*error: there is not enough memory [^\n]*\n", ended.stderr)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("text", ["[", "- ", "{a: [", "? "])
+@pytest.mark.parametrize("rounds", [3000, 25_000])
+def test_a_prompt_that_nests_deep_is_no_crash(
+    whole: Path, text: str, rounds: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The parser tries every text as YAML; that reader is written in C, and has a stack to end."""
+    flags = ["--max_new_tokens=1", f"--prompt={text * rounds}"]
+    refused = pytest.raises(SystemExit, match=r"^2$")
+    with refused if text != "? " or rounds > 10_000 else nullcontext():
+        main(["predict", "--ckpt_path", str(whole), *flags])
+    assert re.fullmatch(r"([^\n]*error: [^\n]*\n)?", capsys.readouterr().err)

@@ -1,0 +1,341 @@
+"""Whatever is written: each text is kept, learnt, drawn from, looked into and shown."""
+
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import unicodedata
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import pytest
+import torch
+from chromium import CHROMIUM, Chromium, Page
+from laws import CONFIGS, parse, small, train_small
+from matplotlib import pyplot as plt
+from texts import CJK, TEXTS
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lit_gpt_scratch import cli, inspection
+from lit_gpt_scratch.cli import export_command as export
+from lit_gpt_scratch.cli.commands import CharCLI
+from lit_gpt_scratch.inspection import plots
+from lit_gpt_scratch.inspection.draw_heads import draw_heads
+from lit_gpt_scratch.runs import report
+from lit_gpt_scratch.runs.recorders import quoted
+from lit_gpt_scratch.runs.summary import alphabet_lines
+from lit_gpt_scratch.runs.tables import read_rows
+from lit_gpt_scratch.training.module import LitCharLM
+
+LARGE = "ten thousand characters"
+SMALL = ["--model.net.layers=1", "--model.net.width=16", "--trainer.val_check_interval=2"]
+
+
+class Trained(NamedTuple):
+    """A run of four steps that W&B recorded, and the text it learnt from."""
+
+    text: str
+    corpus: Path
+    run: CharCLI
+
+    @property
+    def last(self) -> Path:
+        return self.run.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def validated(self) -> str:
+        part = self.run.datamodule.splits.val
+        return self.text[part.start : part.stop]
+
+
+@pytest.fixture(scope="module")
+def all_trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
+    found = {}
+    for name, text in TEXTS.items():
+        folder = tmp_path_factory.mktemp("any")
+        corpus = folder / "text.txt"
+        corpus.write_bytes(text.encode())
+        args = [f"--data.corpus={corpus}", f"--name={name}", "--wandb.mode=offline", *SMALL]
+        found[name] = Trained(text, corpus, train_small(folder, *args))
+    return found
+
+
+@pytest.fixture(params=TEXTS)
+def trained(request: pytest.FixtureRequest, all_trained: dict[str, Trained]) -> Trained:
+    return all_trained[request.param]
+
+
+def spoken(monkeypatch: pytest.MonkeyPatch, encoding: str, *args: str) -> str:
+    """What the program writes to an output of an encoding."""
+    output = io.TextIOWrapper(io.BytesIO(), encoding, newline="")
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(sys, "argv", ["lit-gpt-scratch", *args])
+    cli.run()
+    output.flush()
+    said = output.buffer.getvalue()  # type: ignore[attr-defined]
+    return str(said.decode(encoding))
+
+
+def test_the_texts_are_what_they_are_called() -> None:
+    """Or these laws would hold for less than they say."""
+    assert len(set(TEXTS[LARGE])) == len(set(CJK)) == 10_000
+    assert max(TEXTS[LARGE]) > "\uffff"
+    assert all(sign in TEXTS["emoji"] for sign in "\u200d\ufe0f🏽")
+    assert {"R", "AL", "NSM"} <= {unicodedata.bidirectional(c) for c in TEXTS["right to left"]}
+    assert all(end in TEXTS["ends of lines"] for end in ("\r\n", "\r", "\u2028", "\x85"))
+    assert {"\0", "\x1b", "\ufeff"} < {*TEXTS["controls"]}
+    assert {len(c.encode()) for c in TEXTS["every width"]} == {1, 2, 3, 4}
+    assert [len({*TEXTS[name]}) for name in ("one letter", "two letters")] == [1, 2]
+
+
+# Through the program
+
+
+def test_every_character_is_kept(trained: Trained) -> None:
+    data = trained.run.datamodule
+    assert data.tokenizer.decode(data.tokens) == trained.text
+    assert data.alphabet == "".join(sorted({*trained.text}))
+
+
+def test_each_validation_leaves_tables_that_read_back_as_they_were(trained: Trained) -> None:
+    """And W&B has the same rows."""
+    alphabet, folder = {*trained.text}, trained.run.folder
+    _, samples = read_rows(folder / "samples.csv")
+    assert [row["step"] for row in samples] == ["2", "2", "4", "4"]
+    for row in samples:
+        assert row["text"].startswith(row["prompt"])
+        assert len(row["text"]) == len(row["prompt"]) + 100
+        assert {*row["text"]} <= alphabet
+    _, symbols = read_rows(folder / "symbols.csv")
+    for step in ("2", "4"):
+        found = {row["symbol"]: int(row["count"]) for row in symbols if row["step"] == step}
+        assert found == Counter(trained.validated[1:])
+    for name, rows in (("samples", samples), ("symbols", symbols)):
+        pieces = folder.glob(f"wandb/offline-run-*/files/media/table/{name}_*.json")
+        logged = [row for piece in pieces for row in json.loads(piece.read_bytes())["data"]]
+        assert sorted([*map(str, row)] for row in logged) == sorted([*r.values()] for r in rows)
+
+
+def test_a_run_goes_on_and_is_validated(trained: Trained, tmp_path: Path) -> None:
+    again = [f"--data.corpus={trained.corpus}", *SMALL, f"--ckpt_path={trained.last}"]
+    run = train_small(tmp_path, *again, "--trainer.max_steps=6", "--name=longer")
+    loss = float(run.trainer.callback_metrics["val/loss"])
+    assert run.trainer.global_step == 6
+    assert 0 <= loss <= math.log(len({*trained.text})) + 0.1
+    last = run.folder / "checkpoints" / "last.ckpt"
+    measured = cli.main(["validate", f"--ckpt_path={last}", "--trainer.logger=false"])
+    assert float(measured.trainer.callback_metrics["val/loss"]) == pytest.approx(loss, abs=1e-6)
+
+
+def test_what_is_exported_draws_the_same_text(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    export.export(trained.last, tmp_path / "exported")
+    prompt = next(word for word in trained.text.split("\n") if word)[:5]
+    args = ["--prompt", prompt, "--max_new_tokens", "50", "--num_samples", "2"]
+    drawn = [
+        spoken(monkeypatch, "utf-8", "predict", f"--ckpt_path={path}", *args)
+        for path in (trained.last, tmp_path / "exported")
+    ]
+    assert drawn[0] == drawn[1]
+    assert drawn[0].startswith(prompt)
+    assert drawn[0].count("-" * 80) == 1
+    assert {*drawn[0]} <= {*trained.text, "\n", "-"}
+
+
+def test_an_output_that_lacks_a_character_shows_its_number(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ["predict", f"--ckpt_path={trained.last}", "--max_new_tokens=50"]
+    wide, narrow = (spoken(monkeypatch, name, *args) for name in ("utf-8", "ascii"))
+    assert narrow == wide.encode("ascii", "backslashreplace").decode()
+
+
+def test_a_terminal_of_few_characters_is_no_mistake(tmp_path: Path) -> None:
+    """`fit`, as a process, says all that it says elsewhere."""
+    corpus = tmp_path / "text.txt"
+    corpus.write_bytes(TEXTS["right to left"].encode())
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "lit_gpt_scratch", "fit", f"--data.corpus={corpus}", *SMALL,
+            "--data.context=8", "--trainer.max_steps=2", "--trainer.accelerator=cpu",
+            f"--trainer.default_root_dir={tmp_path}", "--trainer.enable_progress_bar=true",
+        ],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert done.stdout.isascii()
+    assert "  | " in done.stdout
+    assert "\\u05" in done.stdout
+
+
+def test_a_prompt_and_a_corpus_of_unknown_characters_are_one_line_each(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unknown = next(c for c in "☂é" if c not in trained.text)
+    corpus = tmp_path / "other.txt"
+    corpus.write_text(trained.text + unknown, encoding="utf-8", newline="")
+    for args in (["predict", "--prompt", unknown], ["validate", f"--data.corpus={corpus}"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*args, f"--ckpt_path={trained.last}"])
+        assert stop.value.code == 2
+        said = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+        assert len(said) == 1
+        assert f"{unknown!r} at position" in said[0]
+        assert f"is not in the alphabet of {len({*trained.text}):,}".replace(",", "") in said[0]
+
+
+def test_validation_may_have_characters_that_training_has_not(tmp_path: Path) -> None:
+    """The alphabet is the whole corpus': a loss of about log V is theirs."""
+    corpus = tmp_path / "text.txt"
+    corpus.write_text("ab" * 900 + "".join(CJK[:200]), encoding="utf-8", newline="")
+    run = train_small(tmp_path, f"--data.corpus={corpus}", *SMALL)
+    assert len(run.datamodule.alphabet) == 202
+    assert float(run.trainer.callback_metrics["val/loss"]) > math.log(202) - 1
+
+
+# Looked into
+
+
+def looks(model: LitCharLM, text: str) -> dict[str, Any]:
+    """All that notebooks draw of a model and a text, which is as long as the context."""
+    other = next((c for c in model.tokenizer.alphabet if c != text[3]), None)
+    costs = inspection.head_costs(model, text), inspection.layer_costs(model, text)
+    heads = inspection.attention(model, text)
+    trace = inspection.trace(model, text, 3, other) if other else None
+    alphabet = model.tokenizer.alphabet
+    return {
+        "attention": plots.plot_attention(heads[0].weights[0], text),
+        "heads": plots.plot_heads(heads, text),
+        "next": plots.plot_next_characters(inspection.next_characters(model, text), text, alphabet),
+        "surprise": plots.plot_surprise(inspection.surprise(model, text * 4), text * 4),
+        "positions": plots.plot_position_costs(inspection.position_costs(model, text), text),
+        "lens": plots.plot_logit_lens(inspection.logit_lens(model, text), text, alphabet),
+        "costs": plots.plot_costs(*costs),
+        "embeddings": plots.plot_embeddings(inspection.embeddings(model), alphabet),
+        "similarity": plots.plot_similarity(inspection.similarity(model), alphabet),
+        **({"trace": plots.plot_trace(trace, text, 3, other or "")} if trace else {}),
+    }
+
+
+@pytest.mark.parametrize(
+    "trained", [LARGE, "right to left", "ends of lines", "controls", "one letter"], indirect=True
+)
+def test_every_text_is_drawn_without_a_word(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No glyph is missed, and no picture is larger than a screen or two."""
+    monkeypatch.setitem(mpl.rcParams, "backend", "agg")
+    monkeypatch.setitem(mpl.rcParams, "figure.dpi", 40)
+    model = inspection.load(trained.last)
+    for start in range(0, 64, 8):
+        draw_heads(inspection.attention(model, trained.text[start : start + 8]), trained.text[:8])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name, drawn in looks(model, trained.text[:8]).items():
+            figure = getattr(drawn, "figure", drawn)
+            assert max(figure.get_size_inches()) < 20, name
+            figure.canvas.draw()
+    plt.close("all")
+
+
+def test_what_is_visible_is_as_long_as_its_text_and_can_be_printed(trained: Trained) -> None:
+    shown = inspection.visible(trained.text)
+    assert len(shown) == len(trained.text)
+    assert shown.isprintable()
+    assert inspection.visible("a\r\n\t b\x1b") == "a↵⏎⇥␣b�"
+
+
+def test_a_sample_leaves_the_terminal_as_it_was(trained: Trained) -> None:
+    """No escape, bell or carriage return gets through."""
+    lines = quoted(trained.text)
+    assert all(unicodedata.category(c) != "Cc" for line in lines for c in line if c != "\t")
+    assert quoted("a\tb\x1b[2J\r\n c") == ["  | a\tb�[2J", "  |  c"]
+
+
+class Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The number of elements of the largest tensor that is made."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        made = out if isinstance(out, tuple | list) else [out]
+        sizes = [part.numel() for part in made if isinstance(part, torch.Tensor)]
+        self.largest = max([self.largest, *sizes])
+        return out
+
+
+def test_the_surprise_of_a_longer_text_needs_no_larger_tensor() -> None:
+    model = small(CONFIGS[0])
+    largest = []
+    for count in (8192, 40_000):
+        with Sizes() as sizes:
+            inspection.surprise(model, "ab" * (count // 2) + "a")
+        largest.append(sizes.largest)
+    assert largest[0] == largest[1] == 8192 * len(model.tokenizer)
+
+
+# Shown
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium: it is not installed")
+def test_a_report_shows_every_text_and_each_in_its_direction(
+    all_trained: dict[str, Trained], tmp_path: Path
+) -> None:
+    folders = [trained.run.folder for trained in all_trained.values()]
+    report.write_report(folders, tmp_path / "report.html")
+    browser = Chromium(tmp_path / "profile")
+    try:
+        page = Page(browser, tmp_path / "report.html")
+        complaints, requests, traces = page.complaints(), page.requests(), page.traces()
+        shown = page.js(
+            "[...document.querySelectorAll('pre')].map(pre => "
+            "[pre.dir, getComputedStyle(pre).unicodeBidi, pre.textContent])"
+        )
+    finally:
+        browser.close()
+    assert (complaints, requests, traces["symbols"]) == ([], [], len(folders))
+    rows = [row for folder in folders for row in read_rows(folder / "samples.csv")[1]]
+    for (*direction, text), row in zip(shown, rows, strict=True):
+        assert direction == ["auto", "plaintext"]
+        # A page shows no NUL, and one kind of line ends.
+        assert printable(text) == printable(row["text"])
+
+
+def printable(text: str) -> str:
+    return "".join(c for c in text if c.isprintable()).strip()
+
+
+# Where the alphabet has most of the parameters
+
+
+def test_a_large_alphabet_that_has_most_parameters_is_pointed_at(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", *SMALL]
+    train_small(tmp_path, f"--data.corpus={trained.corpus}", *args)
+    said = capsys.readouterr().err
+    assert said.count("% of the parameters are in the embedding") == (len({*trained.text}) > 1000)
+
+
+@pytest.mark.parametrize(
+    ("config", "width", "pointed_at"),
+    [("bigram", 0, 0), ("multi_head", 32, 1), ("gpt_cpu", 32, 1), ("gpt_cpu", 128, 0)],
+)
+def test_a_network_of_width_and_depth_is_not_and_a_bigram_never(
+    config: str, width: int, pointed_at: int
+) -> None:
+    alphabet = "".join(sorted(CJK[:2_000]))
+    args = [
+        f"--config={CONFIGS[0].with_stem(config)}",
+        *([f"--model.net.width={width}"] if width else []),
+    ]
+    lines = alphabet_lines(parse(*args, f"--data.alphabet={alphabet}").model)
+    assert len(lines) == pointed_at
+    assert all("alphabet of 2,000" in line for line in lines)

@@ -1,0 +1,693 @@
+"""The command line as a user meets it: what it writes, what it prints, and what it refuses."""
+
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lit_gpt_scratch import cli
+from lit_gpt_scratch.cli.commands import CharCLI
+from lit_gpt_scratch.data import corpus
+from lit_gpt_scratch.data.grammar import play_log_loss
+from lit_gpt_scratch.training import LitCharLM
+
+TINY = [
+    *["--data.corpus", "sample", "--data.sample_size", "20000", "--data.context", "16"],
+    *["--model.net.layers", "1", "--model.net.width", "16", "--model.net.attention.heads", "2"],
+    *["--trainer.max_steps", "7", "--trainer.val_check_interval", "3"],
+    *["--trainer.log_every_n_steps", "2", "--wandb.mode", "disabled"],
+]
+RULE = f"\n{'-' * 80}\n"  # between texts
+Refusal = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished tiny run."""
+    root = tmp_path_factory.mktemp("root")
+    return cli.main(["fit", *TINY, "--trainer.default_root_dir", str(root)]).folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run's checkpoint, moved alone into an empty folder."""
+    return Path(shutil.copy(run_folder / "checkpoints/best.ckpt", tmp_path_factory.mktemp("alone")))
+
+
+@pytest.fixture
+def refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Refusal:
+    """Runs a command that must be refused, and gives the one line that it says."""
+
+    def refuse(*arguments: object) -> str:
+        here = tmp_path / "here"
+        here.mkdir(exist_ok=True)
+        monkeypatch.chdir(here)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        assert stop.value.code == 2
+        assert said.out == ""
+        assert re.fullmatch(r"lit-gpt-scratch: error: [^\n]+\n", said.err)
+        assert list(here.iterdir()) == [], "something was written"
+        return said.err
+
+    return refuse
+
+
+def program(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The installed program, as a process of its own."""
+    return subprocess.run(
+        [Path(sys.executable).parent / "lit-gpt-scratch", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        check=False,
+    )
+
+
+def texts_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What a `predict` has printed."""
+    said = capsys.readouterr().out
+    assert said.endswith("\n")
+    return said.removesuffix("\n").split(RULE)
+
+
+# What a run leaves behind
+
+
+def test_a_run_writes_these_files_and_no_others(run_folder: Path) -> None:
+    found = {str(path.relative_to(run_folder)) for path in run_folder.rglob("*.*")}
+    expected = {"config.yaml", "about.yaml", "metrics.csv", "samples.csv", "symbols.csv"}
+    expected |= {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    assert found == expected | {f"attention/step_{step:06}.png" for step in (3, 6, 7)}
+    assert run_folder.parts[-3:] == ("runs", "gpt_cpu", "version_0")
+
+
+def test_metrics_have_every_name_and_end_at_the_last_step(run_folder: Path) -> None:
+    with (run_folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    names = {"train/loss", "val/loss", "val/bpc", "val/perplexity", "val/gap", "lr", "grad_norm"}
+    assert names | {"tokens_seen", "chars_per_sec", "mfu", "step"} <= set(rows[0])
+    train = [int(row["step"]) for row in rows if row["train/loss"]]
+    val = [int(row["step"]) for row in rows if row["val/loss"]]
+    assert (train, val) == ([2, 4, 6, 7], [3, 6, 7])
+    assert all(int(float(r["tokens_seen"])) == int(r["step"]) * 16 * 16 for r in rows)
+    # The default schedule warms up for 20 steps; the last step is on its way down.
+    rates = [float(row["lr"]) for row in rows if row["lr"]]
+    assert rates == pytest.approx([0.02 * r for r in (2 / 20, 4 / 20, 6 / 20, 1 / 7 / 0.6)])
+
+
+def test_the_resolved_config_repeats_the_run(run_folder: Path, tmp_path: Path) -> None:
+    config = run_folder / "config.yaml"
+    again = cli.main(
+        ["fit", "--config", str(config), "--trainer.default_root_dir", str(tmp_path)]
+    ).folder
+    first, second = (
+        torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for folder in (run_folder, again)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert again.parent.name == "gpt_cpu"
+    assert yaml.safe_load(config.read_text())["data"]["corpus"] == "sample"
+
+
+def test_each_fresh_run_has_a_new_version_and_name_says_which(tmp_path: Path) -> None:
+    root = ["--trainer.default_root_dir", str(tmp_path), "--name", "mine"]
+    folders = [cli.main(["fit", *TINY, *root]).folder for _ in range(2)]
+    assert [f.relative_to(tmp_path / "runs/mine").name for f in folders] == [
+        "version_0",
+        "version_1",
+    ]
+
+
+def test_the_end_says_last_best_bits_time_sample_floor_and_the_next_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.main(["fit", *TINY, "--trainer.default_root_dir", str(tmp_path)])
+    said = capsys.readouterr().out
+    for word in (
+        "last",
+        "best",
+        "bits",
+        "time",
+        "A sample:",
+        "lit-gpt-scratch predict",
+        "validate",
+    ):
+        assert word in said
+    floor, _ = play_log_loss(18001, 20000)
+    assert f"floor        {floor:.4f} nats" in said
+
+
+def test_a_run_without_validation_keeps_its_last_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    fitted = cli.main(["fit", *TINY, *root, "--trainer.limit_val_batches", "0"])
+    said = capsys.readouterr().out
+    assert "not validated" in said
+    assert f"validate --ckpt_path {fitted.folder / 'checkpoints/last.ckpt'}" in said
+    cli.main(["validate", "--ckpt_path", str(fitted.folder / "checkpoints/last.ckpt")])
+
+
+# A checkpoint alone is enough
+
+
+def test_explicit_flags_beat_the_checkpoint_which_beats_the_defaults(checkpoint: Path) -> None:
+    validated = cli.main(["validate", "--ckpt_path", str(checkpoint), "--data.val_fraction", "0.2"])
+    assert validated.datamodule.context == 16
+    assert validated.datamodule.hparams.val_fraction == 0.2
+    assert validated.config.validate.data.sample_size == 20000
+    assert len(validated.model.net.blocks) == 1
+
+
+def test_a_resumed_run_goes_on_and_obeys_explicit_flags(run_folder: Path, tmp_path: Path) -> None:
+    elsewhere = shutil.copy(run_folder / "checkpoints/last.ckpt", tmp_path)
+    resumed = ["--ckpt_path", str(elsewhere)]
+    resumed += ["--trainer.default_root_dir", str(tmp_path), "--wandb.mode", "disabled"]
+    resumed += ["--trainer.max_steps", "9", "--trainer.log_every_n_steps", "1"]
+    fitted = cli.main(["fit", *resumed, "--model.optimizer.lr", "0.5"])
+    assert fitted.folder == tmp_path / "runs" / "gpt_cpu" / "version_0"
+    with (fitted.folder / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["lr"]]
+    assert [int(row["step"]) for row in rows] == [8, 9]
+    # The place in the schedule is that of a run of nine steps, not of the seven that ended at 0.
+    assert [float(row["lr"]) for row in rows] == pytest.approx([0.5 * 2 / 5.4, 0.5 * 1 / 5.4])
+
+
+def test_a_notice_says_that_other_splits_hold_trained_text(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.main(["validate", "--ckpt_path", str(checkpoint)])
+    assert f"{checkpoint} on sample" in (said := capsys.readouterr().err)
+    assert "Notice" not in said
+    cli.main(["validate", "--ckpt_path", str(checkpoint), "--data.val_fraction", "0.3"])
+    assert "Notice: val_fraction is 0.3, in training it was 0.1" in capsys.readouterr().err
+
+
+def test_validate_repeats_the_figure_of_fit(checkpoint: Path, run_folder: Path) -> None:
+    with (run_folder / "metrics.csv").open() as file:
+        best = min(float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"])
+    metrics = cli.main(["validate", "--ckpt_path", str(checkpoint)]).trainer.callback_metrics
+    assert float(metrics["val/loss"]) == pytest.approx(best, abs=1e-6)
+
+
+def test_best_and_last_mean_the_newest_run(run_folder: Path) -> None:
+    root = ["--trainer.default_root_dir", str(run_folder.parents[2])]
+    validated = cli.main(["validate", "--ckpt_path", "last", *root])
+    assert validated.config.validate.ckpt_path == str(run_folder / "checkpoints/last.ckpt")
+
+
+def test_a_checkpoint_path_in_yaml_serves_as_a_flag(checkpoint: Path, tmp_path: Path) -> None:
+    config = tmp_path / "evaluate.yaml"
+    config.write_text(f"ckpt_path: {checkpoint}\n")
+    assert cli.main(["validate", "--config", str(config)]).datamodule.context == 16
+
+
+def test_test_runs_where_there_is_a_test_split(checkpoint: Path) -> None:
+    tested = cli.main(["test", "--ckpt_path", str(checkpoint), "--data.test_fraction", "0.1"])
+    assert "test/loss" in tested.trainer.callback_metrics
+
+
+def test_prediction_settings_are_flags_of_predict_alone_and_enter_no_checkpoint(
+    checkpoint: Path, refusal: Refusal
+) -> None:
+    for command in ("fit", "validate", "test"):
+        assert "prompt" in refusal(command, "--ckpt_path", checkpoint, "--prompt", "KING")
+    assert "prompt" not in str(torch.load(checkpoint, weights_only=True)["hyper_parameters"])
+
+
+def test_predict_prints_the_texts_and_nothing_else(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ["predict", "--ckpt_path", str(checkpoint), "--max_new_tokens", "30"]
+    cli.main([*ask, "--prompt", "BEATA:", "--num_samples", "2"])
+    first, second = texts_of(capsys)
+    assert first.startswith("BEATA:")
+    assert len(first) == len(second) == 36
+    cli.main([*ask, "--prompt", "BEATA:"])  # text 0 does not depend on the one beside it
+    assert capsys.readouterr().out == first + "\n"
+
+
+def test_an_empty_prompt_is_a_new_line_and_a_long_one_works(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ["predict", "--ckpt_path", str(checkpoint), "--max_new_tokens", "5", "--prompt"]
+    cli.main([*ask, ""])
+    assert capsys.readouterr().out.startswith("\n")
+    long = "Kings build the bell.\n" * 4
+    cli.main([*ask, long])
+    assert capsys.readouterr().out.startswith(long)
+
+
+def test_top_k_above_the_alphabet_is_all_with_a_notice(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ["predict", "--ckpt_path", str(checkpoint), "--max_new_tokens", "20"]
+    cli.main(ask)
+    every = capsys.readouterr().out
+    cli.main([*ask, "--top_k", "5000"])
+    said = capsys.readouterr()
+    assert said.out == every
+    assert "5000" in said.err
+
+
+def test_a_greedy_text_does_not_depend_on_the_seed(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = [
+        "predict",
+        "--ckpt_path",
+        str(checkpoint),
+        "--max_new_tokens",
+        "20",
+        "--temperature",
+        "0",
+    ]
+    texts = []
+    for seed in ("1", "2"):
+        cli.main([*ask, "--seed", seed])
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+
+
+def test_predict_prints_the_texts_of_a_file_of_prompts_in_their_order(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Text j of prompt i depends on the seed and on its number, i * num_samples + j, alone."""
+    prompts = ["BEATA:", "Kings", "the be", "Kings and bells " * 2]
+    file = tmp_path / "prompts.txt"
+    ask = ["predict", "--ckpt_path", str(checkpoint), "--max_new_tokens", "20"]
+    ask += ["--num_samples", "3", "--prompt_file", str(file)]
+    file.write_text("\n".join(prompts))
+    done = cli.main(ask)
+    texts = texts_of(capsys)
+    alone = []
+    for number, prompt in enumerate(prompt for prompt in prompts for _ in range(3)):
+        ids = done.model.tokenizer.encode(prompt)[None]
+        alone += done.model.generate(ids, done.model.sampling, [number])
+        assert alone[-1].startswith(prompt)
+    assert texts == alone
+    assert len(set(texts)) == 12
+    file.write_text(prompts[0])  # the others change nothing in the first
+    cli.main(ask)
+    assert texts_of(capsys) == texts[:3]
+
+
+@pytest.mark.parametrize("stop", ["e", "\n", ": "])
+def test_predict_ends_each_text_before_the_stop(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], stop: str
+) -> None:
+    ask = ["predict", "--ckpt_path", str(checkpoint), "--max_new_tokens", "60"]
+    ask += ["--prompt", "BE: e\n", "--num_samples", "3"]
+    cli.main(ask)
+    whole = texts_of(capsys)
+    cli.main([*ask, "--stop", stop])
+    cut = [text[:6] + text[6:].split(stop)[0] for text in whole]
+    assert texts_of(capsys) == cut
+
+
+def test_predict_takes_every_filter(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At their narrowest each makes the greedy text."""
+    ask = ["predict", "--ckpt_path", str(checkpoint), "--max_new_tokens", "20"]
+    texts = []
+    for how in (
+        ["--temperature", "0"],
+        ["--top_k", "1"],
+        ["--top_p", "1e-6"],
+        ["--min_p", "1"],
+    ):
+        cli.main([*ask, *how])
+        texts += texts_of(capsys)
+    assert texts == texts[:1] * 4
+    cli.main(ask)
+    assert texts_of(capsys) != texts[:1]
+
+
+# Corpora that change, fail or fall back
+
+
+def test_a_changed_corpus_under_the_same_name_is_refused_unless_asked_for(
+    tmp_path: Path, refusal: Refusal
+) -> None:
+    text = tmp_path / "mine.txt"
+    text.write_text("the cat sat on the mat\n" * 200)
+    mine = ["--data.corpus", str(text), "--trainer.default_root_dir", str(tmp_path)]
+    folder = cli.main(["fit", *TINY, *mine]).folder
+    text.write_text("the mat sat on the cat\n" * 200)
+    validate = ["validate", "--ckpt_path", str(folder / "checkpoints/last.ckpt")]
+    line = refusal(*validate)
+    assert "--data.sha256" in line
+    new = re.search(r"--data\.sha256 (\w{64})", line)
+    assert new
+    cli.main([*validate, "--data.sha256", new[1]])
+    other = tmp_path / "other.txt"  # another corpus by its own name needs no leave
+    other.write_text("a mat on a cat\n" * 200)
+    cli.main([*validate, "--data.corpus", str(other)])
+
+
+def test_a_failed_download_falls_back_only_where_asked_and_says_so_everywhere(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refusal: Refusal,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("LIT_GPT_SCRATCH_DATA", str(tmp_path / "empty"))
+    monkeypatch.setattr(corpus, "TINY_SHAKESPEARE", "http://127.0.0.1:9/input.txt")
+    monkeypatch.setattr(corpus, "RETRIES", 0)
+    tiny = [*TINY, "--data.corpus", "tiny-shakespeare"]
+    line = refusal("fit", *tiny)
+    assert "Put the file there by hand" in line
+    assert "--data.corpus sample" in line
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    fitted = cli.main(["fit", *tiny, *root, "--data.fallback", "sample"])
+    said = capsys.readouterr()
+    assert "USING THE BUILT-IN SAMPLE INSTEAD" in said.err
+    assert "THE DOWNLOAD FAILED" in said.out
+    assert fitted.folder.parent.name == "gpt_cpu-sample"
+    assert yaml.safe_load((fitted.folder / "config.yaml").read_text())["data"]["corpus"] == "sample"
+
+
+# Mistakes: one clear line, nothing written
+
+FIT_MISTAKES = {
+    "context is 0": ["--data.context", "0"],
+    "context is -1": ["--data.context", "-1"],
+    "context is 3000, but the val split": ["--data.context", "3000"],
+    "batch_size is 0": ["--data.batch_size", "0"],
+    "sample_size is 0": ["--data.sample_size", "0"],
+    "val_fraction is 0.0": ["--data.val_fraction", "0"],
+    "test_fraction is 0.95": ["--data.test_fraction", "0.95"],
+    "seed is -1": ["--data.seed", "-1"],
+    "width is 0": ["--model.net.width", "0"],
+    "layers is 0": ["--model.net.layers", "0"],
+    "heads is 0": ["--model.net.attention.heads", "0"],
+    "heads must divide the width": ["--model.net.attention.heads", "3"],
+    "dropout is 1.0": ["--model.net.dropout", "1"],
+    "dropout is -0.1": ["--model.net.attention.dropout", "-0.1"],
+    "dropout is nan": ["--model.net.dropout", ".nan"],
+    "model.net.dropout is 'nan'": ["--model.net.dropout", "nan"],
+    "lr is 0.0": ["--model.optimizer.lr", "0"],
+    "weight_decay is -1.0": ["--model.optimizer.weight_decay", "-1"],
+    "beta1 is 1.5": ["--model.optimizer.beta1", "1.5"],
+    "unexpected keyword argument 'steps'": [
+        *("--model.schedule", "torch.optim.lr_scheduler.StepLR"),
+        *("--model.schedule.step_size", "5"),
+    ],
+    "warmup is 0": ["--model.schedule.warmup", "0"],
+    "max_steps is 0": ["--trainer.max_steps", "0"],
+    "max_steps is -5": ["--trainer.max_steps", "-5"],
+    "val_check_interval is 0": ["--trainer.val_check_interval", "0"],
+    "accelerator": ["--trainer.accelerator", "abacus"],
+    "name is '../out'": ["--name", "../out"],
+    "did you mean data.context?": ["--data.contxt", "3"],
+    "did you mean trainer.max_steps?": ["--trainer.max_step", "3"],
+    "did you mean model.net.layers?": ["--model.net.layer", "3"],
+    "did you mean model.net.attention.heads?": ["--model.net.attention.head", "3"],
+    "did you mean GPT?": ["--model.net", "lit_gpt_scratch.models.GTP"],
+    "data.context is 'many': it must be a whole number": ["--data.context", "many"],
+    "it must be offline or online or disabled": ["--wandb.mode", "of"],
+    "--plugin no_such_module": ["--plugin", "no_such_module"],
+    "is a folder": ["--data.corpus", "."],
+    "no such file": ["--data.corpus", "tiny-shakespear"],
+    "only https://": ["--data.corpus", "http://example.org/a.txt"],
+    "not 0000": ["--data.sha256", "0000"],
+}
+
+
+@pytest.mark.parametrize("said", FIT_MISTAKES)
+def test_a_mistake_in_fit_is_one_line(said: str, refusal: Refusal) -> None:
+    assert said in refusal("fit", *TINY, *FIT_MISTAKES[said])
+
+
+PREDICT_MISTAKES = {
+    "temperature is -1.0": ["--temperature", "-1"],
+    "temperature is nan": ["--temperature", ".nan"],
+    "temperature is inf": ["--temperature", ".inf"],
+    "temperature is 'nan': it must be a number": ["--temperature", "nan"],
+    "temperature is 'hot': it must be a number": ["--temperature", "hot"],
+    "top_k is 0": ["--top_k", "0"],
+    "top_k is -3": ["--top_k", "-3"],
+    "top_p is 0.0": ["--top_p", "0"],
+    "top_p is 1.5": ["--top_p", "1.5"],
+    "top_p is nan": ["--top_p", ".nan"],
+    "min_p is -0.1": ["--min_p", "-0.1"],
+    "min_p is 2.0": ["--min_p", "2"],
+    "max_new_tokens is 0": ["--max_new_tokens", "0"],
+    "num_samples is 0": ["--num_samples", "0"],
+    "prompt: character '8' at position 2": ["--prompt", "AB8"],
+    "stop: character '8' at position 0": ["--stop", "8"],
+    "prompt_file /none.txt cannot be read: No such file": ["--prompt_file", "/none.txt"],
+    "prompt and prompt_file are both given": ["--prompt", "A", "--prompt_file", "/none.txt"],
+    "do not change its sizes": ["--model.net.width", "32"],
+}
+
+
+@pytest.mark.parametrize("said", PREDICT_MISTAKES)
+def test_a_mistake_in_predict_is_one_line(said: str, checkpoint: Path, refusal: Refusal) -> None:
+    assert said in refusal("predict", "--ckpt_path", checkpoint, *PREDICT_MISTAKES[said])
+
+
+PROMPT_FILES = {
+    "is not UTF-8 text": b"BEATA:\n\xff\n",
+    "is empty": b"",
+    "prompts.txt: character '8' at position 1": b"BEATA:\n\nB8\n",
+}
+
+
+@pytest.mark.parametrize("said", PROMPT_FILES)
+def test_a_bad_file_of_prompts_is_one_line(
+    said: str, checkpoint: Path, tmp_path: Path, refusal: Refusal
+) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(PROMPT_FILES[said])
+    line = refusal("predict", "--ckpt_path", checkpoint, "--prompt_file", path)
+    assert said in line
+    if "character" in said:
+        assert "line 3 of" in line
+
+
+CORPORA = {
+    "is not UTF-8 (byte 0xff)": b"abc\xff" * 100,
+    "is empty": b"",
+    "has 9 characters": b"0123456789" * 9,
+}
+
+
+@pytest.mark.parametrize("said", CORPORA)
+def test_a_bad_corpus_is_one_line(said: str, tmp_path: Path, refusal: Refusal) -> None:
+    path = tmp_path / "corpus.txt"
+    path.write_bytes(CORPORA[said])
+    assert said in refusal("fit", *TINY, "--data.corpus", path)
+
+
+def test_an_unreadable_corpus_is_one_line(tmp_path: Path, refusal: Refusal) -> None:
+    (tmp_path / "file").write_text("a file, not a folder")
+    assert "no such file" in refusal("fit", *TINY, "--data.corpus", tmp_path / "file/below")
+    locked = tmp_path / "locked.txt"
+    locked.write_text("secret" * 100)
+    locked.chmod(0)
+    if os.geteuid() != 0:  # nothing is unreadable to root
+        assert "Permission denied" in refusal("fit", *TINY, "--data.corpus", locked)
+
+
+CONFIGS = {
+    "did you mean": "data:\n  contxt: 4\n",
+    "there is no 'modl.net'": "modl:\n  net: 3\n",
+    "did you mean trainer.max_steps?": "trainer:\n  max_step: 3\n",
+    "data.context is '[1, 2]'": "data:\n  context: [1, 2]\n",
+    "--config is not YAML": "data: [1\n",
+    "Unexpected config": "just a sentence",
+}
+
+
+@pytest.mark.parametrize("said", CONFIGS)
+def test_a_bad_config_is_one_line(said: str, tmp_path: Path, refusal: Refusal) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIGS[said])
+    assert said in refusal("fit", "--config", config)
+
+
+def test_a_missing_or_binary_config_is_one_line(tmp_path: Path, refusal: Refusal) -> None:
+    assert "does not exist" in refusal("fit", "--config", tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\x00\xff\xfe")
+    assert "not a text file" in refusal("fit", "--config", tmp_path / "binary.yaml")
+    (tmp_path / "torn.yaml").write_text("data:\n  context: [8,\n")
+    torn = refusal("fit", "--config", tmp_path / "torn.yaml")
+    assert "--config is not YAML: " in torn
+    assert torn.strip().endswith(", line 3, column 1")
+
+
+def test_a_bad_checkpoint_is_one_line(tmp_path: Path, checkpoint: Path, refusal: Refusal) -> None:
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes(checkpoint.read_bytes()[:1000])
+    foreign = tmp_path / "foreign.ckpt"
+    torch.save({"model": {"weight": torch.ones(2)}}, foreign)
+    for command in ("validate", "test", "predict"):
+        assert "needs --ckpt_path" in refusal(command)
+        assert "no such file" in refusal(command, "--ckpt_path", tmp_path / "none.ckpt")
+        assert "damaged" in refusal(command, "--ckpt_path", broken)
+        assert "was not written by" in refusal(command, "--ckpt_path", foreign)
+        assert "no run under" in refusal(command, "--ckpt_path", "best")
+
+
+def test_a_checkpoint_of_another_version_is_one_line(
+    tmp_path: Path, checkpoint: Path, refusal: Refusal
+) -> None:
+    contents = torch.load(checkpoint, weights_only=True)
+    contents["hyper_parameters"]["of_tomorrow"] = 1
+    torch.save(contents, tmp_path / "new.ckpt")
+    assert "another version" in refusal("predict", "--ckpt_path", tmp_path / "new.ckpt")
+
+
+def test_test_without_a_test_split_is_one_line(checkpoint: Path, refusal: Refusal) -> None:
+    assert "there is no test split" in refusal("test", "--ckpt_path", checkpoint)
+
+
+def test_what_cannot_be_resumed_is_one_line(run_folder: Path, refusal: Refusal) -> None:
+    resume = [
+        "fit",
+        "--ckpt_path",
+        run_folder / "checkpoints/last.ckpt",
+        "--wandb.mode",
+        "disabled",
+    ]
+    assert "is at step 7 already" in refusal(*resume, "--trainer.max_steps", 7)
+    assert "batch_size is 16" in refusal(
+        *resume, "--trainer.devices", 5, "--trainer.accelerator", "cpu"
+    )
+
+
+def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ["fit", "--ckpt_path", str(run_folder / "checkpoints/last.ckpt"), *TINY[:4]]
+    other += ["--model.net", "lit_gpt_scratch.models.Bigram", "--wandb.mode", "disabled"]
+    with pytest.raises(SystemExit):
+        cli.main([*other, "--trainer.default_root_dir", str(tmp_path)])
+    assert "do not fit this network" in capsys.readouterr().err
+    assert list(tmp_path.rglob("version_*")) == []
+
+
+def test_a_run_that_breaks_keeps_what_it_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no logger wrote a file that would show that it had begun."""
+
+    def breaks(model: object, batch: object, batch_idx: int) -> torch.Tensor:
+        if batch_idx == 5:
+            raise RuntimeError("whatever breaks")
+        return step(model, batch, batch_idx)
+
+    step = LitCharLM.training_step
+    monkeypatch.setattr(LitCharLM, "training_step", breaks)
+    root = ["--trainer.default_root_dir", str(tmp_path), "--trainer.logger", "false"]
+    with pytest.raises(RuntimeError, match="whatever breaks"):
+        cli.main(["fit", *TINY, *root])
+    assert list(tmp_path.rglob("best.ckpt"))
+
+
+def test_another_wandb_mode_is_one_line(monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
+    monkeypatch.setenv("WANDB_MODE", "onlin")
+    assert "WANDB_MODE is 'onlin'" in refusal("fit", *TINY[:-2])
+
+
+def test_an_unwritable_run_folder_is_one_line(tmp_path: Path, refusal: Refusal) -> None:
+    (tmp_path / "file").write_text("a file, not a folder")
+    root = ["--trainer.default_root_dir", tmp_path / "file"]
+    assert "--trainer.default_root_dir" in refusal("fit", *TINY, *root)
+
+
+def test_no_command_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for args in ([], ["--help"], ["-h"]):
+        cli.main(args)
+        said = capsys.readouterr().out
+        for command in ("fit", "validate", "test", "predict", "report", "export", "dashboard"):
+            assert f"\n  {command} " in said
+
+
+def test_a_wrong_command_is_one_line(refusal: Refusal) -> None:
+    assert "did you mean fit?" in refusal("fitt")
+    assert "one of fit, validate" in refusal("zzz")
+
+
+# Real processes
+
+
+@pytest.mark.slow
+def test_every_command_works_as_a_process(tmp_path: Path) -> None:
+    fit = program("fit", *TINY, "--data.test_fraction", 0.2, "--trainer.default_root_dir", tmp_path)
+    assert fit.returncode == 0, fit.stderr
+    best = shutil.copy(tmp_path / "runs/gpt_cpu/version_0/checkpoints/best.ckpt", tmp_path)
+    for command in ("validate", "test"):
+        done = program(command, "--ckpt_path", best)
+        assert done.returncode == 0, done.stderr
+        assert "loss" in done.stdout
+    predict = program("predict", "--ckpt_path", best, "--max_new_tokens", 10, "--prompt", "We ")
+    assert predict.returncode == 0, predict.stderr
+    assert predict.stdout.startswith("We ")
+    assert len(predict.stdout) == 14
+
+
+@pytest.mark.slow
+def test_a_mistake_as_a_process_is_one_line_and_an_exit_code() -> None:
+    module = subprocess.run(
+        [sys.executable, "-m", "lit_gpt_scratch", "fit", "--data.context", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert module.returncode == 2
+    assert module.stdout == ""
+    assert module.stderr == "lit-gpt-scratch: error: context is 0: it must be at least 1.\n"
+
+
+@pytest.mark.slow
+def test_help_lists_our_options_before_the_trainers() -> None:
+    help_text = program("fit", "--help").stdout
+    places = [help_text.index(f"--{n}") for n in ("name", "data.corpus", "model.net", "trainer.")]
+    assert places == sorted(places)
+    assert "--prompt" in program("predict", "--help").stdout
+
+
+class WithoutSummary(CharCLI):
+    """For a network whose sample takes a laptop half a minute."""
+
+    def after_fit(self) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_the_full_gpt_takes_one_step_at_its_real_size(tmp_path: Path) -> None:
+    """All of gpt.yaml but its batch, for which a laptop has no memory, and validation."""
+    config = Path(__file__).parents[2] / "configs/gpt.yaml"
+    smaller = ["--data.batch_size", "1", "--trainer.max_steps", "1"]
+    smaller += ["--trainer.limit_val_batches", "0"]
+    corpus = ["--data.corpus", "sample", "--wandb.mode", "disabled"]
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    fitted = WithoutSummary(["fit", "--config", str(config), *smaller, *corpus, *root])
+    assert sum(p.numel() for p in fitted.model.net.blocks.parameters()) == 10 * (12 * 512**2 + 1024)
+    assert fitted.trainer.precision == "bf16-mixed"
+    assert torch.isfinite(fitted.trainer.callback_metrics["train/loss"])
+
+
+@pytest.mark.slow
+def test_wandb_works_offline_without_an_account(tmp_path: Path) -> None:
+    tiny = [a if a != "disabled" else "offline" for a in TINY]
+    done = program(
+        "fit", *tiny, "--trainer.default_root_dir", tmp_path, WANDB_API_KEY="", HOME=str(tmp_path)
+    )
+    assert done.returncode == 0, done.stderr
+    assert "wandb sync" in done.stdout
+    assert list((tmp_path / "runs/gpt_cpu/version_0/wandb").glob("offline-run-*/run-*.wandb"))

@@ -1,0 +1,249 @@
+"""Laws of every file in configs/, found by globbing: a new one needs no new test."""
+
+import importlib
+import inspect
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from laws import (
+    CONFIGS,
+    assert_causal,
+    in_pieces,
+    parse,
+    random_ids,
+    readings,
+    settings,
+    small,
+    stirred,
+    train_small,
+)
+from torch import Tensor
+from torch.nn import functional as F
+
+from lit_gpt_scratch.cli import main
+from lit_gpt_scratch.generation.sampling import takes_cache
+from lit_gpt_scratch.training.module import LitCharLM
+from lit_gpt_scratch.training.optim import AdamW, parameter_groups
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
+def config(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+@pytest.fixture
+def model(config: Path) -> LitCharLM:
+    """The config's model as the command line makes it, but small."""
+    return small(config)
+
+
+def loss_of(model: LitCharLM, ids: Tensor) -> Tensor:
+    """Of ids (B, T + 1)."""
+    return F.cross_entropy(model(ids[:, :-1]).flatten(0, 1).float(), ids[:, 1:].flatten())
+
+
+def random_batch(model: LitCharLM) -> Tensor:
+    """As uniform as can be, so that nothing is to be learnt of it beforehand."""
+    return random_ids(len(model.tokenizer), 16, model.context + 1)
+
+
+def test_there_is_a_config_for_every_rung() -> None:
+    """The glob finds them, so that the laws below are not all skipped."""
+    rungs = {"bigram", "mean", "single_head", "multi_head", "transformer", "gpt", "gpt_cpu"}
+    assert rungs <= {path.stem for path in CONFIGS}
+
+
+def test_changing_a_later_character_never_changes_an_earlier_logit(model: LitCharLM) -> None:
+    assert_causal(model.net, len(model.tokenizer), model.context)
+
+
+@torch.no_grad()
+def test_a_text_of_any_length_up_to_the_context_has_logits(model: LitCharLM) -> None:
+    """(B, T, V), and a longer text's begin with those of its beginning."""
+    net, size = stirred(model.net), len(model.tokenizer)
+    ids = random_ids(size, 3, model.context)
+    whole = net(ids)
+    for length in range(1, model.context + 1):
+        logits = net(ids[:, :length])
+        assert logits.shape == (3, length, size)
+        torch.testing.assert_close(logits, whole[:, :length], atol=1e-4, rtol=1e-4)
+
+
+def test_every_parameter_gets_a_finite_gradient(config: Path, model: LitCharLM) -> None:
+    """In the precision that the config asks for, while training.
+
+    From the first step on; and none is zero once the weights are not, whose start may be.
+    """
+    precision = str(settings(config).trainer.precision)
+    for net in (model.net, stirred(model.net)):
+        model.net = net.train()
+        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in precision):
+            loss = loss_of(model, random_batch(model))
+        loss.backward()
+        for name, parameter in net.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+    for name, parameter in net.named_parameters():
+        assert parameter.grad.any(), name
+
+
+@torch.no_grad()
+def test_an_untrained_network_knows_nothing(model: LitCharLM) -> None:
+    """Its loss is near log V, that of a uniform guess."""
+    loss = loss_of(model, random_batch(model)).item()
+    assert loss == pytest.approx(math.log(len(model.tokenizer)), rel=0.1)
+
+
+def test_one_batch_can_be_learnt_by_heart(model: LitCharLM) -> None:
+    """The characters go round a circle that is longer than the context.
+
+    So every rung can: the last character says what comes next (all that a bigram sees), and so does
+    the mean of all characters so far (all that mean attention sees).
+    """
+    round_trip = model.context + 4
+    steps = torch.arange(model.context + 1)
+    batch = (torch.arange(round_trip)[:, None] + steps) % round_trip
+    optimizer = AdamW(parameter_groups(model.net), lr=0.01)
+    model.train()
+    for _ in range(500):
+        optimizer.zero_grad()
+        loss = loss_of(model, batch)
+        loss.backward()
+        optimizer.step()
+        if loss < 0.15:
+            break
+    with torch.no_grad():
+        assert loss_of(model.eval(), batch).item() < 0.2
+
+
+def test_its_own_optimizer_and_schedule_lower_the_loss(model: LitCharLM) -> None:
+    batch = random_batch(model)
+    optimizer = model.make_optimizer(params=parameter_groups(model.net))
+    schedule = model.make_schedule and model.make_schedule(optimizer=optimizer, steps=20)
+    before = loss_of(model.eval(), batch).item()
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        optimizer.step()
+        if schedule:
+            schedule.step()
+    assert loss_of(model, batch).item() < before - 0.005
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "config",
+    [path for path in CONFIGS if takes_cache(small(path).net)],
+    ids=lambda path: path.stem,
+    indirect=True,
+)
+def test_logits_with_a_cache_equal_those_without(model: LitCharLM) -> None:
+    """To 1e-5 in fp32, whatever the pieces that a text comes in."""
+    net, length = stirred(model.net), model.context
+    ids = random_ids(len(model.tokenizer), 3, length)
+    whole = net(ids)
+    for sizes in ([length], [1] * length, [length - 1, 1], [2, length - 5, 1, 2]):
+        torch.testing.assert_close(in_pieces(net, ids, sizes), whole, atol=1e-5, rtol=0)
+
+
+def test_every_gpt_takes_a_cache() -> None:
+    """So that the law above is of some."""
+    gpts = [path for path in CONFIGS if path.stem == "transformer" or path.stem.startswith("gpt")]
+    assert len(gpts) > 1
+    assert all(takes_cache(small(path).net) for path in gpts)
+
+
+@torch.no_grad()
+def test_evaluation_is_deterministic(model: LitCharLM) -> None:
+    """Whatever the dropout, and whatever was drawn before."""
+    ids = random_ids(len(model.tokenizer), 3, model.context)
+    model.eval()
+    assert torch.equal(model(ids), model(ids))
+
+
+@torch.no_grad()
+def test_attention_weights_are_shares_of_the_past(model: LitCharLM) -> None:
+    """(B, H, T, T): rows sum to 1, nothing is negative, the future has none."""
+    ids = random_ids(len(model.tokenizer), 3, model.context)
+    for attention, x in readings(stirred(model.net), ids):
+        weights = attention.weights(x)
+        assert weights.shape == (3, getattr(attention, "heads", 1), model.context, model.context)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+        assert (weights >= 0).all()
+        assert not weights.triu(1).any()
+
+
+def test_one_step_at_full_size(config: Path) -> None:
+    """Each file is ready to run as it is: shapes, gradients, optimizer.
+
+    A step moves every parameter, once none is zero.
+    """
+    model = parse("--config", str(config)).model
+    texts = len(getattr(model.net, "members", [1]))  # an ensemble learns from one for each
+    ids = random_ids(len(model.tokenizer), texts, model.context + 1)
+    assert model(ids[:, :-1]).shape == (texts, model.context, len(model.tokenizer))
+    model.net = stirred(model.net).train()
+    before = [p.clone() for p in model.net.parameters()]
+    optimizer = model.make_optimizer(params=parameter_groups(model.net))
+    loss_of(model, ids).backward()
+    optimizer.step()
+    for old, new in zip(before, model.net.parameters(), strict=True):
+        assert new.isfinite().all()
+        assert not torch.equal(old, new)
+
+
+def test_gpt_cpu_is_what_the_typed_defaults_are() -> None:
+    """A bare `fit` and the file train the same."""
+    bare, file = (
+        parse(*args).config.fit
+        for args in ([], ["--config", str(next(p for p in CONFIGS if p.stem == "gpt_cpu"))])
+    )
+    assert file.data == bare.data
+    assert file.model == bare.model
+    assert file.trainer == bare.trainer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "net", "sizes"),
+    [("gpt", "model.net", []), ("gpt_gpu", "model.net.net", ["--model.net.size=2"])],
+)
+def test_a_configuration_for_a_gpu_trains_compiled_in_bf16_here_too(
+    name: str, net: str, sizes: list[str], tmp_path: Path
+) -> None:
+    """Small, but as the file says in all else: it steps, validates, is saved and writes a text."""
+    config = next(path for path in CONFIGS if path.stem == name)
+    assert settings(config).model.compile
+    assert settings(config).trainer.precision == "bf16-mixed"
+    sizes = [*sizes, f"--{net}.layers=1", f"--{net}.width=16", f"--{net}.attention.heads=2"]
+    cli = train_small(tmp_path, *sizes, config=config)
+    assert cli.trainer.global_step == 4
+    assert math.isfinite(cli.trainer.callback_metrics["val/loss"])
+    validated = main(["validate", "--ckpt_path", str(cli.folder / "checkpoints" / "last.ckpt")])
+    first, second = (float(run.trainer.callback_metrics["val/loss"]) for run in (cli, validated))
+    assert first == pytest.approx(second, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("optimizer", "lit_gpt_scratch.training.AdamW"),
+        ("schedule", "lit_gpt_scratch.training.WarmupCosine"),
+        ("net", "lit_gpt_scratch.models.GPT"),
+        ("net.attention", "lit_gpt_scratch.models.FusedAttention"),
+    ],
+)
+def test_a_class_that_replaces_a_default_has_its_own_defaults(key: str, name: str) -> None:
+    """Not those of the same name of the class before it: AdamW not the learning rate of Muon."""
+    found = parse(f"--model.{key}={name}").config.fit.model
+    for part in key.split("."):
+        found = found[part] if part in found else found.init_args[part]
+    module, _, class_name = name.rpartition(".")
+    signature = inspect.signature(getattr(importlib.import_module(module), class_name))
+    plain = {k: p.default for k, p in signature.parameters.items() if k in found.init_args}
+    for argument, value in plain.items():
+        if not isinstance(value, type):  # a class has its own line here
+            assert found.init_args[argument] == value, argument
+    assert plain

@@ -1,0 +1,216 @@
+"""Laws of `grammar.py`: the play is what it claims to be, and no model beats its floor but by luck.
+
+The reference here reads the text one choice at a time from the tables of options; it shares nothing
+with the arrays that write the play.
+"""
+
+import contextlib
+import hashlib
+import io
+import math
+import re
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from lit_gpt_scratch.data import grammar
+from lit_gpt_scratch.data.datamodule import CharDataModule
+from lit_gpt_scratch.data.grammar import play_log_loss, write_play
+from lit_gpt_scratch.models.gpt import GPT
+from lit_gpt_scratch.training.optim import AdamW, WarmupCosine, parameter_groups
+
+SIZE = 1_300_000  # more than one of the pieces that the play is written in
+
+SINGULAR_VERBS = {  # written out: the rule that makes them is the grammar's own
+    "answers ": 6, "builds ": 5, "carries ": 4, "drowns ": 3, "envies ": 2, "follows ": 2,
+    "guards ": 1,
+}  # fmt: skip
+PLURAL_VERBS = {
+    "answer ": 6, "build ": 5, "carry ": 4, "drown ": 3, "envy ": 2, "follow ": 2, "guard ": 1,
+}  # fmt: skip
+SLOTS = {
+    "turn": grammar.TURN,
+    "speaker": grammar.SPEAKERS,
+    "subject": grammar.SINGULAR | grammar.PLURAL,
+    "singular verb": SINGULAR_VERBS,
+    "plural verb": PLURAL_VERBS,
+    "object": grammar.OBJECTS,
+    "noun": grammar.NOUNS,
+    "singular end": grammar.ENDS | {" for its own sake.\n": 4},
+    "plural end": grammar.ENDS | {" for their own sake.\n": 4},
+}
+
+
+def play(size: int) -> bytes:
+    file = io.BytesIO()
+    write_play(file, size)
+    return file.getvalue()
+
+
+class Reading(NamedTuple):
+    losses: np.ndarray  # (SIZE,) of every character, in nats
+    choices: dict[str, Counter[str]]  # how often each option of a slot was met
+
+
+def read(text: str) -> Reading:
+    """Read a play choice by choice, as somebody who knows the grammar."""
+    losses = np.zeros(len(text))
+    choices: dict[str, Counter[str]] = {slot: Counter() for slot in SLOTS}
+    at = 0
+
+    def choose(slot: str) -> str:
+        nonlocal at
+        options = SLOTS[slot]
+        named = [option for option in options if option and option[0] == text[at]]
+        option = named[0] if named else ""
+        assert text.startswith(option[: len(text) - at], at), f"at {at}: not in the grammar"
+        losses[at] += math.log(sum(options.values()) / options[option])
+        choices[slot][option] += 1
+        at += len(option)
+        return option
+
+    def line() -> None:
+        if at == 0 or choose("turn"):
+            choose("speaker")
+        number = "singular" if choose("subject") in grammar.SINGULAR else "plural"
+        for slot in (f"{number} verb", "object", "noun", f"{number} end"):
+            choose(slot)
+
+    with contextlib.suppress(IndexError):  # the text's end
+        while True:
+            line()
+    return Reading(losses, choices)
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    return play(SIZE).decode("ascii")
+
+
+@pytest.fixture(scope="module")
+def reading(text: str) -> Reading:
+    return read(text)
+
+
+def test_the_play_is_the_same_to_the_byte_everywhere_and_always() -> None:
+    first = play(100_000)
+    assert first == play(100_000)
+    pinned = "99f3a2cdf0dd1819fffb4549c4258f524516c8467a915e4f3049051e7bbd816e"
+    assert hashlib.sha256(first).hexdigest() == pinned
+
+
+@given(size=st.integers(0, SIZE))
+def test_a_play_has_any_length_and_begins_the_longer_one(text: str, size: int) -> None:
+    assert play(size).decode("ascii") == text[:size]
+
+
+def test_the_play_has_tiny_shakespeares_form(text: str) -> None:
+    """Speaker and colon, lines, blank line; and the verb and the end agree with the subject."""
+
+    def one_of(options: dict[str, int]) -> str:
+        return "(?:" + "|".join(map(re.escape, options)) + ")"
+
+    lines = [
+        "".join(map(one_of, (subjects, SLOTS[f"{number} verb"], grammar.OBJECTS, grammar.NOUNS)))
+        + one_of(SLOTS[f"{number} end"])
+        for number, subjects in (("singular", grammar.SINGULAR), ("plural", grammar.PLURAL))
+    ]
+    speech = f"{one_of(grammar.SPEAKERS)}(?:{lines[0]}|{lines[1]})+"
+    whole = text[: text.rindex("\n\n") + 1]  # the last speech may be cut short
+    assert re.fullmatch(rf"{speech}(?:\n{speech})*", whole)
+    assert all(re.fullmatch(r"\w[\w ]*:", speech.split("\n")[0]) for speech in whole.split("\n\n"))
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_no_two_options_of_a_slot_begin_with_the_same_character(slot: str) -> None:
+    """Nor does what follows an empty option: one character tells which was drawn."""
+    options = SLOTS[slot]
+    first = [option[0] for option in options if option]
+    if "" in options:
+        first += [option[0] for option in SLOTS["subject"]]
+    assert len(first) == len(set(first))
+
+
+def test_options_are_drawn_as_often_as_their_weights_say(reading: Reading) -> None:
+    """Within five standard deviations: the floor is the loss of the play that is really written."""
+    for slot, options in SLOTS.items():
+        drawn, total = reading.choices[slot].total(), sum(options.values())
+        assert drawn > 10_000
+        for option, weight in options.items():
+            p = weight / total
+            deviation = (reading.choices[slot][option] - drawn * p) / math.sqrt(drawn * p * (1 - p))
+            assert abs(deviation) < 5, (slot, option)
+
+
+@given(st.lists(st.integers(0, SIZE), min_size=2, max_size=2, unique=True).map(sorted))
+def test_the_reported_loss_is_that_of_a_reader_who_knows_the_grammar(
+    reading: Reading, part: list[int]
+) -> None:
+    """Any part, also one that begins or ends within a word."""
+    losses = reading.losses[part[0] : part[1]]
+    assert play_log_loss(*part)[0] == pytest.approx(losses.mean(), rel=1e-7, abs=1e-12)
+
+
+def test_the_reported_standard_error_is_not_too_small(reading: Reading) -> None:
+    """Parts of the play differ from the whole by no more than it says, nor by far less."""
+    whole = reading.losses.mean()
+    parts = [play_log_loss(first, first + 10_000) for first in range(0, SIZE, 50_000)]
+    deviations = [(mean - whole) / error for mean, error in parts]
+    assert 0.7 < np.std(deviations) < 1.4
+
+
+class Trained(NamedTuple):
+    losses: np.ndarray  # of every validated character, as the model's exact validation has them
+    known: np.ndarray  # how many characters the model had read in its window before each
+    characters: range  # their positions in the play
+
+
+@pytest.fixture(scope="module")
+def trained() -> Trained:
+    """A small GPT after 600 steps on the sample."""
+    data = CharDataModule("sample", context=128, batch_size=16)
+    data.open()
+    torch.manual_seed(1)
+    net = GPT(len(data.alphabet), data.context, layers=1, width=64)
+    optimizer = AdamW(parameter_groups(net), lr=1.5e-2)
+    schedule = WarmupCosine(optimizer, steps=600, warmup=50)
+    for k in range(600):
+        batch = data.gather(data.train_windows(k))
+        optimizer.zero_grad()
+        F.cross_entropy(net(batch.inputs).flatten(0, 1), batch.targets.flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    characters = data.splits.val[1:]
+    losses, known = np.full(len(characters), np.nan), np.zeros(len(characters), dtype=int)
+    for windows in data.val_dataloader():
+        if windows.split == "val":
+            batch = data.gather(windows)
+            with torch.no_grad():
+                logits = net(batch.inputs).transpose(1, 2)
+            at = windows.starts[:, None] + torch.arange(windows.length) - data.splits.val.start
+            losses[at] = F.cross_entropy(logits, batch.targets, reduction="none")
+            known[at] = np.arange(1, windows.length + 1)
+    return Trained(losses, known, characters)
+
+
+def test_a_trained_model_comes_near_the_floor_and_not_below(trained: Trained) -> None:
+    """Most of what is left is the price of windows that begin in the middle of a line."""
+    floor, error = play_log_loss(trained.characters.start, trained.characters.stop)
+    assert floor - 3 * error < trained.losses.mean() < 1.1 * floor
+
+
+def test_where_it_has_read_a_line_a_trained_model_is_at_the_floor_and_not_below(
+    trained: Trained, reading: Reading
+) -> None:
+    """Compared character by character, where luck is the same for model and reader."""
+    informed = trained.known > 48
+    floor = reading.losses[trained.characters.start : trained.characters.stop][informed]
+    above = trained.losses[informed] - floor
+    assert -3 * above.std() / math.sqrt(len(above)) < above.mean() < 0.04 * floor.mean()

@@ -1,0 +1,96 @@
+"""The dashboard shows what runs log, and all of it can be built without an account."""
+
+import csv
+import sys
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+from laws import train_small
+
+from lit_gpt_scratch.runs import dashboard
+from lit_gpt_scratch.runs.dashboard import AXES, PANELS
+
+WORKSPACES = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")
+KEYS = {panel.key for panel in PANELS}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a real run of the default network."""
+    return train_small(tmp_path_factory.mktemp("root"), "--trainer.max_steps=4").folder
+
+
+def header(path: Path) -> list[str]:
+    with path.open(newline="") as file:
+        return next(csv.reader(file))
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel.key)
+def test_a_run_logs_what_a_panel_shows(panel: dashboard.Panel, run: Path) -> None:
+    if panel.kind == "line":
+        assert {panel.key, *panel.axes} <= set(header(run / "metrics.csv"))
+    elif panel.kind == "image":
+        assert [path.name for path in (run / panel.key).iterdir()] == ["step_000004.png"]
+    else:
+        columns = ["symbol", "count", "loss"] if panel.kind == "bar" else ["prompt", "text"]
+        assert header(run / f"{panel.key}.csv") == ["step", *columns]
+
+
+def test_what_a_run_logs_is_shown(run: Path) -> None:
+    """All of metrics.csv is a panel or an axis."""
+    assert set(header(run / "metrics.csv")) <= KEYS | AXES.keys() | {"epoch"}
+
+
+def test_sections_hold_together_and_keys_are_shown_once() -> None:
+    """So that grouping by section makes each one once."""
+    sections = [name for name, _ in groupby(panel.section for panel in PANELS)]
+    assert sections == ["Loss", "Optimisation", "Speed", "Samples", "Attention"]
+    assert len(KEYS) == len(PANELS)
+
+
+def keys_of(panel: Any) -> set[str]:
+    """The keys of a run that a panel of W&B's reads."""
+    single = {getattr(panel, name) for name in ("x", "table_name") if getattr(panel, name, None)}
+    several = [key for name in ("y", "media_keys") for key in getattr(panel, name, None) or []]
+    return {str(key) for key in (*single, *several)}
+
+
+@WORKSPACES
+def test_the_workspace_builds_offline_and_shows_every_key() -> None:
+    workspace = dashboard.workspace("project", "entity")
+    assert (workspace.project, workspace.entity) == ("project", "entity")
+    shown = {
+        section.name: set().union(*map(keys_of, section.panels)) for section in workspace.sections
+    }
+    assert list(shown) == list(dict.fromkeys(panel.section for panel in PANELS))
+    for name, keys in shown.items():
+        panels = [panel for panel in PANELS if panel.section == name]
+        axes = {axis for panel in panels if panel.kind == "line" for axis in panel.axes}
+        assert keys == {panel.key for panel in panels} | axes
+    assert workspace._spec  # what would be sent
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """The one line that the command says when it refuses."""
+    with pytest.raises(SystemExit) as stop:
+        dashboard.main(args)
+    line = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert line.startswith("lit-gpt-scratch dashboard: error: ")
+    assert line.count("\n") == 1
+    return line
+
+
+@WORKSPACES
+def test_a_mistake_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A flag is missing, there is no account, or wandb-workspaces is not installed."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert "entity" in refusal(capsys)
+    assert "wandb login" in refusal(capsys, "--entity", "nobody")
+    monkeypatch.setitem(sys.modules, "wandb_workspaces.workspaces", None)
+    assert "pip install 'lit_gpt_scratch[dashboard]'" in refusal(capsys, "--entity", "nobody")

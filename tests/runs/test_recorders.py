@@ -1,0 +1,183 @@
+"""What a run leaves behind at each validation, and what it says on the way.
+
+Shapes: T time, H heads.
+"""
+
+import csv
+import io
+import math
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from laws import CONFIGS, train_small
+from PIL import Image
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from lit_gpt_scratch import inspection
+from lit_gpt_scratch.cli.commands import CharCLI
+from lit_gpt_scratch.inspection.draw_heads import draw_heads
+from lit_gpt_scratch.runs.recorders import Samples
+from lit_gpt_scratch.training.hardware import measured_flops
+
+EVERY = ["--trainer.val_check_interval=2", "--trainer.log_every_n_steps=2"]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> CharCLI:
+    return train_small(tmp_path_factory.mktemp("run"), *EVERY, "--seed_everything=7")
+
+
+def test_the_same_texts_are_drawn_at_each_validation(run: CharCLI) -> None:
+    """Those that the checkpoint of that step would write."""
+    found = rows(run.folder / "samples.csv")
+    assert [int(row["step"]) for row in found] == [2, 2, 4, 4]
+    model = inspection.load(run.folder / "checkpoints" / "last.ckpt")
+    prompt = model.tokenizer.encode(model.default_prompt).repeat(2, 1)
+    settings = replace(Samples.settings, seed=7)
+    assert [row["text"] for row in found[2:]] == model.generate(prompt, settings)
+    assert {row["prompt"] for row in found} == {model.default_prompt}
+
+
+@torch.no_grad()
+def test_each_characters_loss_is_that_of_all_places_where_it_stands(run: CharCLI) -> None:
+    model, data = run.model.eval(), run.datamodule
+    ids = data.tokens[data.splits.val.start : data.splits.val.stop].long()
+    found = [row for row in rows(run.folder / "symbols.csv") if row["step"] == "4"]
+    losses: dict[str, list[float]] = {}
+    for start in range(0, len(ids) - 1, data.context):
+        window = ids[start : start + data.context + 1]
+        logits = model.net(window[None, :-1])[0]
+        each = F.cross_entropy(logits, window[1:], reduction="none")
+        for target, loss in zip(window[1:], each, strict=True):
+            losses.setdefault(data.alphabet[int(target)], []).append(float(loss))
+    assert {row["symbol"]: int(row["count"]) for row in found} == {
+        symbol: len(of) for symbol, of in losses.items()
+    }
+    for row in found:
+        expected = sum(losses[row["symbol"]]) / len(losses[row["symbol"]])
+        assert float(row["loss"]) == pytest.approx(expected, abs=1e-2)  # trained in bf16
+    whole = sum(int(row["count"]) * float(row["loss"]) for row in found) / (len(ids) - 1)
+    (last,) = [
+        row for row in rows(run.folder / "metrics.csv") if row["step"] == "4" and row["val/loss"]
+    ]
+    assert whole == pytest.approx(float(last["val/loss"]), abs=1e-4)
+
+
+def test_every_rung_leaves_the_same_files(tmp_path: Path) -> None:
+    """A bigram, which has no attention, all but the pictures of it."""
+    bigram = next(path for path in CONFIGS if path.stem == "bigram")
+    folder = train_small(tmp_path, config=bigram).folder
+    assert {"about.yaml", "config.yaml", "metrics.csv", "samples.csv", "symbols.csv"} <= {
+        path.name for path in folder.iterdir()
+    }
+    assert not (folder / "attention").exists()
+
+
+def test_a_picture_is_drawn_at_each_validation(run: CharCLI) -> None:
+    names = sorted(path.name for path in (run.folder / "attention").iterdir())
+    assert names == ["step_000002.png", "step_000004.png"]
+
+
+def test_a_grid_shows_each_weight_of_each_head_in_its_place() -> None:
+    """Row reads column; darker is more; what is to come is grey."""
+    first = [[1.0, 0, 0], [0.5, 0.5, 0], [0, 0.25, 0.75]]
+    weights = torch.tensor([first, [[1, 0, 0], [0, 1, 0], [1, 0, 0]]])
+    layers = [
+        inspection.LayerAttention("first", weights),
+        inspection.LayerAttention("second", weights[:1]),
+    ]
+    cell = 20
+    picture = draw_heads(layers, "a\nb", cell).convert("RGB")
+    left, top, gap = 2 * cell, 4 * cell, 2 * cell
+    for row, (_, drawn) in enumerate(layers):
+        for head, matrix in enumerate(drawn):
+            x = head * (left + 3 * cell + gap) + gap + left + cell // 2
+            y = row * (top + 3 * cell + gap) + top + cell // 2
+            by_weight: dict[float, set[tuple[int, ...]]] = {}
+            for reader in range(3):
+                for read in range(3):
+                    seen = picture.getpixel((x + read * cell, y + reader * cell))
+                    weight = -1.0 if read > reader else float(matrix[reader, read])
+                    by_weight.setdefault(weight, set()).add(seen)
+            assert all(len(colours) == 1 for colours in by_weight.values())
+            (grey,) = by_weight.pop(-1.0)
+            assert max(grey) - min(grey) < 5
+            assert 200 < max(grey) < 240
+            bright = [sum(*by_weight[weight]) for weight in sorted(by_weight)]
+            assert bright == sorted(bright, reverse=True)
+            assert len(set(bright)) == len(bright)
+
+
+def test_the_use_of_the_device_is_the_passes_operations_over_what_it_can_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_gpt_scratch.training.throughput.measured_flops", lambda _: 1e9)
+    run = train_small(tmp_path, *EVERY, "--trainer.accumulate_grad_batches=2")
+    model, data = run.model, run.datamodule
+    batch = data.gather(data.train_windows(0))
+    with FlopCounterMode(display=False) as counter:
+        model.net.train()(batch.inputs).sum().backward()
+    for row in rows(run.folder / "metrics.csv"):
+        if row["mfu"]:
+            of_a_character = counter.get_total_flops() / batch.inputs.numel()
+            expected = float(row["chars_per_sec"]) * of_a_character / 1e9
+            assert float(row["mfu"]) == pytest.approx(expected, rel=0.02)
+
+
+def test_the_machines_peak_is_that_of_a_product() -> None:
+    assert 1e8 < measured_flops(torch.float32, 256) < 1e15
+
+
+class Terminal(io.StringIO):
+    """What somebody watches."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_a_bar_and_each_validations_sample_above_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    run = train_small(tmp_path, *EVERY, "--trainer.max_steps=40", "--trainer.val_check_interval=20")
+    text = screen.getvalue()
+    assert re.search(r"Training: +\d+%.*40/40", text)
+    for name in ("train/loss=", "val/loss=", "val/bpc=", "chars/s="):
+        assert name in text
+    assert "step     20 of 40: val/loss" in text
+    first = rows(run.folder / "samples.csv")[0]["text"].strip().splitlines()[0]
+    assert f"  | {first}" in text
+
+
+def test_a_log_file_gets_a_line_for_each_validation_and_no_bar(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train_small(tmp_path, *EVERY)
+    said = capsys.readouterr()
+    lines = [line for line in said.err.splitlines() if line.startswith("step")]
+    assert len(lines) == 2
+    (last,) = [
+        row for row in rows(run.folder / "metrics.csv") if row["step"] == "4" and row["val/bpc"]
+    ]
+    assert lines[1] == (
+        f"step      4 of 4: val/loss {float(last['val/loss']):.4f}, "
+        f"{float(last['val/loss']) / math.log(2):.3f} bits per character"
+    )
+    assert "\r" not in said.out + said.err
+
+
+def test_a_picture_file_is_small(run: CharCLI) -> None:
+    path = run.folder / "attention" / "step_000004.png"
+    assert Image.open(path).width > 100
+    assert path.stat().st_size < 100_000

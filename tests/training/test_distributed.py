@@ -1,0 +1,242 @@
+"""Several processes train as one, by the Trainer's flags alone: real ones, of the command line."""
+
+import contextlib
+import csv
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from compare_runs import last, same, state, tables
+
+from lit_gpt_scratch import cli
+
+HERE = Path(__file__).parents[1]
+LIMIT = 240  # seconds, after which a process hangs
+FLAGS = [
+    "--data.corpus=sample", "--data.sample_size=20000", "--data.context=32", "--data.batch_size=24",
+    "--model.net.layers=2", "--model.net.width=32", "--model.optimizer.exact=true",
+    "--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.max_steps=50",
+    "--trainer.log_every_n_steps=1", "--trainer.val_check_interval=20", "--name=run",
+]  # fmt: skip
+DROPOUT = ["--model.net.dropout=0.2", "--trainer.log_every_n_steps=7"]
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+TWO_MACHINES = ["--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.strategy=ddp"]
+MEASURED = ("train/loss", "grad_norm", "lr", "val/loss", "val/bpc", "val/gap", "tokens_seen")
+
+Job = subprocess.Popen[str]
+
+
+def start(root: Path, *flags: str, by: list[str] | None = None, **environment: str) -> Job:
+    """`fit` as a user starts it, with its own group of processes, in a folder."""
+    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    command = [*(by or [sys.executable]), "-m", "lit_gpt_scratch", "fit", *FLAGS]
+    return subprocess.Popen(
+        [*command, f"--trainer.default_root_dir={root}", *flags],
+        env=os.environ | {"PYTHONPATH": path} | environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def end(job: Job, code: int = 0) -> str:
+    """What a job said, on both channels, when all its processes have ended, with this code."""
+    try:
+        out, err = job.communicate(timeout=LIMIT)
+        deadline = time.monotonic() + 30
+        while is_alive(job.pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not is_alive(job.pid), "a process is left"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, 9)
+    assert job.returncode == code, err
+    assert "Traceback" not in err, err
+    return out + err
+
+
+def is_alive(group: int) -> bool:
+    """Whether any process of a group lives."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            status, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and status != "Z":
+                return True
+    return False
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def resumed(folder: Path, *flags: str) -> list[str]:
+    return [f"--ckpt_path={last(folder)}", "--trainer.callbacks=null", *flags]
+
+
+def only_run(root: Path) -> Path:
+    """The folder of the one run under a root."""
+    (folder,) = (root / "runs").glob("*/*")
+    return folder
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_equal_figures(folder: Path, whole: Path) -> None:
+    """The same rows, none twice and none missing, and the same figures up to rounding."""
+    ours, theirs = rows(folder), rows(whole)
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    for name in MEASURED:
+        figures = [[float(row[name]) for row in side if row[name]] for side in (ours, theirs)]
+        assert len(figures[1]) >= 3
+        assert figures[0] == pytest.approx(figures[1], abs=1e-6, rel=0), name
+
+
+def counted(folder: Path) -> list[tuple[str, ...]]:
+    with (folder / "symbols.csv").open(newline="", encoding="utf-8") as file:
+        return [(row["step"], row["symbol"], row["count"]) for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a run of one process, and beside it, as 0.pt, what it learnt from."""
+    root = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(HERE)
+        note = ["--trainer.callbacks+=asking.Note", f"--trainer.callbacks.folder={root}"]
+        yield cli.main(["fit", *FLAGS, f"--trainer.default_root_dir={root}", *note]).folder
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(whole: Path, tmp_path: Path) -> None:
+    """The same windows, the same losses, one set of files, one W&B run, each line once."""
+    note = ["--trainer.callbacks+=asking.Note", f"--trainer.callbacks.folder={tmp_path}"]
+    said = end(start(tmp_path, *TWO, *note, WANDB_MODE="offline"))
+    folder = only_run(tmp_path)
+    assert_equal_figures(folder, whole)
+    assert counted(folder) == counted(whole), "every character once, whoever read it"
+    all_rows = torch.load(whole.parents[2] / "0.pt")
+    shares = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert torch.equal(torch.stack(shares, dim=2).flatten(1, 2), all_rows), "the same windows"
+    assert {path.name for path in folder.iterdir()} - {"wandb"} == {
+        path.name for path in whole.iterdir()
+    }
+    assert len(list(folder.glob("wandb/offline-run-*"))) == 1
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    for line in ("network ", "batch ", "step     20 of 50", "last ", "A sample:", "wandb sync"):
+        assert said.count(line) == 1, said
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_any_number_of_processes(whole: Path, tmp_path: Path) -> None:
+    """Two, stopped by a signal to the second; then one; then three: the same order, one log."""
+    ask = ["--trainer.callbacks+=asking.Ask", "--trainer.callbacks.step=19"]
+    said = end(start(tmp_path, *TWO, *ask, "--trainer.callbacks.rank=1"), 143)
+    folder = only_run(tmp_path)
+    assert said.count("To go on:") == 1
+    assert "Stopped at step 20 of 50" in said
+    ask[1] = "--trainer.callbacks.step=34"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(
+            ["fit", *FLAGS, f"--trainer.default_root_dir={tmp_path}", *resumed(folder)[:1], *ask]
+        )
+    assert stop.value.code == 143
+    end(start(tmp_path, *resumed(folder, "--trainer.devices=3", "--trainer.strategy=ddp")))
+    assert only_run(tmp_path) == folder
+    assert_equal_figures(folder, whole)
+
+
+@pytest.mark.slow
+def test_two_groups_of_torchrun_train_as_one(whole: Path, tmp_path: Path) -> None:
+    """As on two machines that share their disk."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
+    torchrun += ["--master_addr=127.0.0.1", f"--master_port={free_port()}"]
+    jobs = [
+        start(tmp_path, *TWO_MACHINES, by=[*torchrun, f"--node_rank={rank}"]) for rank in range(2)
+    ]
+    said = [end(job) for job in jobs]
+    folder = only_run(tmp_path)
+    assert_equal_figures(folder, whole)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
+    assert "Next:" in said[0]
+    assert said[1].strip() == "", "the other machine's terminal stays empty"
+
+
+@pytest.mark.slow
+def test_machines_that_were_started_differently_do_not_train(tmp_path: Path) -> None:
+    """Here by the variables that any cluster can set: each says what is wrong with it."""
+    port = str(free_port())
+    jobs = [
+        start(
+            tmp_path, *TWO_MACHINES, f"--data.seed={rank}",
+            NODE_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
+        ) for rank in range(2)
+    ]  # fmt: skip
+    said = [end(job, 2) for job in jobs]
+    assert "the processes of this run differ on another machine" in said[0]
+    assert "the processes of this run differ here: data.seed" in said[1]
+    assert list((tmp_path / "runs").glob("*/*")) == []
+
+
+@pytest.mark.slow
+def test_a_stopped_job_goes_on_as_though_nothing_had_happened(tmp_path: Path) -> None:
+    """To the last bit, dropout and rows too: a signal to the first process, then Ctrl-C to all."""
+    untouched = start(tmp_path / "untouched", *TWO, *DROPOUT)
+    ask = ["--trainer.callbacks+=asking.Ask", "--trainer.callbacks.step=9"]
+    said = end(start(tmp_path / "stopped", *TWO, *DROPOUT, *ask), 143)
+    folder = only_run(tmp_path / "stopped")
+    assert said.count(f"--ckpt_path {last(folder)}") == 1
+    ask = ["--trainer.callbacks+=asking.Ask", "--trainer.callbacks.step=23"]
+    ask += ["--trainer.callbacks.name=SIGINT", "--trainer.callbacks.group=true"]
+    go_on = [*resumed(folder)[:1], *TWO, *DROPOUT]
+    said = end(start(tmp_path / "stopped", *go_on, *ask), 130)
+    assert said.count(f"--ckpt_path {last(folder)}") == 1
+    end(start(tmp_path / "stopped", *go_on, "--trainer.callbacks=null"))
+    end(untouched)
+    there = only_run(tmp_path / "untouched")
+    assert only_run(tmp_path / "stopped") == folder
+    assert tables(folder) == tables(there)
+    assert same(state(folder), state(there))
+
+
+@pytest.mark.slow
+def test_all_end_with_the_first_process(tmp_path: Path) -> None:
+    """Killed, also while the others load, it leaves none that waits; its mistake is said once."""
+    loading = start(tmp_path / "loading", *TWO)
+    next(line for line in loading.stderr or () if line.startswith("run "))
+    time.sleep(0.5)
+    loading.terminate()
+    ask = ["--trainer.callbacks+=asking.Ask", "--trainer.callbacks.step=23"]
+    killed = start(tmp_path / "killed", *TWO, *ask, "--trainer.callbacks.name=SIGKILL")
+    wild = ["--model.optimizer.lr=1e38", "--model.schedule=null"]
+    said = end(start(tmp_path / "wild", *TWO, *wild), 2)
+    assert said.count("lit-gpt-scratch: error: the loss is") == 1, said
+    end(loading, -15)
+    end(killed, -9)
+    assert last(only_run(tmp_path / "killed")).exists()
+
+
+def test_a_batch_in_three_parts_is_the_larger_batch(whole: Path, tmp_path: Path) -> None:
+    """The same windows, gradients accumulated: what does not fit at once is learnt in parts."""
+    parts = ["--data.batch_size=8", "--trainer.accumulate_grad_batches=3"]
+    parts += ["--trainer.val_check_interval=60", f"--trainer.default_root_dir={tmp_path}"]
+    assert_equal_figures(cli.main(["fit", *FLAGS, *parts]).folder, whole)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([
+            "fit", *FLAGS, *TWO, f"--trainer.default_root_dir={tmp_path}", "--data.batch_size=15"
+        ])  # fmt: skip
+    assert stop.value.code == 2
+    assert "it must be a multiple of them" in capsys.readouterr().err

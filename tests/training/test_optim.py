@@ -1,0 +1,462 @@
+"""Parameter groups, the optimizers against PyTorch's, the schedules' values."""
+
+import copy
+import io
+import itertools
+import math
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from laws import CONFIGS, random_ids, small, stirred
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.models.gpt import GPT, Ensemble
+from lit_gpt_scratch.training.hardware import multiplies_bf16
+from lit_gpt_scratch.training.optim import (
+    AdamW,
+    Muon,
+    WarmupCosine,
+    WarmupStableDecay,
+    orthogonalize,
+    parameter_groups,
+)
+
+STEEP = (3.4445, -4.775, 2.0315)  # the polynomial a s + b s^3 + c s^5 of Jordan et al. 2024
+
+
+def a_net() -> nn.Module:
+    torch.manual_seed(0)
+    return GPT(11, 7, layers=2, width=16)
+
+
+def is_matrix(name: str) -> bool:
+    """Of the blocks; neither a table nor a vector."""
+    return ".attention." in name or ".feed_forward." in name
+
+
+def loss_of(net: nn.Module, k: int) -> Tensor:
+    """On a batch that is a function of its number."""
+    ids = random_ids(11, 4, 8, seed=k)
+    return nn.functional.cross_entropy(net(ids[:, :-1]).mT, ids[:, 1:])
+
+
+def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for k in steps:
+        optimizer.zero_grad()
+        loss_of(net, k).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_groups_hold_every_parameter_exactly_once(config) -> None:
+    net = small(config).net
+    grouped = [id(p) for group in parameter_groups(net) for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in net.parameters())
+
+
+def test_only_matrices_decay() -> None:
+    """The embeddings are the tables and the unembedding; vectors are the norms."""
+    net = a_net()
+    optimizer = AdamW(parameter_groups(net), weight_decay=0.1)
+    names = {id(p): name for name, p in net.named_parameters()}
+    found = {
+        group["name"]: ({names[id(p)] for p in group["params"]}, group["weight_decay"])
+        for group in optimizer.param_groups
+    }
+    tables = {"embed.character.weight", "embed.position.weight", "unembed.1.weight"}
+    norms = {name for name in names.values() if "norm" in name} | {"unembed.0.weight"}
+    assert found == {
+        "matrices": (set(names.values()) - tables - norms, 0.1),
+        "embeddings": (tables, 0.0),
+        "vectors": (norms, 0.0),
+    }
+
+
+def test_a_member_of_an_ensemble_has_the_groups_that_it_has_alone() -> None:
+    net = Ensemble(11, 7, partial(GPT, layers=1, width=16), size=2)
+    alone, together = parameter_groups(net.members[1]), parameter_groups(net)
+    for one, all_ in zip(alone, together, strict=True):
+        assert one["name"] == all_["name"]
+        assert [id(p) for p in one["params"]] == [id(p) for p in all_["params"]][
+            -len(one["params"]) :
+        ]
+
+
+def test_decay_shrinks_a_matrix_and_nothing_else() -> None:
+    """Without a gradient, AdamW does nothing but decay."""
+    net = a_net()
+    before = copy.deepcopy(net.state_dict())
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    AdamW(parameter_groups(net), lr=0.5, weight_decay=0.1).step()
+    for name, weight in net.state_dict().items():
+        torch.testing.assert_close(weight, before[name] * (0.95 if is_matrix(name) else 1))
+
+
+def test_ours_equals_pytorchs_plain_adamw() -> None:
+    """The fused kernel, our argument names, our groups: all one with the loop of PyTorch."""
+    ours, theirs = a_net(), a_net()
+    train(ours, AdamW(parameter_groups(ours), 0.01, 0.8, 0.95, 0.3), range(6))
+    decaying = [p for name, p in theirs.named_parameters() if is_matrix(name)]
+    others = [p for name, p in theirs.named_parameters() if not is_matrix(name)]
+    reference = torch.optim.AdamW(
+        [{"params": decaying}, {"params": others, "weight_decay": 0.0}],
+        lr=0.01, betas=(0.8, 0.95), weight_decay=0.3, foreach=False, fused=False,
+    )  # fmt: skip
+    train(theirs, reference, range(6))
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+@given(st.integers(1, 8), st.integers(0, 8), st.integers(1, 3), st.floats(-5, 5))
+def test_orthogonalizing_acts_on_singular_values_alone(
+    rows: int, wider: int, count: int, size: float
+) -> None:
+    """Whatever the size of a matrix, and of those beside it: directions stay.
+
+    In double precision, the values are those of the polynomial, applied five times; in bf16 they
+    are from 0.6 to 1.3. They start up to 50 times apart.
+    """
+    torch.manual_seed(rows + 10 * wider)
+    left, _ = torch.linalg.qr(torch.randn(count, rows, rows, dtype=torch.double))
+    right, _ = torch.linalg.qr(torch.randn(count, rows + wider, rows, dtype=torch.double))
+    values = 50 ** -torch.rand(count, rows, dtype=torch.double)
+    scale = 10**size * torch.arange(1, count + 1)[:, None, None]
+    matrices = scale * (left * values[:, None]) @ right.mT
+    after = values / values.norm(dim=1, keepdim=True)
+    for _ in range(5):
+        after = sum(c * after**power for c, power in zip(STEEP, (1, 3, 5), strict=True))
+    exact = (left * after[:, None]) @ right.mT
+    torch.testing.assert_close(orthogonalize(matrices, dtype=torch.double), exact)
+    rounded = orthogonalize(matrices)
+    assert rounded.dtype == torch.double
+    found = torch.linalg.svdvals(rounded)
+    assert found.min() > 0.6
+    assert found.max() < 1.3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gradient_of_zero_is_no_direction(dtype: torch.dtype) -> None:
+    assert torch.equal(orthogonalize(torch.zeros(2, 3, 4), dtype=dtype), torch.zeros(2, 3, 4))
+
+
+@pytest.mark.parametrize("longest", [math.inf, 0.05], ids=["unclipped", "clipped"])
+def test_muon_equals_pytorchs_muon_and_adamw(longest: float) -> None:
+    """Step by step from one gradient, clipped or not, on tall, wide and square matrices.
+
+    Embeddings and vectors: but for fp32's rounding. Matrices: equal to the bit where stacked and
+    single products sum in one order, as they do on the machine this was written on; a bf16 number
+    rounded the other way is off by 2^-8, and the slope of the polynomial, 3.4, can make 2% of it.
+    Where there is no hardware for bf16, ours iterates in fp32: then a direction that no gradient
+    has is zero, but noise in theirs (it was 14% of a step).
+    """
+    ours = stirred(a_net())
+    theirs, start = copy.deepcopy(ours), copy.deepcopy(ours)
+    optimizer = Muon(
+        parameter_groups(ours), lr=0.05, momentum=0.8, weight_decay=1.0, adamw_lr=0.03,
+        beta1=0.7, beta2=0.9,
+    )  # fmt: skip
+    matrices = [p for name, p in theirs.named_parameters() if is_matrix(name)]
+    others = [p for name, p in theirs.named_parameters() if not is_matrix(name)]
+    references = [
+        torch.optim.Muon(matrices, lr=0.05, momentum=0.8, weight_decay=1.0),
+        torch.optim.AdamW(
+            others, lr=0.03, betas=(0.7, 0.9), weight_decay=0.0, foreach=False, fused=False
+        ),
+    ]
+    shapes = {(rows > columns) - (rows < columns) for rows, columns in (m.shape for m in matrices)}
+    assert shapes == {-1, 0, 1}
+    tolerance = 0.02 if multiplies_bf16("cpu") else 0.25
+    for k in range(6):
+        optimizer.zero_grad()
+        loss_of(ours, k).backward()
+        nn.utils.clip_grad_norm_(ours.parameters(), longest)
+        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            other.grad = one.grad.clone()
+        optimizer.step()
+        for reference in references:
+            reference.step()
+        before = dict(start.named_parameters())
+        for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            if is_matrix(name):
+                way = (other - before[name]).norm()
+                assert (one - other).norm() < tolerance * way, (k, name)
+            else:
+                torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def test_exact_muon_equals_a_loop_over_matrices() -> None:
+    """In fp32; one after the other, none seen from its other side."""
+    net = stirred(a_net())
+    optimizer = Muon(
+        parameter_groups(net), lr=0.05, momentum=0.9, weight_decay=0.5, iterations=4, exact=True
+    )
+    expected = {name: p.detach().clone() for name, p in net.named_parameters() if is_matrix(name)}
+    means = {name: torch.zeros_like(p) for name, p in expected.items()}
+    a, b, c = STEEP
+    for k in range(5):
+        train(net, optimizer, range(k, k + 1))
+        for name, p in net.named_parameters():
+            if not is_matrix(name):
+                continue
+            means[name] = 0.9 * means[name] + 0.1 * p.grad
+            x = 0.9 * means[name] + 0.1 * p.grad
+            x = x / x.square().sum().sqrt()
+            for _ in range(4):
+                square = x @ x.T
+                x = a * x + b * square @ x + c * square @ square @ x
+            rows, columns = p.shape
+            further = math.sqrt(rows / columns) if rows > columns else 1
+            expected[name] = (1 - 0.05 * 0.5) * expected[name] - 0.05 * further * x
+            torch.testing.assert_close(p.detach(), expected[name], atol=1e-5, rtol=1e-4)
+
+
+def test_a_gradients_length_does_not_count_for_muon() -> None:
+    """So a first step with clipping is that without."""
+    nets = [stirred(a_net()) for _ in range(2)]
+    for net, longest in zip(nets, (math.inf, 1e-3), strict=True):
+        loss_of(net, 0).backward()
+        assert nn.utils.clip_grad_norm_(net.parameters(), longest) > 0.1
+        Muon(parameter_groups(net), exact=True).step()
+    for (name, one), other in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
+        if is_matrix(name):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_muon_takes_the_matrices_alone() -> None:
+    """Whatever has another name, or none, goes by AdamW: also if it could be a matrix."""
+    net = a_net()
+    optimizer = Muon(parameter_groups(net))
+    train(net, optimizer, range(1))
+    for name, parameter in net.named_parameters():
+        adamw = {"step", "exp_avg", "exp_avg_sq"}
+        assert optimizer.state[parameter].keys() == (
+            {"momentum_buffer"} if is_matrix(name) else adamw
+        )
+    one, other = (nn.Parameter(torch.eye(4)) for _ in range(2))
+    one.grad = other.grad = torch.arange(16.0).view(4, 4)
+    Muon([{"params": [one]}], adamw_lr=0.1).step()
+    torch.optim.AdamW([other], lr=0.1, betas=(0.9, 0.95), weight_decay=0.0).step()
+    torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("optimizer_class", [AdamW, Muon])
+@pytest.mark.parametrize(
+    "idle",
+    [("blocks.0.attention.qkv",), ("embed.position",), (".attention.", ".feed_forward."), ("",)],
+    ids=["a matrix", "a table", "all matrices", "all"],
+)
+def test_a_parameter_without_a_gradient_is_left_alone(
+    optimizer_class: type[torch.optim.Optimizer], idle: tuple[str, ...]
+) -> None:
+    """It does not even decay."""
+    net = a_net()
+    before = copy.deepcopy(net.state_dict())
+    optimizer = optimizer_class(parameter_groups(net), weight_decay=0.5)
+    loss_of(net, 0).backward()
+    for name, parameter in net.named_parameters():
+        if any(part in name for part in idle):
+            parameter.grad = None
+    optimizer.step()
+    for name, parameter in net.named_parameters():
+        left = parameter.grad is None
+        assert torch.equal(parameter, before[name]) == left, name
+        assert (parameter in optimizer.state) == (not left), name
+
+
+@pytest.mark.parametrize("optimizer_class", [AdamW, Muon])
+def test_a_closure_is_a_loss_and_its_gradient(
+    optimizer_class: type[torch.optim.Optimizer],
+) -> None:
+    """Lightning passes the whole of a training step as one."""
+    ours, theirs = a_net(), a_net()
+    optimizer = optimizer_class(parameter_groups(ours))
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = loss_of(ours, 0)
+        loss.backward()
+        return loss.item()
+
+    assert optimizer.step(closure) == loss_of(theirs, 0).item()
+    train(theirs, optimizer_class(parameter_groups(theirs)), range(1))
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("optimizer_class", "schedule_class"), [(AdamW, WarmupCosine), (Muon, WarmupStableDecay)]
+)
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
+    optimizer_class: type[torch.optim.Optimizer], schedule_class: Callable[..., LRScheduler]
+) -> None:
+    """Network, optimizer and schedule through a file of plain data: equal to the bit."""
+
+    def parts() -> list[nn.Module | torch.optim.Optimizer | LRScheduler]:
+        net = a_net()
+        optimizer = optimizer_class(parameter_groups(net), lr=0.01, weight_decay=0.1)
+        return [net, optimizer, schedule_class(optimizer, steps=8, warmup=3)]
+
+    def go(net: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler, steps: range):
+        for k in steps:
+            train(net, optimizer, range(k, k + 1))
+            schedule.step()
+
+    whole, interrupted, resumed = parts(), parts(), parts()
+    go(*whole, range(8))
+    go(*interrupted, range(4))
+    file = io.BytesIO()
+    torch.save([part.state_dict() for part in interrupted], file)
+    file.seek(0)
+    for part, saved in zip(resumed, torch.load(file, weights_only=True), strict=True):
+        part.load_state_dict(saved)
+    go(*resumed, range(4, 8))
+    for one, other in zip(whole[0].parameters(), resumed[0].parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(whole[0].unembed[1].weight, interrupted[0].unembed[1].weight)
+
+
+def test_a_loaded_state_lies_where_the_parameters_are() -> None:
+    """Whatever device it was saved on: a fused kernel wants all on one."""
+    net = a_net()
+    optimizer = Muon(parameter_groups(net))
+    train(net, optimizer, range(1))
+    elsewhere = Muon(parameter_groups(copy.deepcopy(net).to("meta")))
+    elsewhere.load_state_dict(optimizer.state_dict())
+    for state in elsewhere.state.values():
+        assert {value.device.type for value in state.values()} == {"meta"}
+
+
+def rates(
+    count: int, make: Callable[[torch.optim.Optimizer], LRScheduler], lr: float = 1.0
+) -> list[float]:
+    """The learning rates of a run's first `count` steps."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+    schedule = make(optimizer)
+    found = []
+    for _ in range(count):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_warm_up_and_cosine_at_their_corners() -> None:
+    found = rates(120, lambda o: WarmupCosine(o, steps=110, warmup=10, final=0.1), lr=2.0)
+    assert found[0] == pytest.approx(0.2)
+    assert found[4] == pytest.approx(1.0)
+    assert found[9] == pytest.approx(2.0)
+    assert found[10] == pytest.approx(2.0)
+    assert found[60] == pytest.approx(2 * (0.1 + 0.9 / 2))  # half of the way down
+    assert found[85] == pytest.approx(2 * (0.1 + 0.9 * (1 - math.sqrt(0.5)) / 2))
+    assert found[110:] == pytest.approx([0.2] * 10)  # and stays there
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 60), st.floats(0, 1))
+def test_the_rate_rises_to_the_peak_and_falls_to_the_final(
+    steps: int, warmup: int, final: float
+) -> None:
+    """Also where the warm-up is longer than the run."""
+    found = rates(steps + warmup + 1, lambda o: WarmupCosine(o, steps, warmup, final))
+    rise, fall = found[:warmup], found[warmup:]
+    assert all(a < b for a, b in itertools.pairwise(rise))
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(fall))
+    assert max(found) == pytest.approx(1)
+    assert min(fall) >= final - 1e-12
+    end = found[max(steps, warmup + 1) :]
+    assert end == pytest.approx([final] * len(end))
+
+
+def test_warm_up_plateau_and_line_at_their_corners() -> None:
+    found = rates(120, lambda o: WarmupStableDecay(o, steps=100, warmup=10, decay=0.4), lr=2.0)
+    assert found[0] == pytest.approx(0.2)
+    assert found[4] == pytest.approx(1.0)
+    assert found[9:60] == [2.0] * 51
+    assert found[70] == pytest.approx(1.5)
+    assert found[99] == pytest.approx(0.05)
+    assert found[100:] == [0.0] * 20
+
+
+@given(st.integers(1, 80), st.integers(1, 40), st.floats(0.01, 1))
+def test_the_rate_rises_to_a_plateau_and_falls_in_a_straight_line_to_zero(
+    steps: int, warmup: int, decay: float
+) -> None:
+    """A line meets a warm-up that is too long for a plateau; the step after the last has zero."""
+    found = rates(steps + 1, lambda o: WarmupStableDecay(o, steps, warmup, decay))
+    top = max(found)
+    first, last = found.index(top), len(found) - 1 - found[::-1].index(top)
+    assert found[0] == 1 / warmup
+    assert found[:first] == pytest.approx([(k + 1) / warmup for k in range(first)])
+    assert found[first : last + 1] == [top] * (last + 1 - first)
+    slope = 1 / (decay * steps)
+    assert found[last + 1 :] == pytest.approx(
+        [slope * (steps - k) for k in range(last + 1, steps + 1)]
+    )
+    assert found[steps] == 0 < found[steps - 1]
+    if warmup <= steps * (1 - decay):
+        assert top == 1
+        assert first == warmup - 1
+        assert last == pytest.approx(steps * (1 - decay), abs=1)
+
+
+@pytest.mark.parametrize("lr", [0.0, -0.1, math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("optimizer_class", "name"), [(AdamW, "lr"), (Muon, "lr"), (Muon, "adamw_lr")]
+)
+def test_a_rate_that_cannot_be_is_refused(
+    optimizer_class: type[torch.optim.Optimizer], name: str, lr: float
+) -> None:
+    with pytest.raises(InputError, match=f"^{name} is {lr}"):
+        optimizer_class(parameter_groups(a_net()), **{name: lr})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("momentum", 1.0),
+        ("momentum", -0.1),
+        ("momentum", math.nan),
+        ("beta1", 1.0),
+        ("beta1", -0.1),
+        ("beta2", 1.5),
+        ("beta2", math.nan),
+        ("weight_decay", -0.1),
+        ("weight_decay", math.nan),
+        ("iterations", 0),
+        ("iterations", -5),
+    ],
+)
+def test_a_muon_that_cannot_be_is_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"^{name} is {value}"):
+        Muon(parameter_groups(a_net()), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("schedule_class", "name", "value"),
+    [
+        (WarmupCosine, "warmup", 0),
+        (WarmupCosine, "warmup", -1),
+        (WarmupCosine, "final", -0.1),
+        (WarmupCosine, "final", 1.5),
+        (WarmupCosine, "final", math.nan),
+        (WarmupStableDecay, "warmup", 0),
+        (WarmupStableDecay, "warmup", -1),
+        (WarmupStableDecay, "decay", 0.0),
+        (WarmupStableDecay, "decay", -0.5),
+        (WarmupStableDecay, "decay", 1.5),
+        (WarmupStableDecay, "decay", math.nan),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused_by_name(
+    schedule_class: Callable[..., LRScheduler], name: str, value: float
+) -> None:
+    optimizer = AdamW(parameter_groups(a_net()))
+    with pytest.raises(InputError, match=f"^{name} is {value}"):
+        schedule_class(optimizer, steps=10, **{name: value})
