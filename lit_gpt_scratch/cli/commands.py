@@ -19,7 +19,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lit_gpt_scratch.checkpoints.reading import import_plugin, no_larger_than
 from lit_gpt_scratch.cli.parsing import CheckpointCLI
-from lit_gpt_scratch.cli.predict import PredictSettings, TextWriter, prepare
+from lit_gpt_scratch.cli.predict import PredictSettings, TextWriter, make_batches
 from lit_gpt_scratch.cli.program import PROGRAM
 from lit_gpt_scratch.data.datamodule import Batches, CharDataModule, check_processes
 from lit_gpt_scratch.errors import InputError, is_out_of_memory, refuse, require_positive
@@ -39,8 +39,8 @@ from lit_gpt_scratch.runs.folder import (
 from lit_gpt_scratch.runs.metrics_logger import MetricsCSV, cut_after
 from lit_gpt_scratch.runs.summary import about, describe, summarize
 from lit_gpt_scratch.runs.wandb_logger import finish_wandb, make_wandb_logger, wandb_mode, wandb_run
-from lit_gpt_scratch.training.checkpointing import Stopped, WholeCheckpointIO
-from lit_gpt_scratch.training.distributed import errors_once, exit_with_parent, is_first_process
+from lit_gpt_scratch.training.checkpointing import AtomicCheckpointIO, GracefulStop
+from lit_gpt_scratch.training.distributed import exit_with_parent, is_rank_zero, report_errors_once
 from lit_gpt_scratch.training.hardware import keep_freed_memory
 from lit_gpt_scratch.training.module import LitCharLM
 
@@ -71,7 +71,7 @@ class CharCLI(CheckpointCLI):
         logger = self.config_init[self.subcommand].trainer.logger
         kwargs |= {"enable_checkpointing": False, "logger": logger or False}
         if self.subcommand == "predict":
-            kwargs |= {"callbacks": [TextWriter()], "enable_progress_bar": False}
+            kwargs["enable_progress_bar"] = False
         elif self.subcommand == "fit":
             kwargs["enable_progress_bar"] = False  # for ours
             self.datamodule.open()
@@ -97,7 +97,7 @@ class CharCLI(CheckpointCLI):
         check_processes(data.batch_size, trainer.num_devices * trainer.num_nodes)
         wandb_mode(self.config_init.fit.wandb)
         runs = runs_folder(ours.trainer.default_root_dir)
-        if not resumed and is_first_process() and (left := unfinished(runs / name)):
+        if not resumed and is_rank_zero() and (left := unfinished(runs / name)):
             say_how_to_go_on(left, f"Notice: {left} is not finished.")
         going_on = folder_to_go_on_in(resumed, ours.name) if resumed else None
         self.folder = going_on or new_run_folder(runs, name)
@@ -105,7 +105,7 @@ class CharCLI(CheckpointCLI):
             self._held = hold(self.folder)
             if going_on:
                 cut_after(self.folder, self.ckpt_step)
-        trainer.strategy.checkpoint_io = WholeCheckpointIO()
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         # What was used, not only what was asked for: the seed, and the text that was opened.
         for key in ("corpus", "sha256", "fallback"):
             ours.data[key] = data.hparams[key]
@@ -132,12 +132,12 @@ class CharCLI(CheckpointCLI):
         begun = time.time()
         try:
             self.trainer.fit(**kwargs)
-        except Stopped as stop:
+        except GracefulStop as stop:
             finish_wandb(self.folder)
             done = f"step {self.trainer.global_step:,} of {self.trainer.max_steps:,}"
             say_how_to_go_on(self.folder, f"\nStopped at {done}, and saved.")
             # Lightning kills the first where one of its others ends before it, but for a 0.
-            raise SystemExit(128 + stop.number if is_first_process() else 0) from None
+            raise SystemExit(128 + stop.signal_number if is_rank_zero() else 0) from None
         except SystemExit as end:
             if not isinstance(end.__context__, KeyboardInterrupt):
                 raise
@@ -146,7 +146,7 @@ class CharCLI(CheckpointCLI):
             raise SystemExit(128 + signal.SIGINT) from None
         except Exception as error:
             written = any((self.folder / name).exists() for name in ("metrics.csv", "checkpoints"))
-            if is_first_process() and not written:  # only its own, and only while it is empty
+            if is_rank_zero() and not written:  # only its own, and only while it is empty
                 finish_wandb(self.folder)
                 shutil.rmtree(self.folder, ignore_errors=True)
             if self.config.fit.ckpt_path and not isinstance(error, InputError):
@@ -176,7 +176,7 @@ class CharCLI(CheckpointCLI):
     def _tell(self) -> None:
         """Say what is about to be measured, and whether it is what the checkpoint left out."""
         self.datamodule.setup(self.subcommand)
-        if not is_first_process():
+        if not is_rank_zero():
             return
         ours, data = self.config[self.subcommand], self.datamodule.hparams
         print(f"{ours.ckpt_path} on {data.corpus}", file=sys.stderr)
@@ -210,7 +210,9 @@ class CharCLI(CheckpointCLI):
             raise InputError("predict takes one device: leave --trainer.devices at 1.")
         ours = self.config_init.predict
         settings = PredictSettings(**{f.name: ours[f.name] for f in fields(PredictSettings)})
-        prompts = prepare(model, settings, ours.seed_everything)
+        writer = TextWriter()
+        self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
+        prompts = make_batches(model, settings, ours.seed_everything, writer.print_piece)
         self.trainer.predict(model, Batches(prompts), **checkpoint)
 
 
@@ -225,7 +227,7 @@ def main(args: Sequence[str] | None = None) -> CharCLI:
     for module in ("lightning", "torchmetrics"):
         warnings.filterwarnings("ignore", module=module)
     try:
-        with exit_with_parent(), errors_once():
+        with exit_with_parent(), report_errors_once():
             return CharCLI(args)
     except (InputError, MisconfigurationException) as error:
         refuse(PROGRAM, error)

@@ -1,4 +1,4 @@
-"""What `predict` continues and prints: prompts in batches, texts as they are made."""
+"""`predict`: reads prompts, batches them, and prints texts while they are generated."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,9 +13,10 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from lit_gpt_scratch.errors import InputError, require_positive
 from lit_gpt_scratch.generation.sampling import SamplingSettings
-from lit_gpt_scratch.training.module import LitCharLM, Prompts
+from lit_gpt_scratch.generation.text import OnText, Prompts, default_prompt
+from lit_gpt_scratch.training.module import LitCharLM
 
-TEXTS_AT_ONCE = 64  # their caches are in memory together
+MAX_BATCH = 64  # texts whose caches are in memory together
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class PredictSettings(SamplingSettings):
         prompt: Text to continue; empty: a new line.
         prompt_file: A UTF-8 text file with a prompt on each line, instead of `prompt`.
         num_samples: Number of texts for each prompt.
-        stop: A text ends before this, where it writes it.
-        seed: Of the draws; the default is seed_everything.
+        stop: End a text before this string, where it occurs.
+        seed: Seed of the random draws; the default is seed_everything.
     """
 
     temperature: float = 0.8
@@ -38,8 +39,16 @@ class PredictSettings(SamplingSettings):
     stop: str = ""
 
 
-def prepare(model: LitCharLM, settings: PredictSettings, seed: int) -> Iterator[Prompts]:
-    """Tell a model how to draw, and make its batches: prompts of one length each, unpadded.
+def make_batches(
+    model: LitCharLM, settings: PredictSettings, seed: int, on_text: OnText | None = None
+) -> list[Prompts]:
+    """Encode the prompts and batch those of one length, unpadded.
+
+    Args:
+        model: Gives the tokenizer.
+        settings: Prompts, and how to sample.
+        seed: Seed of the random draws, unless the settings have one.
+        on_text: Receives the first text of each batch piece by piece.
 
     Raises:
         InputError: A setting is out of range, or a prompt has a character unknown to the model.
@@ -48,42 +57,54 @@ def prepare(model: LitCharLM, settings: PredictSettings, seed: int) -> Iterator[
     size = len(model.tokenizer)
     if settings.top_k is not None and settings.top_k > size:
         print(
-            f"top_k is {settings.top_k}, the alphabet has {size} characters: all are drawn from.",
+            f"Notice: top_k is {settings.top_k}, but the alphabet has {size} characters: top_k has "
+            "no effect.",
             file=sys.stderr,
         )
     values = {f.name: getattr(settings, f.name) for f in fields(SamplingSettings)}
-    seed = seed if settings.seed is None else settings.seed
-    model.sampling = SamplingSettings(**values | {"seed": seed})
+    values["seed"] = seed if settings.seed is None else settings.seed
+    sampling = SamplingSettings(**values)
     try:
         model.tokenizer.encode(settings.stop)
     except InputError as error:
         raise InputError(f"stop: {error}") from error
-    model.stop = settings.stop
-    prompts = []
+    groups = group_by_length(_encode_prompts(model, settings))
+    return [Prompts(*group, sampling, settings.stop, on_text) for group in groups]
+
+
+def _encode_prompts(model: LitCharLM, settings: PredictSettings) -> list[tuple[torch.Tensor, int]]:
+    """Return the ids (T,) of each text's prompt, with the number of the text."""
+    numbered = []
     for i, prompt in enumerate(read_prompts(settings)):
         try:
-            ids = model.tokenizer.encode(prompt or model.default_prompt)
+            ids = model.tokenizer.encode(prompt or default_prompt(model.tokenizer))
         except InputError as error:
             where = f"line {i + 1} of {settings.prompt_file}" if settings.prompt_file else "prompt"
             raise InputError(f"{where}: {error}") from error
         count = settings.num_samples
-        prompts += [(ids, index) for index in range(i * count, (i + 1) * count)]
-    return batches(prompts)
+        numbered += [(ids, index) for index in range(i * count, (i + 1) * count)]
+    return numbered
 
 
-def batches(prompts: Sequence[tuple[torch.Tensor, int]]) -> Iterator[Prompts]:
-    """Numbered ids (T,), those of a length together, in the order of each length's first."""
-    lengths = list(dict.fromkeys(len(ids) for ids, _ in prompts))
-    ordered = sorted(prompts, key=lambda prompt: lengths.index(len(prompt[0])))
-    for _, same in groupby(ordered, key=lambda prompt: len(prompt[0])):
-        members = list(same)
-        for start in range(0, len(members), TEXTS_AT_ONCE):
-            ids, indices = zip(*members[start : start + TEXTS_AT_ONCE], strict=True)
-            yield Prompts(torch.stack(ids), list(indices))
+def group_by_length(
+    numbered: Sequence[tuple[torch.Tensor, int]],
+) -> Iterator[tuple[torch.Tensor, list[int]]]:
+    """Yield ids (B, T) of one length with their numbers, in the order in which lengths appear."""
+    lengths = list(dict.fromkeys(len(ids) for ids, _ in numbered))
+    ordered = sorted(numbered, key=lambda text: lengths.index(len(text[0])))
+    for _, same_length in groupby(ordered, key=lambda text: len(text[0])):
+        texts = list(same_length)
+        for start in range(0, len(texts), MAX_BATCH):
+            ids, indices = zip(*texts[start : start + MAX_BATCH], strict=True)
+            yield torch.stack(ids), list(indices)
 
 
 def read_prompts(settings: PredictSettings) -> list[str]:
-    """The prompts asked for: one, or the lines of a file."""
+    """Return the prompt, or the lines of the prompt file.
+
+    Raises:
+        InputError: Both are given, or the file cannot be read.
+    """
     if settings.prompt_file is None:
         return [settings.prompt]
     if settings.prompt:
@@ -92,39 +113,38 @@ def read_prompts(settings: PredictSettings) -> list[str]:
         text = Path(settings.prompt_file).expanduser().read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"prompt_file {settings.prompt_file} is not UTF-8 text.") from error
-    except (OSError, RuntimeError) as error:  # RuntimeError: the home of a user who is not there
+    except (OSError, RuntimeError) as error:  # RuntimeError: the home folder of an unknown user
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"prompt_file {settings.prompt_file} cannot be read: {reason}.") from error
     if not text:
-        raise InputError(f"prompt_file {settings.prompt_file} is empty: write a prompt a line.")
-    return text.removesuffix("\n").split("\n")  # splitlines knows eight more ends of a line
+        raise InputError(f"prompt_file {settings.prompt_file} is empty: write a prompt per line.")
+    return text.removesuffix("\n").split("\n")  # splitlines would split at eight more characters
 
 
 class TextWriter(BasePredictionWriter):
-    """Prints predicted texts, and nothing else, to standard output, in the order of the prompts.
+    """Prints the texts, and nothing else, to standard output in the order of the prompts.
 
-    The first text appears character by character as it is made, the others when they are done.
+    The first text appears character by character while it is generated, the others when they are
+    complete.
     """
 
     def __init__(self) -> None:
         super().__init__("batch")
-        self._waiting: dict[int, str] = {}
-        self._next = 0
-        self._shown = 0  # characters of the next text
+        self._complete: dict[int, str] = {}  # texts that wait for those before them
+        self._next = 0  # number of the text to print
+        self._printed = 0  # characters of it that are printed
 
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        pl_module.watch = self._show
-
-    def _show(self, index: int, piece: str) -> None:
+    def print_piece(self, index: int, piece: str) -> None:
+        """Print a piece of a text if all texts before it are printed."""
         if index == self._next:
-            self._write(piece)
+            self._print(piece)
             sys.stdout.flush()
 
-    def _write(self, piece: str) -> None:
-        if self._next and not self._shown:
+    def _print(self, piece: str) -> None:
+        if self._next and not self._printed:
             sys.stdout.write(f"\n{'-' * 80}\n")
         sys.stdout.write(piece)
-        self._shown += len(piece)
+        self._printed += len(piece)
 
     def write_on_batch_end(
         self,
@@ -135,10 +155,10 @@ class TextWriter(BasePredictionWriter):
         batch: Prompts,
         *_: Any,
     ) -> None:
-        self._waiting |= dict(zip(batch.indices, prediction, strict=True))
-        while self._next in self._waiting:
-            self._write(self._waiting.pop(self._next)[self._shown :])
-            self._next, self._shown = self._next + 1, 0
+        self._complete |= dict(zip(batch.indices, prediction, strict=True))
+        while self._next in self._complete:
+            self._print(self._complete.pop(self._next)[self._printed :])
+            self._next, self._printed = self._next + 1, 0
         sys.stdout.flush()
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -9,5 +9,14 @@ from lit_gpt_scratch.generation.sampling import (
     next_distribution,
     stream,
 )
+from lit_gpt_scratch.generation.text import Prompts, default_prompt, generate_text
 
-__all__ = ["SamplingSettings", "generate", "next_distribution", "stream"]
+__all__ = [
+    "Prompts",
+    "SamplingSettings",
+    "default_prompt",
+    "generate",
+    "generate_text",
+    "next_distribution",
+    "stream",
+]

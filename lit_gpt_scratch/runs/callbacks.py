@@ -10,8 +10,8 @@ from lit_gpt_scratch.runs.folder import last_checkpoint
 from lit_gpt_scratch.runs.metrics_logger import RowCounts
 from lit_gpt_scratch.runs.recorders import AttentionPictures, Samples, SymbolLosses
 from lit_gpt_scratch.runs.wandb_logger import WandbRun
-from lit_gpt_scratch.training.checkpointing import Saver
-from lit_gpt_scratch.training.distributed import SameEverywhere
+from lit_gpt_scratch.training.checkpointing import SignalCheckpoint
+from lit_gpt_scratch.training.distributed import RankConsistencyCheck
 from lit_gpt_scratch.training.progress import LogLines, ProgressBar
 from lit_gpt_scratch.training.throughput import Throughput
 
@@ -31,13 +31,13 @@ def make_callbacks(folder: Path, bar: bool | None, wandb_id: str | None = None) 
         "save_on_train_epoch_end": False,
     }
     return [
-        SameEverywhere(),
+        RankConsistencyCheck(),
         Samples(folder),
         SymbolLosses(folder),
         AttentionPictures(folder),
         WandbRun(wandb_id),
         RowCounts(folder),
-        Saver(last_checkpoint(folder)),
+        SignalCheckpoint(last_checkpoint(folder)),
         Throughput(),  # after these, so that its clock of training leaves them out
         ProgressBar() if (sys.stdout.isatty() if bar is None else bar) else LogLines(),
         ModelCheckpoint(filename="best", monitor="val/loss", **kept),

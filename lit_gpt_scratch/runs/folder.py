@@ -11,7 +11,7 @@ import yaml
 from lit_gpt_scratch.errors import InputError, writing
 from lit_gpt_scratch.files import lock, written_whole
 from lit_gpt_scratch.runs.tables import read_rows
-from lit_gpt_scratch.training.distributed import is_first_process
+from lit_gpt_scratch.training.distributed import is_rank_zero
 
 DEFAULT_NAME = "gpt_cpu"
 
@@ -36,7 +36,7 @@ def new_run_folder(runs: Path, name: str) -> Path:
         while True:
             try:
                 folder = runs / name / f"version_{version}"
-                if is_first_process():
+                if is_rank_zero():
                     folder.mkdir()
                 return folder
             except FileExistsError:
@@ -112,7 +112,7 @@ def check_whole(config: Path) -> None:
 
 def say_how_to_go_on(folder: Path, what: str) -> None:
     """On standard error, where the run in a folder has a checkpoint."""
-    if is_first_process() and last_checkpoint(folder).exists():
+    if is_rank_zero() and last_checkpoint(folder).exists():
         print(f"{what} To go on:\n  {resume_command(folder)}", file=sys.stderr)
 
 

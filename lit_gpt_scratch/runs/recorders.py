@@ -17,11 +17,12 @@ from lightning.pytorch.callbacks import Callback
 
 from lit_gpt_scratch.errors import writing
 from lit_gpt_scratch.generation.sampling import SamplingSettings
+from lit_gpt_scratch.generation.text import default_prompt
 from lit_gpt_scratch.inspection.draw_heads import draw_heads
 from lit_gpt_scratch.inspection.explore import attention, visible
 from lit_gpt_scratch.runs.tables import append_rows
 from lit_gpt_scratch.runs.wandb_logger import wandb_run
-from lit_gpt_scratch.training.progress import progress
+from lit_gpt_scratch.training.progress import progress_line
 
 # What each validation leaves behind, as files and in W&B
 
@@ -56,14 +57,14 @@ class Samples(Record):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
-        prompt, step = pl_module.default_prompt, trainer.global_step
+        prompt, step = default_prompt(pl_module.tokenizer), trainer.global_step
         ids = pl_module.tokenizer.encode(prompt).repeat(self.count, 1).to(pl_module.device)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         texts = pl_module.generate(ids, replace(self.settings, seed=data.seed))
         rows = [(step, prompt, text) for text in texts]
         self.add(trainer, "samples", ["step", "prompt", "text"], rows)
         if bar := trainer.progress_bar_callback:
-            bar.print("\n".join([progress(trainer), *quoted(texts[0])]))
+            bar.print("\n".join([progress_line(trainer), *quoted(texts[0])]))
 
 
 def quoted(text: str) -> list[str]:

@@ -11,6 +11,7 @@ import lightning
 import torch
 
 from lit_gpt_scratch.generation.sampling import SamplingSettings
+from lit_gpt_scratch.generation.text import default_prompt
 from lit_gpt_scratch.models.gpt import count_parameters
 from lit_gpt_scratch.runs.recorders import quoted
 from lit_gpt_scratch.training.checkpointing import best_checkpoint
@@ -54,7 +55,7 @@ def about(trainer: Any, model: Any, data: Any) -> dict[str, Any]:
 
 def sample_text(model: Any, seed: int) -> str:
     """A text of 300 characters, to show what a model has learnt."""
-    prompt = model.tokenizer.encode(model.default_prompt)[None].to(model.device)
+    prompt = model.tokenizer.encode(default_prompt(model.tokenizer))[None].to(model.device)
     settings = SamplingSettings(max_new_tokens=300, temperature=0.8, seed=seed)
     text: str = model.generate(prompt, settings)[0]
     return text.strip()

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.training.checkpointing import best_checkpoint
-from lit_gpt_scratch.training.distributed import is_first_process
+from lit_gpt_scratch.training.distributed import is_rank_zero
 
 Mode = Literal["offline", "online", "disabled"]
 WANDB_MODES = get_args(Mode)
@@ -72,7 +72,7 @@ def make_wandb_logger(
         InputError: W&B refuses, or WANDB_MODE is another word.
     """
     mode = wandb_mode(settings)
-    if mode == "disabled" or not is_first_process():
+    if mode == "disabled" or not is_rank_zero():
         return []
     import wandb  # here, since it alone takes two seconds
 

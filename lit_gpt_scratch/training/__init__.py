@@ -1,9 +1,12 @@
 """The Lightning module, optimizers and schedules, and the callbacks that training needs.
 
-Checkpoint saving, exact resume, throughput and several processes are callbacks, one file each.
+Each callback has one job and one file: the training loss, finite checks, resume, checkpoint saving,
+throughput, several processes.
 """
 
 from lit_gpt_scratch.training.module import LitCharLM
-from lit_gpt_scratch.training.optim import AdamW, Muon, WarmupCosine, WarmupStableDecay
+from lit_gpt_scratch.training.muon import Muon
+from lit_gpt_scratch.training.optim import AdamW
+from lit_gpt_scratch.training.schedules import WarmupCosine, WarmupStableDecay
 
 __all__ = ["AdamW", "LitCharLM", "Muon", "WarmupCosine", "WarmupStableDecay"]

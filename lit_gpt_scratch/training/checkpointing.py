@@ -1,7 +1,7 @@
-"""What a run survives by: checkpoints that are whole, in time and on request, and logs that go on.
+"""Checkpointing: saves complete checkpoints at intervals and on SIGINT or SIGTERM.
 
-A checkpoint is written only between two optimizer steps, when all that was logged of the steps
-before it is on disk. Where a run goes on from it, what was logged after it is cut off.
+A checkpoint is written only between two optimizer steps, after all rows of the steps before it are
+on disk. A resumed run removes rows that were logged after its checkpoint.
 """
 
 import signal
@@ -18,22 +18,22 @@ from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.files import written_whole
 
 
-class Stopped(BaseException):
-    """A signal asked for the end, and all is saved: not an error that anything is to handle.
+class GracefulStop(BaseException):
+    """A signal asked for the end, and a checkpoint is saved. Not an error: nothing handles it.
 
     Attributes:
-        number: Of the signal.
+        signal_number: The signal.
     """
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
 
 
-class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, and moves it there when it is whole and on disk.
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint to a temporary file beside its path, and renames it when it is complete.
 
-    Lightning's own passes through the system's temporary folder, which may be another disk's.
+    Lightning's own goes through the system's temporary folder, which may be on another disk.
     """
 
     def save_checkpoint(
@@ -42,60 +42,61 @@ class WholeCheckpointIO(TorchCheckpointIO):
         try:
             with written_whole(Path(path)) as file:
                 torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:  # PyTorch's word for a full disk is the second
-            reason = getattr(error, "strerror", None) or "the disk is full, or gone"
+        except (OSError, RuntimeError) as error:  # PyTorch raises RuntimeError for a full disk
+            reason = getattr(error, "strerror", None) or "the disk is full or missing"
             raise InputError(
-                f"checkpoint {path} cannot be saved ({reason}); the one before it is whole. Make "
-                "room, and go on from it with --ckpt_path."
+                f"checkpoint {path} cannot be saved ({reason}); the one before it is complete. "
+                "Free some space, and resume from it with --ckpt_path."
             ) from error
 
 
-class Saver(Callback):
-    """Saves when minutes have passed, and when SIGINT or SIGTERM asks for the end.
+class SignalCheckpoint(Callback):
+    """Saves at intervals of time, and when SIGINT or SIGTERM arrives.
 
-    A signal lets the step end, saves, and raises `Stopped`; a second SIGINT stops at once.
+    After a signal, the current step ends, a checkpoint is saved, and `GracefulStop` is raised. A
+    second SIGINT stops at once.
 
     Args:
-        path: The checkpoint's.
-        minutes: Between two of them.
+        path: Where the checkpoint is saved.
+        minutes: Time between two saves.
     """
 
     def __init__(self, path: Path, minutes: float = 5.0) -> None:
         self.path, self.seconds = path, 60 * minutes
-        self.asked = 0  # by which signal
-        self._saved = 0.0
+        self.received = 0  # number of the signal
+        self._saved = 0.0  # when the last checkpoint was saved
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        # Here, since Lightning puts its own handlers in place of those that it finds in set-up; at
-        # the end it gives back what it found.
+        # Not earlier: during set-up, Lightning wraps the handlers that it finds. It restores the
+        # original handlers when the fit ends.
         self._saved = time.monotonic()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, self._note)
 
     def _note(self, number: int, _: Any) -> None:
-        if self.asked and number == signal.SIGINT:
+        if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = number
+        self.received = number
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx % trainer.accumulate_grad_batches:
             return
-        # Lightning logs by a count of its own, which a resume at a validation's step puts out.
+        # A resume at the step of a validation puts Lightning's counter for logging out of step.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
-        stop, due = bool(self.asked), time.monotonic() - self._saved > self.seconds
-        if trainer.world_size > 1:  # what one process is asked for, all do
+        stop, due = bool(self.received), time.monotonic() - self._saved > self.seconds
+        if trainer.world_size > 1:  # all ranks do what one of them is asked for
             due = trainer.strategy.reduce_boolean_decision(stop or due, all=False)
             stop = due and trainer.strategy.reduce_boolean_decision(stop, all=False)
         if stop or due:
             self.save(trainer)
         if stop:
-            raise Stopped(self.asked or signal.SIGTERM)
+            raise GracefulStop(self.received or signal.SIGTERM)
 
     def save(self, trainer: Any) -> None:
-        """As of the end of the last step: the batch that is announced counts for nothing yet."""
+        """Save the state after the last step: the batch that has just been announced is undone."""
         progress = trainer.fit_loop.epoch_loop.batch_progress
         for tracker in (progress.total, progress.current):
             tracker.ready -= 1
@@ -105,9 +106,9 @@ class Saver(Callback):
         self._saved = time.monotonic()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        self._saved = time.monotonic()  # a checkpoint follows
+        self._saved = time.monotonic()  # ModelCheckpoint saves one now
 
 
 def best_checkpoint(trainer: Any) -> ModelCheckpoint:
-    """The callback that keeps the best checkpoint; `best_model_score` is its validation loss."""
+    """Return the callback that keeps the best checkpoint, with its loss in `best_model_score`."""
     return next(c for c in trainer.checkpoint_callbacks if c.monitor == "val/loss")

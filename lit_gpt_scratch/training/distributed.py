@@ -1,4 +1,4 @@
-"""What holds where several processes train as one: who speaks, and who ends when."""
+"""Coordination between processes: only rank 0 reports, and all ranks stop together."""
 
 import contextlib
 import os
@@ -12,24 +12,24 @@ from lightning.pytorch.callbacks import Callback
 
 from lit_gpt_scratch.errors import InputError
 
-PARENT = "LIT_GPT_SCRATCH_PARENT"
-PATIENCE = 10.0  # seconds that the first process has to end in, with its last word
-# What processes that train as one must agree on.
+PARENT = "LIT_GPT_SCRATCH_PARENT"  # environment variable: the process that started the ranks
+GRACE_SECONDS = 10.0  # time that rank 0 has to report an error and to end
+# Settings that all processes of a run must share.
 DATA = ("sha256", "alphabet", "context", "batch_size", "seed", "val_fraction", "test_fraction")
 STEPS = ("max_steps", "accumulate_grad_batches", "val_check_interval", "log_every_n_steps")
 
 
-def is_first_process() -> bool:
-    """Whether this process is the one that writes, also before the Trainer knows."""
+def is_rank_zero() -> bool:
+    """Return whether this process is the one that writes; known also before the Trainer exists."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 @contextlib.contextmanager
 def exit_with_parent() -> Iterator[None]:
-    """While this is open, end this process soon after the one that started it as a rank.
+    """While this is open, end this rank soon after the process that started it has ended.
 
-    Lightning's first process starts the others, torchrun starts all: both set LOCAL_RANK. Otherwise
-    the surviving ranks would hang for half an hour.
+    Lightning's rank 0 starts the other ranks, torchrun starts all; both set LOCAL_RANK. Without
+    this, the surviving ranks would wait for half an hour. The environment is restored at the end.
     """
     if "LOCAL_RANK" not in os.environ:
         before = os.environ.get(PARENT)
@@ -41,7 +41,7 @@ def exit_with_parent() -> Iterator[None]:
             if before is not None:
                 os.environ[PARENT] = before
         return
-    # The parent may have ended while this process was loading.
+    # The variable tells the parent also if it has ended while this process was loading.
     parent = int(os.environ.get(PARENT, os.getppid()))
     done = threading.Event()
 
@@ -58,39 +58,39 @@ def exit_with_parent() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def errors_once() -> Iterator[None]:
-    """Let the first process say what ends all: the others wait for their end, and speak after it.
+def report_errors_once() -> Iterator[None]:
+    """Let rank 0 report an error that all ranks have; the others wait, and end with it.
 
     Raises:
-        InputError: This process lost another.
+        InputError: This process has lost the connection to another one.
     """
     try:
         yield
     except Exception as error:
-        if not is_first_process():
-            time.sleep(PATIENCE)
+        if not is_rank_zero():
+            time.sleep(GRACE_SECONDS)
         if isinstance(error, RuntimeError) and ("gloo" in str(error) or "NCCL" in str(error)):
             reason = " ".join(str(error).split()).partition(". ")[0][:200]
-            raise InputError(f"another process has ended, or is stuck ({reason}).") from error
+            raise InputError(f"another process has ended, or hangs ({reason}).") from error
         raise
 
 
-class SameEverywhere(Callback):
-    """Refuses to train where a process was started with another text, batch or step.
+class RankConsistencyCheck(Callback):
+    """Refuses to train if the processes have different texts, flags or steps.
 
-    Each machine opens its own files and reads its own flags: else the others would wait for ever
-    for what is not to come, or learn from another text without a word.
+    Each machine opens its own files and reads its own flags. Different ones would make the ranks
+    wait for each other without end, or train on different texts without notice.
     """
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         data = trainer.datamodule.hparams
         own = {f"data.{name}": data[name] for name in DATA}
         own |= {f"trainer.{name}": getattr(trainer, name) for name in STEPS}
-        own |= {"the step to go on from": trainer.global_step}
-        first = trainer.strategy.broadcast(own)
-        others = [name for name, value in own.items() if value != first[name]]
-        if not trainer.strategy.reduce_boolean_decision(not others, all=True):
-            where = f" here: {', '.join(others)}" if others else " on another machine"
+        own |= {"the step to resume from": trainer.global_step}
+        of_rank_zero = trainer.strategy.broadcast(own)
+        different = [name for name, value in own.items() if value != of_rank_zero[name]]
+        if not trainer.strategy.reduce_boolean_decision(not different, all=True):
+            where = f" here: {', '.join(different)}" if different else " on another machine"
             raise InputError(
                 f"the processes of this run differ{where}. Start all with the same flags, text and "
                 "checkpoint."

@@ -1,4 +1,4 @@
-"""What the machine at hand does fast."""
+"""What this machine computes fast: precision, peak speed, and memory that is kept."""
 
 import ctypes
 import sys
@@ -11,15 +11,15 @@ Precision = Literal["bf16-mixed", "32-true"]
 
 
 def multiplies_bf16(device: str) -> bool:
-    """Whether a kind of device (cpu, cuda, mps) multiplies bf16 matrices in hardware."""
+    """Return whether a kind of device (cpu, cuda, mps) multiplies bf16 matrices in hardware."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    has = torch.cpu.get_capabilities()
-    return device == "cpu" and bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+    features = torch.cpu.get_capabilities()
+    return device == "cpu" and bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
 def fastest_precision() -> Precision:
-    """bf16 for matrix products (2 to 4 times as fast) where there is hardware for it, else fp32."""
+    """Return bf16-mixed where hardware multiplies bf16 (2 to 4 times as fast), else 32-true."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if torch.backends.mps.is_available():
         device = "mps"
@@ -27,9 +27,10 @@ def fastest_precision() -> Precision:
 
 
 def measured_flops(dtype: torch.dtype, size: int = 768) -> float:
-    """Floating-point operations a second of the CPU in a product of two square matrices.
+    """Measure the CPU's floating-point operations per second in a product of square matrices.
 
-    The best of five, after one that warms up: what a makers' data sheet would say, found out.
+    Returns:
+        The best of five runs after a warm-up: an estimate of the peak speed.
     """
     a = torch.ones(size, size, dtype=dtype)
     times = []
@@ -41,14 +42,14 @@ def measured_flops(dtype: torch.dtype, size: int = 768) -> float:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what training frees at each step, and takes again at the next.
+    """Stop glibc from returning freed memory to the system after each step.
 
-    By default glibc gives large blocks back to the system at once, and each page that it asks for
-    anew is cleared first: a tenth of a step's time on a CPU.
+    Otherwise the system clears every page that the next step asks for; this saves about 10 percent
+    of a CPU step.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):  # other C libraries have no such thing
-            trim_threshold, mmap_threshold = -1, -3  # as malloc.h numbers them
-            libc.mallopt(mmap_threshold, 32 << 20)  # the most that it takes
+        if hasattr(libc, "mallopt"):  # other C libraries lack it
+            trim_threshold, mmap_threshold = -1, -3  # constants of malloc.h
+            libc.mallopt(mmap_threshold, 32 << 20)  # the largest value that glibc accepts
             libc.mallopt(trim_threshold, 1 << 30)

@@ -1,4 +1,4 @@
-"""Progress on the terminal: a bar, or one line per validation in a log file."""
+"""Shows progress on the terminal: a bar, or one line per validation in a log file."""
 
 import math
 import sys
@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar with the run's steps as its length; refreshed sparsely, since that costs."""
+    """Lightning's bar for the whole run, refreshed every 20 batches because that is slow."""
 
     shown = ("train/loss", "val/loss", "val/bpc", "chars_per_sec")
 
@@ -34,15 +34,15 @@ class ProgressBar(TQDMProgressBar):
 
 
 class LogLines(Callback):
-    """A line at each validation, in place of the bar where nobody watches: a log file, or CI."""
+    """Prints one line at each validation instead of a bar, for log files and CI."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            print(progress(trainer), file=sys.stderr)
+            print(progress_line(trainer), file=sys.stderr)
 
 
-def progress(trainer: pl.Trainer) -> str:
-    """Where a run is, in a line."""
+def progress_line(trainer: pl.Trainer) -> str:
+    """Return step and validation loss in one line."""
     loss = float(trainer.callback_metrics["val/loss"])
-    done = f"step {trainer.global_step:>6,} of {trainer.max_steps:,}"
-    return f"{done}: val/loss {loss:.4f}, {loss / math.log(2):.3f} bits per character"
+    step = f"step {trainer.global_step:>6,} of {trainer.max_steps:,}"
+    return f"{step}: val/loss {loss:.4f}, {loss / math.log(2):.3f} bits per character"

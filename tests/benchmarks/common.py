@@ -123,7 +123,7 @@ def raw_loop(config: str, steps: int, *args: str) -> float:
     for k in range(steps):
         start = time.perf_counter()
         batch = data.gather(data.train_windows(k))
-        model._seed_dropout(batch.seed)
+        torch.default_generator.manual_seed(batch.seed)  # as SeedDropout does
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             logits = model.net(batch.inputs)
             loss = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten())

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from common import CONFIGS, QUICK, Figures, fit, markdown, median_and_range, rounds, seconds
 from lightning.pytorch.callbacks import Callback
 
-from lit_gpt_scratch.training.checkpointing import Saver
+from lit_gpt_scratch.training.checkpointing import SignalCheckpoint
 
 EVERY = 10  # steps
 MINUTES = 5
@@ -26,7 +26,7 @@ class TimedSaves(Callback):
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx and batch_idx % EVERY == 0:
-            saver = next(c for c in trainer.callbacks if isinstance(c, Saver))
+            saver = next(c for c in trainer.callbacks if isinstance(c, SignalCheckpoint))
             self.taken.append(seconds(lambda: saver.save(trainer)))
 
 

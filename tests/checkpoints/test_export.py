@@ -23,7 +23,7 @@ from lit_gpt_scratch.checkpoints import export as exporting
 from lit_gpt_scratch.cli import export_command as export
 from lit_gpt_scratch.data.datamodule import CharDataModule
 from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.generation.sampling import SamplingSettings
+from lit_gpt_scratch.generation import SamplingSettings, default_prompt
 from lit_gpt_scratch.training.module import LitCharLM
 
 Edit = Callable[[Path], Any]
@@ -117,7 +117,7 @@ def test_the_command_line_takes_an_export_as_it_takes_the_checkpoint(
     path = ["--ckpt_path", str(exported.folder), "--trainer.accelerator", "cpu"]
     cli.main(["predict", *path, "--max_new_tokens", "20"])
     model = inspection.load(exported.checkpoint)
-    prompt = model.tokenizer.encode(model.default_prompt)[None]
+    prompt = model.tokenizer.encode(default_prompt(model.tokenizer))[None]
     (text,) = model.generate(prompt, SamplingSettings(max_new_tokens=20, temperature=0.8))
     assert capsys.readouterr().out == text + "\n"
     done = cli.main(["validate", *path, "--trainer.precision", "32-true"])

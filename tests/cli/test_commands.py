@@ -17,6 +17,7 @@ from lit_gpt_scratch import cli
 from lit_gpt_scratch.cli.commands import CharCLI
 from lit_gpt_scratch.data import corpus
 from lit_gpt_scratch.data.grammar import play_log_loss
+from lit_gpt_scratch.generation import SamplingSettings
 from lit_gpt_scratch.training import LitCharLM
 
 TINY = [
@@ -293,10 +294,11 @@ def test_predict_prints_the_texts_of_a_file_of_prompts_in_their_order(
     file.write_text("\n".join(prompts))
     done = cli.main(ask)
     texts = texts_of(capsys)
+    settings = SamplingSettings(max_new_tokens=20, temperature=0.8)
     alone = []
     for number, prompt in enumerate(prompt for prompt in prompts for _ in range(3)):
         ids = done.model.tokenizer.encode(prompt)[None]
-        alone += done.model.generate(ids, done.model.sampling, [number])
+        alone += done.model.generate(ids, settings, indices=[number])
         assert alone[-1].startswith(prompt)
     assert texts == alone
     assert len(set(texts)) == 12

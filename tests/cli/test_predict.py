@@ -1,4 +1,4 @@
-"""What `predict` continues, in which batches, and what it prints while it does."""
+"""`predict`: which batches it makes of prompts, and what it prints when."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -16,15 +16,16 @@ from laws import stirred
 
 from lit_gpt_scratch.cli import predict
 from lit_gpt_scratch.cli.predict import (
-    TEXTS_AT_ONCE,
+    MAX_BATCH,
     PredictSettings,
     TextWriter,
-    batches,
-    prepare,
+    group_by_length,
+    make_batches,
     read_prompts,
 )
 from lit_gpt_scratch.data.datamodule import Batches
 from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.generation import SamplingSettings
 from lit_gpt_scratch.models.gpt import GPT
 from lit_gpt_scratch.training.module import LitCharLM
 
@@ -58,7 +59,7 @@ def printed(model: LitCharLM, capsys: pytest.CaptureFixture[str]) -> Printed:
             accelerator="cpu", callbacks=[writer], enable_progress_bar=False,
             logger=False, use_distributed_sampler=False,
         )  # fmt: skip
-        prompts = Batches(prepare(model, settings, seed))
+        prompts = Batches(make_batches(model, settings, seed, writer.print_piece))
         capsys.readouterr()
         trainer.predict(model, prompts, return_predictions=False)
         said = capsys.readouterr().out
@@ -72,59 +73,60 @@ def printed(model: LitCharLM, capsys: pytest.CaptureFixture[str]) -> Printed:
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=200))
-@example([2] * TEXTS_AT_ONCE)
-@example([2, 1] * (TEXTS_AT_ONCE + 1))
-def test_texts_of_a_length_are_together_and_never_padded(lengths: list[int]) -> None:
-    """Each once and under its own number, as many at once as may be, in order of number."""
+@example([2] * MAX_BATCH)
+@example([2, 1] * (MAX_BATCH + 1))
+def test_texts_of_one_length_are_batched_without_padding(lengths: list[int]) -> None:
+    """Each text once, with its own number, in full batches, in order of number."""
     prompts = [(torch.full((length,), i), i) for i, length in enumerate(lengths)]
-    made = list(batches(prompts))
-    for ids, indices in made:
-        assert len(ids) == len(indices) <= TEXTS_AT_ONCE
+    grouped = list(group_by_length(prompts))
+    for ids, indices in grouped:
+        assert len(ids) == len(indices) <= MAX_BATCH
         assert indices == sorted(indices)
         assert all((row == index).all() for row, index in zip(ids, indices, strict=True))
         assert {lengths[index] for index in indices} == {ids.size(1)}
-    assert sorted(index for _, indices in made for index in indices) == list(range(len(lengths)))
-    full = Counter({n: -(-count // TEXTS_AT_ONCE) for n, count in Counter(lengths).items()})
-    assert Counter(ids.size(1) for ids, _ in made) == full
-    # A length's first is what is waited for the longest.
-    assert [n for n, _ in groupby(ids.size(1) for ids, _ in made)] == list(dict.fromkeys(lengths))
+    assert sorted(index for _, indices in grouped for index in indices) == list(range(len(lengths)))
+    full = Counter({n: -(-count // MAX_BATCH) for n, count in Counter(lengths).items()})
+    assert Counter(ids.size(1) for ids, _ in grouped) == full
+    # Lengths come in the order of their first text.
+    assert [n for n, _ in groupby(ids.size(1) for ids, _ in grouped)] == list(
+        dict.fromkeys(lengths)
+    )
 
 
 def test_texts_are_numbered_prompt_by_prompt(model: LitCharLM, tmp_path: Path) -> None:
     """Text j of prompt i is number i * num_samples + j."""
     found = {}
-    for ids, indices in prepare(model, asked(tmp_path, MIXED, num_samples=3), 5):
-        rows = [model.tokenizer.decode(row) for row in ids]
-        found |= dict(zip(indices, rows, strict=True))
+    for batch in make_batches(model, asked(tmp_path, MIXED, num_samples=3), 5):
+        rows = [model.tokenizer.decode(row) for row in batch.ids]
+        found |= dict(zip(batch.indices, rows, strict=True))
     assert [found[i] for i in range(18)] == [prompt or "\n" for prompt in MIXED for _ in range(3)]
 
 
 @pytest.mark.parametrize(("alphabet", "prompt"), [("\nab", "\n"), ("ab", "a")])
-def test_an_empty_prompt_is_a_new_line_where_there_is_one(alphabet: str, prompt: str) -> None:
+def test_an_empty_prompt_is_a_new_line_if_the_alphabet_has_one(alphabet: str, prompt: str) -> None:
     model = LitCharLM(partial(GPT, layers=1, width=16), alphabet=alphabet, context=6)
-    ((ids, indices),) = prepare(model, PredictSettings(), 5)
-    assert [model.tokenizer.decode(row) for row in ids] == [prompt]
-    assert indices == [0]
+    (batch,) = make_batches(model, PredictSettings(), 5)
+    assert [model.tokenizer.decode(row) for row in batch.ids] == [prompt]
+    assert batch.indices == [0]
 
 
-def test_the_model_is_told_how_to_draw(model: LitCharLM) -> None:
+def test_batches_carry_the_settings(model: LitCharLM) -> None:
     how = {"max_new_tokens": 4, "temperature": 0.3, "top_k": 2, "top_p": 0.7, "min_p": 0.1}
-    prepare(model, PredictSettings(**how, stop="ab"), 5)
-    assert {name: getattr(model.sampling, name) for name in how} == how
-    assert model.stop == "ab"
-    assert model.sampling.seed == 5
-    prepare(model, PredictSettings(seed=0), 5)
-    assert model.sampling.seed == 0
-    assert model.stop == ""
+    (batch,) = make_batches(model, PredictSettings(**how, stop="ab"), 5)
+    assert batch.settings == SamplingSettings(**how, seed=5)
+    assert batch.stop == "ab"
+    (batch,) = make_batches(model, PredictSettings(seed=0), 5)
+    assert batch.settings.seed == 0
+    assert batch.stop == ""
 
 
 def test_a_top_k_above_the_alphabet_gets_a_notice(
     model: LitCharLM, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prepare(model, PredictSettings(top_k=3), 5)
+    make_batches(model, PredictSettings(top_k=3), 5)
     assert capsys.readouterr().err == ""
-    prepare(model, PredictSettings(top_k=4), 5)
-    assert "top_k is 4, the alphabet has 3 characters" in capsys.readouterr().err
+    make_batches(model, PredictSettings(top_k=4), 5)
+    assert "top_k is 4, but the alphabet has 3 characters" in capsys.readouterr().err
 
 
 # Prompts
@@ -134,7 +136,7 @@ def test_a_top_k_above_the_alphabet_gets_a_notice(
 def test_each_line_of_a_file_is_a_prompt(
     tmp_path_factory: pytest.TempPathFactory, lines: list[str]
 ) -> None:
-    """Spaces and empty lines too, with or without an end to the last; also Windows' ends."""
+    """Spaces and empty lines count; the last line end is optional; Windows line ends too."""
     path = tmp_path_factory.mktemp("lines") / "prompts.txt"
     for end in ("\n", "\r\n"):
         path.write_bytes("".join(line + end for line in lines).encode())
@@ -160,14 +162,14 @@ def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ],
     ids=["missing", "not UTF-8", "empty", "unknown"],
 )
-def test_a_file_that_cannot_be_is_refused_by_name(
+def test_a_bad_prompt_file_is_refused_by_name(
     model: LitCharLM, tmp_path: Path, contents: bytes | None, message: str
 ) -> None:
     path = tmp_path / "prompts.txt"
     if contents is not None:
         path.write_bytes(contents)
     with pytest.raises(InputError, match=message):
-        prepare(model, PredictSettings(prompt_file=str(path)), 5)
+        make_batches(model, PredictSettings(prompt_file=str(path)), 5)
 
 
 @pytest.mark.parametrize(
@@ -180,53 +182,52 @@ def test_a_file_that_cannot_be_is_refused_by_name(
         ({"num_samples": 0}, "num_samples is 0"),
     ],
 )
-def test_what_cannot_be_continued_is_refused_by_name(
+def test_a_bad_setting_is_refused_by_name(
     model: LitCharLM, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        prepare(model, PredictSettings(**arguments), 5)
+        make_batches(model, PredictSettings(**arguments), 5)
 
 
 # Texts
 
 
 @pytest.mark.parametrize("stop", ["", "a", "b\n"])
-def test_texts_are_printed_in_the_order_of_their_prompts(
+def test_texts_are_printed_in_the_order_of_the_prompts(
     model: LitCharLM, printed: Printed, tmp_path: Path, stop: str
 ) -> None:
-    """Each as it would be alone: it depends on its (seed, number)."""
+    """Each text depends only on the seed and on its number."""
     settings = asked(tmp_path, MIXED, num_samples=3, stop=stop)
     texts = printed(settings)
+    sampling = SamplingSettings(max_new_tokens=12, temperature=0.8, seed=5)
     alone = []
     for index, prompt in enumerate(prompt or "\n" for prompt in MIXED for _ in range(3)):
         ids = model.tokenizer.encode(prompt)[None]
-        alone += model.generate(ids, model.sampling, [index], stop)
+        alone += model.generate(ids, sampling, indices=[index], stop=stop)
         assert alone[-1].startswith(prompt)
     assert texts == alone
     assert len(set(texts)) > len(MIXED)
 
 
-def test_what_is_at_once_in_memory_changes_no_text(
+def test_the_batch_size_changes_no_text(
     printed: Printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = asked(tmp_path, MIXED, num_samples=3, stop="ab")
     texts = printed(settings)
-    monkeypatch.setattr(predict, "TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr(predict, "MAX_BATCH", 2)
     assert printed(settings) == texts
 
 
-def test_a_seed_of_its_own_comes_before_that_of_everything(
-    printed: Printed, tmp_path: Path
-) -> None:
+def test_seed_overrides_seed_everything(printed: Printed, tmp_path: Path) -> None:
     plain, own = asked(tmp_path, MIXED), asked(tmp_path, MIXED, seed=7)
     assert printed(own, 5) == printed(own, 6) == printed(plain, 7) != printed(plain, 5)
 
 
 @pytest.mark.parametrize("stop", ["", "a", "\nb"])
-def test_the_next_text_appears_character_by_character(
+def test_the_first_text_is_printed_character_by_character(
     model: LitCharLM, tmp_path: Path, capsys: pytest.CaptureFixture[str], stop: str
 ) -> None:
-    """When n are drawn, all are out but what may yet become the stop; also after the first text."""
+    """All characters are out, except those that may become the stop string."""
     settings = asked(tmp_path, ["ab", "b", "bab"], stop=stop)
     writer, said, states = TextWriter(), "", []
 
@@ -235,10 +236,9 @@ def test_the_next_text_appears_character_by_character(
         said += capsys.readouterr().out
         states.append(said)
 
-    writer.on_predict_start(None, model)
     model.net.register_forward_pre_hook(look)
     before = ""
-    for i, prompts in enumerate(prepare(model, settings, 5)):
+    for i, prompts in enumerate(make_batches(model, settings, 5, writer.print_piece)):
         states.clear()
         (text,) = model.predict_step(prompts, i)
         writer.write_on_batch_end(None, model, [text], None, prompts)
@@ -249,14 +249,14 @@ def test_the_next_text_appears_character_by_character(
     assert said + RULE == before
 
 
-def test_a_prompt_is_a_line_and_nothing_else_ends_one(tmp_path: Path) -> None:
-    """Not a form feed, nor one of Unicode's separators: lines are numbered as an editor does."""
+def test_only_a_new_line_ends_a_prompt(tmp_path: Path) -> None:
+    """A form feed and the separators of Unicode do not, so that line numbers match an editor's."""
     path = tmp_path / "prompts.txt"
     path.write_text("a\x0cb\nc\u2028d\n\ne\n", encoding="utf-8")
     settings = PredictSettings(prompt_file=str(path))
     assert read_prompts(settings) == ["a\x0cb", "c\u2028d", "", "e"]
 
 
-def test_the_home_of_nobody_is_refused() -> None:
+def test_the_home_of_an_unknown_user_is_refused() -> None:
     with pytest.raises(InputError, match="cannot be read"):
         read_prompts(PredictSettings(prompt_file="~nobody-of-that-name/prompts.txt"))

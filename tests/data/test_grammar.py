@@ -23,7 +23,8 @@ from lit_gpt_scratch.data import grammar
 from lit_gpt_scratch.data.datamodule import CharDataModule
 from lit_gpt_scratch.data.grammar import play_log_loss, write_play
 from lit_gpt_scratch.models.gpt import GPT
-from lit_gpt_scratch.training.optim import AdamW, WarmupCosine, parameter_groups
+from lit_gpt_scratch.training import AdamW, WarmupCosine
+from lit_gpt_scratch.training.optim import parameter_groups
 
 SIZE = 1_300_000  # more than one of the pieces that the play is written in
 

@@ -31,6 +31,7 @@ from lit_gpt_scratch.cli import export_command as export
 from lit_gpt_scratch.cli import main
 from lit_gpt_scratch.data import token_cache as cache
 from lit_gpt_scratch.data.datamodule import CharDataModule
+from lit_gpt_scratch.generation import default_prompt
 
 STEPS, SIZE = 6, 3000
 PLACE = Path("runs", "small", "version_0")
@@ -111,7 +112,7 @@ def checkpoint(draw: Draw, material: Material, folder: Path) -> str:
 def load(folder: Path) -> None:
     """From a notebook."""
     model = inspection.load(last(folder))
-    inspection.next_characters(model, model.default_prompt)
+    inspection.next_characters(model, default_prompt(model.tokenizer))
 
 
 def predict(folder: Path) -> None:
@@ -165,7 +166,7 @@ def exported(draw: Draw, material: Material, folder: Path) -> str:
 
 def read_exported(folder: Path) -> None:
     model = inspection.load(folder / "exported")
-    inspection.next_characters(model, model.default_prompt)
+    inspection.next_characters(model, default_prompt(model.tokenizer))
     main(["predict", "--ckpt_path", str(folder / "exported"), "--max_new_tokens=4"])
 
 

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lit_gpt_scratch import inspection
 from lit_gpt_scratch.cli.commands import CharCLI
+from lit_gpt_scratch.generation import default_prompt
 from lit_gpt_scratch.inspection.draw_heads import draw_heads
 from lit_gpt_scratch.runs.recorders import Samples
 from lit_gpt_scratch.training.hardware import measured_flops
@@ -42,10 +43,10 @@ def test_the_same_texts_are_drawn_at_each_validation(run: CharCLI) -> None:
     found = rows(run.folder / "samples.csv")
     assert [int(row["step"]) for row in found] == [2, 2, 4, 4]
     model = inspection.load(run.folder / "checkpoints" / "last.ckpt")
-    prompt = model.tokenizer.encode(model.default_prompt).repeat(2, 1)
+    prompt = model.tokenizer.encode(default_prompt(model.tokenizer)).repeat(2, 1)
     settings = replace(Samples.settings, seed=7)
     assert [row["text"] for row in found[2:]] == model.generate(prompt, settings)
-    assert {row["prompt"] for row in found} == {model.default_prompt}
+    assert {row["prompt"] for row in found} == {default_prompt(model.tokenizer)}
 
 
 @torch.no_grad()

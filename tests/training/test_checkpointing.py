@@ -114,15 +114,15 @@ def test_minutes_pass_and_a_checkpoint_is_there(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between any two steps, and the run is the same for it."""
-    monkeypatch.setattr(saving.Saver.__init__, "__defaults__", (0.0,))
+    monkeypatch.setattr(saving.SignalCheckpoint.__init__, "__defaults__", (0.0,))
     steps: list[int] = []
-    save = saving.Saver.save
+    save = saving.SignalCheckpoint.save
 
-    def note(saver: saving.Saver, trainer: Any) -> None:
+    def note(saver: saving.SignalCheckpoint, trainer: Any) -> None:
         save(saver, trainer)
         steps.append(torch.load(saver.path, weights_only=True)["global_step"])
 
-    monkeypatch.setattr(saving.Saver, "save", note)
+    monkeypatch.setattr(saving.SignalCheckpoint, "save", note)
     folder = train(tmp_path).folder
     assert steps == [*range(12)]
     assert tables(folder) == tables(whole)
@@ -130,11 +130,11 @@ def test_minutes_pass_and_a_checkpoint_is_there(
 
 
 def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
-    saver = saving.Saver(tmp_path / "last.ckpt")
+    saver = saving.SignalCheckpoint(tmp_path / "last.ckpt")
     saver._note(signal.SIGINT, None)
     with pytest.raises(KeyboardInterrupt):
         saver._note(signal.SIGINT, None)
-    saver = saving.Saver(tmp_path / "last.ckpt")
+    saver = saving.SignalCheckpoint(tmp_path / "last.ckpt")
     for _ in range(3):
         saver._note(signal.SIGTERM, None)
 
@@ -147,12 +147,12 @@ def test_handlers_are_given_back(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_line_and_the_checkpoint_before_it_is_whole(tmp_path: Path) -> None:
     """The file may not grow beyond what there is room for."""
-    io, path = saving.WholeCheckpointIO(), tmp_path / "last.ckpt"
+    io, path = saving.AtomicCheckpointIO(), tmp_path / "last.ckpt"
     io.save_checkpoint({"weights": torch.arange(10)}, path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-        with pytest.raises(InputError, match=r"cannot be saved .*the one before it is whole"):
+        with pytest.raises(InputError, match=r"cannot be saved .*the one before it is complete"):
             io.save_checkpoint({"weights": torch.zeros(100_000)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -227,7 +227,9 @@ def test_a_loss_that_is_no_number_ends_the_run_and_spoils_no_checkpoint(
         )  # fmt: skip
     said = capsys.readouterr().err
     assert stop.value.code == 2
-    assert re.search(r"the loss is \S+, 1 batches before step .*: lower --model.optimizer.lr", said)
+    assert re.search(
+        r"the training loss is \S+, 1 batches before step .*: lower --model.optimizer.lr", said
+    )
     assert f"--ckpt_path {last(folder)}" in said
     weights = torch.load(last(folder), weights_only=True)["state_dict"]
     assert all(weight.isfinite().all() for weight in weights.values())
@@ -245,7 +247,7 @@ def test_the_step_that_ends_all_numbers_spoils_no_checkpoint(
     """Its own loss is still one: its weights are not."""
     folder = train_small(tmp_path).folder
     kept = {path.name: path.read_bytes() for path in last(folder).parent.iterdir()}
-    monkeypatch.setattr(saving.Saver.__init__, "__defaults__", (minutes,))
+    monkeypatch.setattr(saving.SignalCheckpoint.__init__, "__defaults__", (minutes,))
     often = [f"--trainer.val_check_interval={validations}"]
     with pytest.raises(SystemExit) as stop:
         train_small(

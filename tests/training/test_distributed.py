@@ -142,7 +142,7 @@ def test_a_run_goes_on_with_any_number_of_processes(whole: Path, tmp_path: Path)
     said = end(start(tmp_path, *TWO, *ask, "--trainer.callbacks.rank=1"), 143)
     folder = only_run(tmp_path)
     assert said.count("To go on:") == 1
-    assert "Stopped at step 20 of 50" in said
+    assert "GracefulStop at step 20 of 50" in said
     ask[1] = "--trainer.callbacks.step=34"
     with pytest.raises(SystemExit) as stop:
         cli.main(

@@ -17,15 +17,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.models.gpt import GPT, Ensemble
+from lit_gpt_scratch.training import AdamW, Muon, WarmupCosine, WarmupStableDecay
 from lit_gpt_scratch.training.hardware import multiplies_bf16
-from lit_gpt_scratch.training.optim import (
-    AdamW,
-    Muon,
-    WarmupCosine,
-    WarmupStableDecay,
-    orthogonalize,
-    parameter_groups,
-)
+from lit_gpt_scratch.training.muon import orthogonalize
+from lit_gpt_scratch.training.optim import parameter_groups
 
 STEEP = (3.4445, -4.775, 2.0315)  # the polynomial a s + b s^3 + c s^5 of Jordan et al. 2024
 

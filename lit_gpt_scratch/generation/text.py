@@ -1,0 +1,107 @@
+"""Writes texts with a character-level model: stop strings, and pieces of text as they are drawn.
+
+Shapes: B texts, T time.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_gpt_scratch.data.tokenizer import CharTokenizer
+from lit_gpt_scratch.generation.sampling import SamplingSettings, stream
+
+# Called with the number of a text and the next piece of it.
+OnText = Callable[[int, str], None]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A batch for `predict`.
+
+    Attributes:
+        ids: Prompts of one length, (B, T).
+        indices: Number of each text; its random draws depend on the seed and on this number.
+        settings: How to sample.
+        stop: A text ends before this string.
+        on_text: Receives the text with the first number piece by piece.
+    """
+
+    ids: Tensor
+    indices: Sequence[int]
+    settings: SamplingSettings
+    stop: str = ""
+    on_text: OnText | None = None
+
+    def to(self, device: torch.device, **_: Any) -> "Prompts":
+        """Return the same batch with its ids on a device; Lightning calls this."""
+        return replace(self, ids=self.ids.to(device))
+
+
+def default_prompt(tokenizer: CharTokenizer) -> str:
+    """Return what an empty prompt stands for: a new line, else the alphabet's first character."""
+    return "\n" if "\n" in tokenizer.alphabet else tokenizer.alphabet[0]
+
+
+def generate_text(
+    net: nn.Module,
+    tokenizer: CharTokenizer,
+    context: int,
+    prompt: Tensor,
+    settings: SamplingSettings,
+    indices: Sequence[int] | None = None,
+    stop: str = "",
+    on_text: OnText | None = None,
+) -> list[str]:
+    """Continue prompts, without dropout.
+
+    Args:
+        net: Maps ids (B, T) to logits (B, T, V); it is in evaluation mode meanwhile.
+        tokenizer: Of the network's alphabet.
+        context: Longest input of the network.
+        prompt: ids (B, T).
+        settings: How to sample.
+        indices: Number of each text, for its random draws; the default counts from 0.
+        stop: A text ends before this string.
+        on_text: Receives the number of the first text and each piece of it, the prompt first.
+
+    Returns:
+        The texts, prompts included.
+    """
+    indices = range(len(prompt)) if indices is None else indices
+    stop_ids = tokenizer.encode(stop).to(prompt.device) if stop else None
+    if on_text:
+        on_text(indices[0], tokenizer.decode(prompt[0].cpu()))
+        on_text = _until_stop(on_text, stop)
+    was_training = net.training
+    net.eval()
+    drawn = []
+    try:
+        # A compiled network would be compiled again for each length of the cache.
+        with torch.compiler.set_stance("force_eager"):
+            for ids in stream(net, prompt, context, settings, indices, stop_ids):
+                drawn.append(ids)
+                if on_text:
+                    on_text(indices[0], tokenizer.decode(ids[:1].cpu()))
+    finally:
+        net.train(was_training)
+    texts = [tokenizer.decode(row) for row in torch.cat([prompt, torch.stack(drawn, 1)], 1).cpu()]
+    ends = [text.find(stop, prompt.size(1)) if stop else -1 for text in texts]
+    return [text if end < 0 else text[:end] for text, end in zip(texts, ends, strict=True)]
+
+
+def _until_stop(on_text: OnText, stop: str) -> OnText:
+    """Return a function that passes characters on, and holds back what may become `stop`."""
+    generated = ""
+    stopped = False
+
+    def pass_on(index: int, character: str) -> None:
+        nonlocal generated, stopped
+        generated += character
+        stopped = stopped or bool(stop and generated.endswith(stop))
+        if not stopped and len(generated) > len(stop):
+            on_text(index, generated[-len(stop) - 1])
+
+    return pass_on

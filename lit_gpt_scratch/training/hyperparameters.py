@@ -1,0 +1,42 @@
+"""Writes a model's arguments as plain data, so that its checkpoint can be read without pickle."""
+
+import inspect
+import sys
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+# Lightning's `load_from_checkpoint` calls this function with the hyperparameters.
+INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
+
+
+def plain_hyperparameters(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments with classes, and partials of them, as `class_path` and `init_args`.
+
+    The command line passes them so already. A script passes classes: `LitCharLM(net=GPT)`, or
+    `LitCharLM(net=partial(GPT, layers=2))`.
+    """
+    return {"_instantiator": INSTANTIATOR} | {k: _plain(v) for k, v in arguments.items()}
+
+
+def _plain(value: Any) -> Any:
+    if not callable(value):
+        return value
+    factory, given = value, {}
+    if isinstance(value, partial):
+        # Jsonargparse makes partials of a function of its own, with the class as an argument.
+        classes = [argument for argument in value.args if isinstance(argument, type)]
+        factory, given = classes[-1] if classes else value.func, value.keywords
+    # Defaults are written, too. Otherwise a class would get those of the default class of its
+    # place, where both have an argument of one name: SGD the momentum of Muon.
+    parameters = inspect.signature(factory).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    arguments = {name: _plain(part) for name, part in (defaults | given).items()}
+    return {"class_path": _class_path(factory), "init_args": arguments}
+
+
+def _class_path(factory: Any) -> str:
+    """Return the shortest path, `lit_gpt_scratch.models.GPT`: it stays when a file is split."""
+    module, name = factory.__module__, factory.__qualname__
+    room = ".".join(module.split(".")[:2])
+    return f"{room if getattr(sys.modules.get(room), name, None) is factory else module}.{name}"

@@ -1,0 +1,150 @@
+"""Muon for matrices and AdamW for all other parameters, as one optimizer."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from lit_gpt_scratch.errors import InputError, require_positive
+from lit_gpt_scratch.training.hardware import multiplies_bf16
+from lit_gpt_scratch.training.optim import require_learning_rate
+
+MAX_ITERATIONS = 100  # a checkpoint from elsewhere could ask for a first step without end
+
+
+def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Return the nearest matrices with all singular values near 1, of (N, R, C) with R <= C.
+
+    The Newton-Schulz iteration of Jordan et al. 2024: an odd polynomial of a matrix acts on its
+    singular values alone. Five steps of this one bring all of them between 0.7 and 1.2. It needs
+    only matrix products, and bf16 is precise enough.
+    """
+    x = matrices.to(dtype)
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315)
+        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
+    return x.to(matrices.dtype)
+
+
+def _is_muon_group(group: dict[str, Any]) -> bool:
+    return group.get("name") == "matrices"
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for the group `matrices`, AdamW for the other groups.
+
+    AdamW scales each number of a gradient by itself. Muon treats a matrix as a linear map: it turns
+    the momentum into the nearest map that stretches all directions alike, so that rare directions
+    are learned as fast as frequent ones (Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon). The result equals torch.optim.Muon, which takes one
+    matrix at a time; this class orthogonalizes matrices of one shape together.
+
+    Args:
+        params: Parameter groups; Muon takes the one named `matrices`.
+        lr: Learning rate of matrices, in units of their own scale.
+        momentum: Decay of the running mean of the matrices' gradients (Nesterov momentum).
+        weight_decay: Decay of matrices; other groups have none.
+        iterations: Newton-Schulz steps.
+        exact: Iterate in fp32 also where bf16 is faster, so that several processes agree to 1e-6.
+        adamw_lr: Learning rate of embeddings and vectors.
+        beta1: Decay of the running mean of their gradients.
+        beta2: Decay of the running mean of their squares.
+
+    Raises:
+        InputError: A value out of range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        iterations: int = 5,
+        exact: bool = False,
+        adamw_lr: float = 0.01,
+        beta1: float = 0.9,
+        beta2: float = 0.95,
+    ) -> None:
+        require_positive(iterations=iterations)
+        if iterations > MAX_ITERATIONS:
+            raise InputError(f"iterations is {iterations}: it must be at most {MAX_ITERATIONS}.")
+        for name, value in {"lr": lr, "adamw_lr": adamw_lr}.items():
+            require_learning_rate(name, value)
+        for name, value in {"momentum": momentum, "beta1": beta1, "beta2": beta2}.items():
+            if not 0 <= value < 1:
+                raise InputError(f"{name} is {value}: it must be at least 0 and below 1.")
+        if not 0 <= weight_decay < math.inf:
+            raise InputError(f"weight_decay is {weight_decay}: it must be a number of at least 0.")
+        muon = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+        muon |= {"iterations": iterations, "exact": exact}
+        # Because of `fused`, PyTorch puts a loaded state on the device of the parameters.
+        adamw = {"lr": adamw_lr, "weight_decay": 0.0, "betas": (beta1, beta2), "fused": True}
+        groups = ({**group, **(muon if _is_muon_group(group) else adamw)} for group in params)
+        super().__init__(groups, {})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                step = self._muon_step if _is_muon_group(group) else self._adamw_step
+                step(group, params, [p.grad for p in params])
+        return loss
+
+    def _running_means(self, params: list[Tensor], name: str) -> list[Tensor]:
+        """Return the running mean `name` of each parameter, zero at first."""
+        for p in params:
+            if name not in self.state[p]:
+                self.state[p][name] = torch.zeros_like(p)
+        return [self.state[p][name] for p in params]
+
+    def _muon_step(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
+        means = self._running_means(params, "momentum_buffer")
+        torch._foreach_lerp_(means, grads, 1 - group["momentum"])
+        updates = torch._foreach_lerp(grads, means, group["momentum"])  # Nesterov's look ahead
+        # Tall matrices are transposed, so that they stack with wide ones.
+        wide = [u.mT if u.size(0) > u.size(1) else u for u in updates]
+        half = not group["exact"] and multiplies_bf16(params[0].device.type)
+        dtype = torch.bfloat16 if half else torch.float32
+        for shape in dict.fromkeys(w.shape for w in wide):
+            members = [i for i, w in enumerate(wide) if w.shape == shape]
+            stacked = orthogonalize(
+                torch.stack([wide[i] for i in members]), group["iterations"], dtype
+            )
+            for i, update in zip(members, stacked, strict=True):
+                rows, columns = params[i].shape
+                # Entries of a tall matrix with singular values of 1 are small: scale them up.
+                scale = math.sqrt(max(1.0, rows / columns))
+                params[i].mul_(1 - group["lr"] * group["weight_decay"])
+                params[i].add_(update.mT if rows > columns else update, alpha=-group["lr"] * scale)
+
+    def _adamw_step(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
+        for p in params:
+            if "step" not in self.state[p]:
+                self.state[p]["step"] = torch.zeros((), device=p.device)
+        adamw(
+            params=params,
+            grads=grads,
+            exp_avgs=self._running_means(params, "exp_avg"),
+            exp_avg_sqs=self._running_means(params, "exp_avg_sq"),
+            max_exp_avg_sqs=[],
+            state_steps=[self.state[p]["step"] for p in params],
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+            fused=group["fused"],
+        )
