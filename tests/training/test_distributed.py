@@ -142,7 +142,7 @@ def test_a_run_goes_on_with_any_number_of_processes(whole: Path, tmp_path: Path)
     said = end(start(tmp_path, *TWO, *ask, "--trainer.callbacks.rank=1"), 143)
     folder = only_run(tmp_path)
     assert said.count("To go on:") == 1
-    assert "GracefulStop at step 20 of 50" in said
+    assert "Stopped at step 20 of 50" in said
     ask[1] = "--trainer.callbacks.step=34"
     with pytest.raises(SystemExit) as stop:
         cli.main(
@@ -218,7 +218,7 @@ def test_all_end_with_the_first_process(tmp_path: Path) -> None:
     killed = start(tmp_path / "killed", *TWO, *ask, "--trainer.callbacks.name=SIGKILL")
     wild = ["--model.optimizer.lr=1e38", "--model.schedule=null"]
     said = end(start(tmp_path / "wild", *TWO, *wild), 2)
-    assert said.count("lit-gpt-scratch: error: the loss is") == 1, said
+    assert said.count("lit-gpt-scratch: error: the training loss is") == 1, said
     end(loading, -15)
     end(killed, -9)
     assert last(only_run(tmp_path / "killed")).exists()
