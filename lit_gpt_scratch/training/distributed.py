@@ -32,14 +32,11 @@ def exit_with_parent() -> Iterator[None]:
     this, the surviving ranks would wait for half an hour. The environment is restored at the end.
     """
     if "LOCAL_RANK" not in os.environ:
-        before = os.environ.get(PARENT)
         os.environ[PARENT] = str(os.getpid())  # for ranks that Lightning starts from here
         try:
             yield
         finally:
-            del os.environ[PARENT]
-            if before is not None:
-                os.environ[PARENT] = before
+            os.environ.pop(PARENT, None)
         return
     # The variable tells the parent also if it has ended while this process was loading.
     parent = int(os.environ.get(PARENT, os.getppid()))

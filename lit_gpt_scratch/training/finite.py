@@ -12,11 +12,7 @@ REMEDY = "lower --model.optimizer.lr, or use --trainer.precision 32-true."
 
 
 def require_finite_losses(losses: Tensor, step: int) -> None:
-    """Check the losses (P, N) of the last N batches in P processes, after `step` steps.
-
-    Raises:
-        InputError: One of them is infinite or not a number.
-    """
+    """Raise InputError unless the last N losses of P processes, (P, N), are finite numbers."""
     bad = (~losses.isfinite()).any(0)
     if bad.any():
         first = int(bad.nonzero()[0])

@@ -3,8 +3,8 @@
 import math
 from typing import Protocol
 
-import torch
 from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from lit_gpt_scratch.errors import InputError, require_positive
@@ -14,17 +14,11 @@ from lit_gpt_scratch.training.optim import OptimizerFactory, parameter_groups
 class ScheduleFactory(Protocol):
     """Builds a learning-rate schedule for a run of `steps` optimizer steps."""
 
-    def __call__(self, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler: ...
+    def __call__(self, optimizer: Optimizer, steps: int) -> LRScheduler: ...
 
 
-def make_schedule(
-    factory: ScheduleFactory, optimizer: torch.optim.Optimizer, max_steps: int
-) -> LRScheduler:
-    """Build a schedule for a run of the Trainer's `max_steps`.
-
-    Raises:
-        InputError: The run has no fixed number of steps.
-    """
+def make_schedule(factory: ScheduleFactory, optimizer: Optimizer, max_steps: int) -> LRScheduler:
+    """Build a schedule. Raise InputError if the Trainer has no fixed number of steps."""
     if max_steps < 0:
         raise InputError(
             "the learning-rate schedule needs the number of steps: give Trainer(max_steps=...), or "
@@ -36,11 +30,7 @@ def make_schedule(
 def check_factories(
     net: nn.Module, optimizer: OptimizerFactory, schedule: ScheduleFactory | None
 ) -> None:
-    """Build both once, so that a wrong value is refused before training.
-
-    Raises:
-        InputError: A value is wrong.
-    """
+    """Build both once, and raise InputError for a wrong value before training begins."""
     try:
         built = optimizer(params=parameter_groups(net))
         if schedule is not None:
@@ -60,7 +50,7 @@ class WarmupCosine(LambdaLR):
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, steps: int, warmup: int = 100, final: float = 0.02
+        self, optimizer: Optimizer, steps: int, warmup: int = 100, final: float = 0.02
     ) -> None:
         require_positive(warmup=warmup)
         if not 0 <= final <= 1:
@@ -86,7 +76,7 @@ class WarmupStableDecay(LambdaLR):
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, steps: int, warmup: int = 20, decay: float = 0.6
+        self, optimizer: Optimizer, steps: int, warmup: int = 20, decay: float = 0.6
     ) -> None:
         require_positive(warmup=warmup)
         if not 0 < decay <= 1:
