@@ -1,1 +1,86 @@
-"""Every use of a private name of a library, each with its reason."""
+"""Every use of a private name of a library, each with its reason.
+
+Each has a test in tests/test_private_api.py that fails when the library changes. This module
+imports no library, because every room may import it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Lightning
+
+# Methods of LightningCLI that cli/ overrides. By the first, values of a checkpoint would replace
+# explicit flags. The second gives the arguments of the Trainer's methods.
+OVERRIDDEN = ("_parse_ckpt_path", "_prepare_subcommand_kwargs")
+# Keys that LightningCLI adds to hyperparameters, and the only value that a checkpoint may have.
+INSTANTIATOR_KEY, CLASS_PATH_KEY = "_instantiator", "_class_path"
+INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
+
+
+def set_logged_step(trainer: Any) -> None:
+    """Correct the counter by which Lightning logs: a resume at a validation shifts it by one."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
+@contextmanager
+def without_announced_batch(trainer: Any) -> Iterator[None]:
+    """Undo the announcement of the next batch meanwhile, so that a checkpoint does not count it."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    for tracker in (progress.total, progress.current):
+        tracker.ready -= 1
+    yield
+    for tracker in (progress.total, progress.current):
+        tracker.ready += 1
+
+
+def steps_in_loops(loops: Any) -> Any:
+    """Return the optimizer steps in a checkpoint's loops; KeyError or TypeError: another layout."""
+    progress = loops["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
+    return progress["optimizer"]["step"]["total"]["completed"]
+
+
+# PyTorch
+
+# Names in the pickle of `torch.save`, and the attribute of the dictionary of `state_dict()`.
+REBUILD_TENSOR, STATE_DICT_ATTRIBUTES = "torch._utils _rebuild_tensor_v2", {"_metadata"}
+
+
+def read_pickle(path: Path) -> bytes | None:
+    """Return the pickle of an archive as `torch.load` finds it; None: there is none."""
+    import torch
+
+    reader = torch._C.PyTorchFileReader(str(path))
+    return reader.get_record("data.pkl") if "data.pkl" in reader.get_all_records() else None
+
+
+def foreach_lerp(starts: list["Tensor"], ends: list["Tensor"], weight: float) -> list["Tensor"]:
+    """Interpolate many tensors at once: on a GPU, one kernel instead of one per tensor."""
+    import torch
+
+    return list(torch._foreach_lerp(starts, ends, weight))
+
+
+def foreach_lerp_(starts: list["Tensor"], ends: list["Tensor"], weight: float) -> None:
+    """Do the same in place."""
+    import torch
+
+    torch._foreach_lerp_(starts, ends, weight)
+
+
+def allow_clipping(optimizer: Any) -> None:
+    """Let Lightning clip gradients of a fused optimizer, whose kernel could undo a loss scale."""
+    optimizer._step_supports_amp_scaling = False
+
+
+# W&B: by default, a killed run loses the rows of its last 15 seconds.
+WANDB_FLUSH = {"x_transaction_log_flush_interval": 0.1}
+
+# Words in error texts, where a library has no exception type for the failure.
+OUT_OF_MEMORY = ("alloc", "of memory")  # in lower case; RuntimeError of PyTorch on a CPU
+OVERFLOW = "overflow"  # in lower case; RuntimeError or TypeError for a size beyond integers
+LOST_PROCESS = ("gloo", "NCCL")  # RuntimeError of torch.distributed

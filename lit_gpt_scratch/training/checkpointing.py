@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.files import written_whole
+from lit_gpt_scratch.private_api import set_logged_step, without_announced_batch
 
 
 class GracefulStop(BaseException):
@@ -84,8 +85,7 @@ class SignalCheckpoint(Callback):
     ) -> None:
         if batch_idx % trainer.accumulate_grad_batches:
             return
-        # A resume at the step of a validation puts Lightning's counter for logging out of step.
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        set_logged_step(trainer)
         stop, due = bool(self.received), time.monotonic() - self._saved > self.seconds
         if trainer.world_size > 1:  # all ranks do what one of them is asked for
             due = trainer.strategy.reduce_boolean_decision(stop or due, all=False)
@@ -96,13 +96,9 @@ class SignalCheckpoint(Callback):
             raise GracefulStop(self.received or signal.SIGTERM)
 
     def save(self, trainer: Any) -> None:
-        """Save the state after the last step: the batch that has just been announced is undone."""
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        for tracker in (progress.total, progress.current):
-            tracker.ready -= 1
-        trainer.save_checkpoint(self.path)
-        for tracker in (progress.total, progress.current):
-            tracker.ready += 1
+        """Save the state after the last step."""
+        with without_announced_batch(trainer):
+            trainer.save_checkpoint(self.path)
         self._saved = time.monotonic()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:

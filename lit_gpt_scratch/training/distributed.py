@@ -11,6 +11,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 
 from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.private_api import LOST_PROCESS
 
 PARENT = "LIT_GPT_SCRATCH_PARENT"  # environment variable: the process that started the ranks
 GRACE_SECONDS = 10.0  # time that rank 0 has to report an error and to end
@@ -66,7 +67,7 @@ def report_errors_once() -> Iterator[None]:
     except Exception as error:
         if not is_rank_zero():
             time.sleep(GRACE_SECONDS)
-        if isinstance(error, RuntimeError) and ("gloo" in str(error) or "NCCL" in str(error)):
+        if isinstance(error, RuntimeError) and any(word in str(error) for word in LOST_PROCESS):
             reason = " ".join(str(error).split()).partition(". ")[0][:200]
             raise InputError(f"another process has ended, or hangs ({reason}).") from error
         raise

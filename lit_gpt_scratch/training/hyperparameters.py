@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-# Lightning's `load_from_checkpoint` calls this function with the hyperparameters.
-INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
+from lit_gpt_scratch.private_api import INSTANTIATOR, INSTANTIATOR_KEY
 
 
 def plain_hyperparameters(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -16,7 +15,7 @@ def plain_hyperparameters(arguments: Mapping[str, Any]) -> dict[str, Any]:
     The command line passes them so already. A script passes classes: `LitCharLM(net=GPT)`, or
     `LitCharLM(net=partial(GPT, layers=2))`.
     """
-    return {"_instantiator": INSTANTIATOR} | {k: _plain(v) for k, v in arguments.items()}
+    return {INSTANTIATOR_KEY: INSTANTIATOR} | {k: _plain(v) for k, v in arguments.items()}
 
 
 def _plain(value: Any) -> Any:

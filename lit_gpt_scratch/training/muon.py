@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from lit_gpt_scratch.errors import InputError, require_positive
+from lit_gpt_scratch.private_api import foreach_lerp, foreach_lerp_
 from lit_gpt_scratch.training.hardware import multiplies_bf16
 from lit_gpt_scratch.training.optim import require_learning_rate
 
@@ -110,8 +111,8 @@ class Muon(torch.optim.Optimizer):
 
     def _muon_step(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         means = self._running_means(params, "momentum_buffer")
-        torch._foreach_lerp_(means, grads, 1 - group["momentum"])
-        updates = torch._foreach_lerp(grads, means, group["momentum"])  # Nesterov's look ahead
+        foreach_lerp_(means, grads, 1 - group["momentum"])
+        updates = foreach_lerp(grads, means, group["momentum"])  # Nesterov's look ahead
         # Tall matrices are transposed, so that they stack with wide ones.
         wide = [u.mT if u.size(0) > u.size(1) else u for u in updates]
         half = not group["exact"] and multiplies_bf16(params[0].device.type)

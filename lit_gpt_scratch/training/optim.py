@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.private_api import allow_clipping
 
 
 class OptimizerFactory(Protocol):
@@ -69,6 +70,4 @@ class AdamW(torch.optim.AdamW):
     ) -> None:
         require_learning_rate("lr", lr)
         super().__init__(params, lr=lr, betas=(beta1, beta2), weight_decay=weight_decay, fused=True)
-        # Else Lightning refuses to clip gradients in mixed precision: the fused kernel could undo
-        # a loss scale by itself. This leaves it to the gradient scaler.
-        self._step_supports_amp_scaling = False
+        allow_clipping(self)

@@ -1,0 +1,242 @@
+"""Tests of the libraries: each fails when a private name of `private_api.py` changes."""
+
+import pickletools
+import subprocess
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
+from torch import nn
+
+from lit_gpt_scratch import private_api
+
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "limit_val_batches": 1,
+    "max_steps": 3,
+}
+
+
+class Model(BoringModel):
+    def __init__(self, width: int = 1) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
+def train(callback: pl.Callback, model: Any = None, **settings: Any) -> pl.Trainer:
+    trainer = pl.Trainer(**{**QUIET, "callbacks": [callback], **settings})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(model or Model(), BoringDataModule())
+    return trainer
+
+
+def fit_checkpoint(folder: Path) -> dict[str, Any]:
+    train(pl.Callback()).save_checkpoint(folder / "fit.ckpt")
+    found: dict[str, Any] = torch.load(folder / "fit.ckpt", weights_only=True)
+    return found
+
+
+def test_private_api_imports_no_library() -> None:
+    heavy = "{'torch', 'lightning', 'wandb', 'numpy'} & sys.modules.keys()"
+    # The package is asked for too, since its `__init__` runs first.
+    code = f"import sys, lit_gpt_scratch.private_api; sys.exit(bool({heavy}))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_overridden_methods_are_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    def override(name: str) -> Any:
+        def method(self: Any, *args: Any) -> Any:
+            called.append(name)
+            return getattr(LightningCLI, name)(self, *args)
+
+        return method
+
+    cli = type("CLI", (LightningCLI,), {n: override(n) for n in private_api.OVERRIDDEN})
+    monkeypatch.setattr(sys, "argv", ["program"])
+    train(pl.Callback()).save_checkpoint(tmp_path / "fit.ckpt")
+    arguments = ["validate", "--ckpt_path", str(tmp_path / "fit.ckpt"), "--model.width", "5"]
+    found = cli(
+        Model, BoringDataModule, args=arguments, trainer_defaults=QUIET, save_config_callback=None
+    )
+    assert called == [*private_api.OVERRIDDEN]
+    assert found.model.hparams.width == 1, "flags now outrank the checkpoint: drop _parse_ckpt_path"
+
+
+def test_cli_writes_its_instantiator_into_hyperparameters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["program"])
+    options = {"save_config_callback": None, "trainer_defaults": QUIET, "run": False, "args": []}
+    own = LightningCLI(Model, BoringDataModule, **options).model.hparams
+    assert own[private_api.INSTANTIATOR_KEY] == private_api.INSTANTIATOR
+    options["args"] = ["--model", f"{__name__}.Model"]
+    named = LightningCLI(BoringModel, BoringDataModule, subclass_mode_model=True, **options)
+    assert named.model.hparams[private_api.CLASS_PATH_KEY] == f"{__name__}.Model"
+
+
+def test_set_logged_step_decides_when_lightning_logs() -> None:
+    class Shift(pl.Callback):
+        updates: ClassVar[list[bool]] = []
+
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            trainer.fit_loop.epoch_loop._batches_that_stepped -= 1
+            private_api.set_logged_step(trainer)
+            self.updates.append(trainer._logger_connector.should_update_logs)
+
+    train(Shift(), log_every_n_steps=2)
+    assert Shift.updates == [False, True, False]
+
+
+def test_without_announced_batch_counts_completed_batches_only() -> None:
+    class Look(pl.Callback):
+        seen: ClassVar[list[tuple[int, ...]]] = []
+
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            progress = trainer.fit_loop.epoch_loop.batch_progress
+            before = progress.state_dict()
+            with private_api.without_announced_batch(trainer):
+                for tracker in (progress.total, progress.current):
+                    self.seen.append((tracker.ready, tracker.completed, trainer.global_step))
+            assert progress.state_dict() == before
+
+    train(Look())
+    assert Look.seen == [(step,) * 3 for step in (0, 0, 1, 1, 2, 2)]
+
+
+def test_steps_in_loops_are_in_a_fit_checkpoint(tmp_path: Path) -> None:
+    checkpoint = fit_checkpoint(tmp_path)
+    assert private_api.steps_in_loops(checkpoint["loops"]) == checkpoint["global_step"] == 3
+    for other in ({}, {"fit_loop": []}):
+        with pytest.raises((KeyError, TypeError)):
+            private_api.steps_in_loops(other)
+
+
+def test_read_pickle_is_the_record_of_the_archive(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    torch.save(nn.Linear(2, 2).state_dict(), path)
+    with zipfile.ZipFile(path) as archive:
+        assert private_api.read_pickle(path) == archive.read("a/data.pkl")
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("a/version", b"3")
+    assert private_api.read_pickle(tmp_path / "other.zip") is None
+
+
+def test_names_in_a_pickle_of_tensors(tmp_path: Path) -> None:
+    torch.save({"x": torch.zeros(2)}, tmp_path / "a.ckpt")
+    pickled = private_api.read_pickle(tmp_path / "a.ckpt")
+    assert pickled
+    names = {text for op, text, _ in pickletools.genops(pickled) if op.name == "GLOBAL"}
+    assert names == {private_api.REBUILD_TENSOR, "torch FloatStorage", "collections OrderedDict"}
+
+
+def test_attributes_of_a_state_dict() -> None:
+    assert vars(nn.Linear(2, 2).state_dict()).keys() == private_api.STATE_DICT_ATTRIBUTES
+
+
+def test_lerp_interpolates() -> None:
+    a, b = ([torch.randn(3, 2), torch.randn(4)] for _ in range(2))
+    wanted = [x + 0.25 * (y - x) for x, y in zip(a, b, strict=True)]
+    kept = [x.clone() for x in a]
+    torch.testing.assert_close(private_api.foreach_lerp(a, b, 0.25), wanted)
+    assert all(torch.equal(x, y) for x, y in zip(a, kept, strict=True))
+    private_api.foreach_lerp_(a, b, 0.25)
+    torch.testing.assert_close(a, wanted)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_lightning_clips_a_fused_optimizer_only_when_allowed(allowed: bool) -> None:
+    class Fused(Model):
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.AdamW(self.parameters(), fused=True)
+            if allowed:
+                private_api.allow_clipping(optimizer)
+            return optimizer
+
+    settings = {"precision": "bf16-mixed", "gradient_clip_val": 1.0}
+    if allowed:
+        train(pl.Callback(), Fused(), **settings)
+        return
+    with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
+        train(pl.Callback(), Fused(), **settings)
+
+
+def test_wandb_flushes_at_our_interval() -> None:
+    import wandb
+
+    (name, value), *_ = private_api.WANDB_FLUSH.items()
+    assert getattr(wandb.Settings(), name) > 1, "the default loses little now: drop the setting"
+    assert getattr(wandb.Settings(**private_api.WANDB_FLUSH), name) == value
+
+
+def test_texts_of_a_request_that_memory_cannot_hold() -> None:
+    for request in (lambda: torch.empty(1 << 45), lambda: np.empty(1 << 48)):
+        with pytest.raises((RuntimeError, MemoryError)) as found:
+            request()
+        assert any(word in str(found.value).lower() for word in private_api.OUT_OF_MEMORY)
+    assert issubclass(torch.OutOfMemoryError, RuntimeError)
+
+
+@pytest.mark.parametrize("shape", [(1 << 40, 1 << 40), (1 << 70,)])
+def test_texts_of_a_size_beyond_all_integers(shape: tuple[int, ...]) -> None:
+    with pytest.raises((RuntimeError, TypeError)) as found:
+        torch.empty(shape)
+    assert private_api.OVERFLOW in str(found.value).lower()
+
+
+LOSE = """
+import os, sys, torch, torch.distributed as dist
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+dist.barrier()
+if rank: os._exit(0)
+try:
+    for _ in range(3): dist.all_reduce(torch.ones(1))
+except RuntimeError as error:
+    print("lost:", error)
+"""
+
+
+def test_text_of_gloo_when_a_process_ends(tmp_path: Path) -> None:
+    commands = [[sys.executable, "-c", LOSE, str(r), str(tmp_path / "store")] for r in range(2)]
+    started = [subprocess.Popen(c, stdout=subprocess.PIPE, text=True) for c in commands]
+    said = [process.communicate(timeout=60)[0] for process in started]
+    assert "lost:" in said[0]
+    assert private_api.LOST_PROCESS[0] in said[0]
+    assert issubclass(torch.distributed.DistBackendError, RuntimeError)
+
+
+def test_fused_groups_load_their_steps_to_the_device_of_the_parameters() -> None:
+    parameter = nn.Parameter(torch.zeros(2, device="meta"))  # Muon marks its AdamW groups so
+    for fused, device in {True: "meta", False: "cpu"}.items():
+        optimizer = torch.optim.Optimizer([{"params": [parameter], "fused": fused}], {})
+        state = optimizer.state_dict() | {"state": {0: {"step": torch.zeros(())}}}
+        optimizer.load_state_dict(state)
+        assert optimizer.state[parameter]["step"].device.type == device
+
+
+def test_requests_reads_urls_as_urllib3_does() -> None:
+    import requests
+    import urllib3
+
+    assert requests.models.parse_url is urllib3.util.parse_url
+
+
+def test_rank_zero_only_has_a_rank() -> None:
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    assert rank_zero_only.rank == 0
