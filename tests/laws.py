@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lit_gpt_scratch.cli import main
 from lit_gpt_scratch.cli.commands import CharCLI
-from lit_gpt_scratch.models.attention import KVCache
+from lit_gpt_scratch.models.kv_cache import KVCache
 from lit_gpt_scratch.training.module import LitCharLM
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))

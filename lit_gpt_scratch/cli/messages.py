@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.models import attention, modern
+from lit_gpt_scratch.models import attention, ensemble, modern, rotary
 from lit_gpt_scratch.models import gpt as models
 from lit_gpt_scratch.training import muon, optim, schedules
 
@@ -80,7 +80,7 @@ def _type(kind: str) -> str:
 def names_of_parts() -> list[str]:
     """The classes that a config can name, and their arguments: what a typo may have meant."""
     names = []
-    for module in (models, modern, attention, optim, muon, schedules):
+    for module in (models, ensemble, modern, attention, rotary, optim, muon, schedules):
         for name, part in vars(module).items():
             if isinstance(part, type) and part.__module__ == module.__name__:
                 names += [name, *inspect.signature(part).parameters]

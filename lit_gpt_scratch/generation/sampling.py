@@ -1,9 +1,8 @@
 """From logits to text: temperature, filters, and drawing one character after the other.
 
-Shapes: B texts, T time, V alphabet size, N characters to add.
+Shapes: B texts, T time, V alphabet size, N new characters.
 """
 
-import inspect
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,24 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.models.attention import KVCache
+from lit_gpt_scratch.models.kv_cache import KVCache, takes_cache
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How texts are drawn. Filters apply in this order, each to what the one before it has left.
+    """How characters are drawn. The filters apply in this order: top_k, top_p, min_p.
 
     Attributes:
-        max_new_tokens: Characters to add.
-        temperature: Divides the logits; 0 always takes the likeliest character (greedy).
-        top_k: Draw from the k likeliest characters only; None: from all.
-        top_p: Draw from the fewest likeliest characters whose probabilities reach this sum
-            (nucleus sampling: Holtzman et al. 2020).
-        min_p: Leave out what is less likely than this share of the likeliest (Nguyen et al. 2024).
-        seed: Of the draws. Text number i depends on (seed, i), never on the texts beside it.
+        max_new_tokens: Number of characters to generate.
+        temperature: Divides the logits; 0 always takes the most likely character (greedy).
+        top_k: Keep only the k most likely characters; None keeps all.
+        top_p: Keep the smallest set of most likely characters whose probabilities add up to at
+            least top_p (nucleus sampling: Holtzman et al. 2020).
+        min_p: Drop characters less likely than min_p times the most likely one (Nguyen et al.
+            2024).
+        seed: Seed of the draws. Text i depends on (seed, i), never on other texts in its batch.
 
     Raises:
-        InputError: A value out of range.
+        InputError: A value is out of range.
     """
 
     max_new_tokens: int = 500
@@ -48,36 +48,26 @@ class SamplingSettings:
                 "(0: greedy, 1: the model's own probabilities)."
             )
         if self.top_k is not None and self.top_k < 1:
-            raise InputError(f"top_k is {self.top_k}: it must be at least 1; leave it out for all.")
+            raise InputError(
+                f"top_k is {self.top_k}: it must be at least 1; omit it to keep all characters."
+            )
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p}: it must be above 0 and at most 1 (1: all).")
         if not 0 <= self.min_p <= 1:
             raise InputError(f"min_p is {self.min_p}: it must be from 0 (all) to 1.")
 
 
-def window_start(length: int, context: int) -> int:
-    """Where what the network sees of a text of that many characters begins.
-
-    A text that outgrows the context starts again from its last half context, so that it can grow by
-    another half before it has to start again: positions, and with them all that a cache holds,
-    stay where they are in between.
-    """
-    if length <= context:
-        return 0
-    half = context - context // 2
-    return math.ceil((length - context) / half) * half
-
-
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Logits (B, V) with all but the k likeliest at minus infinity; ties with the k-th stay."""
+    """Set logits (B, V) below the k-th largest to minus infinity; ties with the k-th stay."""
     kth = logits.topk(min(k, logits.size(-1))).values[:, -1:]
     return logits.masked_fill(logits < kth, -math.inf)
 
 
-def cumulate(probabilities: Tensor) -> Tensor:
-    """Sums (B, V) from the first on; under `--trainer.deterministic` on the CPU.
+def cumulative_sum(probabilities: Tensor) -> Tensor:
+    """Return cumulative sums (B, V).
 
-    On a GPU, PyTorch has no deterministic cumulated sum, and refuses the one that it has.
+    With `--trainer.deterministic` they are computed on the CPU: PyTorch has no deterministic
+    cumulative sum on a GPU and raises an error.
     """
     if torch.are_deterministic_algorithms_enabled():
         return probabilities.cpu().cumsum(-1).to(probabilities.device)
@@ -85,34 +75,34 @@ def cumulate(probabilities: Tensor) -> Tensor:
 
 
 def keep_top_p(probabilities: Tensor, p: float) -> Tensor:
-    """Probabilities (B, V) without those that the likelier ones make up p without."""
+    """Set probabilities (B, V) to 0 outside the smallest top set whose sum reaches p."""
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    superfluous = cumulate(ordered) - ordered >= p
-    superfluous[:, 0] = False  # also of a p that is 0 in fp32
-    return torch.zeros_like(ordered).scatter_(-1, order, ordered.masked_fill(superfluous, 0.0))
+    dropped = cumulative_sum(ordered) - ordered >= p  # the likelier characters already reach p
+    dropped[:, 0] = False  # a tiny p rounds to 0 in fp32, but the most likely one always stays
+    return torch.zeros_like(ordered).scatter_(-1, order, ordered.masked_fill(dropped, 0.0))
 
 
 def next_distribution(logits: Tensor, settings: SamplingSettings) -> Tensor:
-    """Probabilities (B, V) of the next character from logits (B, V), in fp32."""
+    """Turn logits (B, V) into the probabilities (B, V) of the next character, in fp32."""
     logits = logits.float()
     if settings.temperature == 0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
     if settings.top_k is not None:
         logits = keep_top_k(logits, settings.top_k)
-    # The largest logit goes to 0 first and the temperature stays within fp32, so that at the ends
-    # of the scale no 0 / 0 or infinity / infinity arises.
+    # Shifting the largest logit to 0 and keeping the temperature within fp32 avoids 0 / 0 and
+    # infinity / infinity at extreme temperatures.
     temperature = min(max(settings.temperature, 1e-37), 1e37)
     probabilities = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)
     if settings.top_p < 1:
         probabilities = keep_top_p(probabilities, settings.top_p)
     if settings.min_p > 0:
-        least = settings.min_p * probabilities.amax(-1, keepdim=True)
-        probabilities = probabilities.masked_fill(probabilities < least, 0.0)
+        minimum = settings.min_p * probabilities.amax(-1, keepdim=True)
+        probabilities = probabilities.masked_fill(probabilities < minimum, 0.0)
     return probabilities / probabilities.sum(-1, keepdim=True)
 
 
-def uniforms(seed: int, indices: Sequence[int], count: int) -> Tensor:
-    """Numbers (B, N) in [0, 1), row by row a pure function of (seed, index)."""
+def uniform_numbers(seed: int, indices: Sequence[int], count: int) -> Tensor:
+    """Return uniform numbers (B, N) in [0, 1); each row depends only on (seed, index)."""
     rows = []
     for index in indices:
         generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % (1 << 63))
@@ -121,26 +111,33 @@ def uniforms(seed: int, indices: Sequence[int], count: int) -> Tensor:
 
 
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Ids (B, 1) at which the cumulated probabilities (B, V) pass uniform numbers (B, 1).
+    """Draw ids (B, 1): the first whose cumulative probability exceeds the uniform number (B, 1).
 
     Raises:
-        InputError: The network says nothing that can be drawn from: it has diverged.
+        InputError: The probabilities (B, V) are not finite, because the model has diverged.
     """
-    cumulated = cumulate(probabilities)
-    if not cumulated[:, -1].isfinite().all():
+    cumulative = cumulative_sum(probabilities)
+    if not cumulative[:, -1].isfinite().all():
         raise InputError(
-            "the model's logits are not all finite numbers, so that no text can be drawn: take an "
+            "the model's logits are not all finite numbers, so no text can be drawn: use an "
             "earlier checkpoint, or train with a lower --model.optimizer.lr."
         )
-    # Scaled by the sum that was really reached, and `right`: no id of probability 0 is drawn.
-    return torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True)
+    # Rounding may leave the last sum off 1, so the uniform numbers are scaled by it. `right=True`
+    # never draws an id of probability 0.
+    return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
 
 
-def takes_cache(net: nn.Module) -> bool:
-    """Whether a network, and every member and attention in it, can go on from a cache."""
-    readers = [module for module in net.modules() if hasattr(module, "weights")]
-    readers += [net, *getattr(net, "members", ())]
-    return all("cache" in inspect.signature(module.forward).parameters for module in readers)
+def window_start(length: int, context: int) -> int:
+    """Return where the network's input starts in a text of the given length.
+
+    When a text outgrows the context, its last context // 2 + 1 characters become the new input. The
+    start then stays fixed until the context is full again, so that positions, and with them cached
+    keys and values, remain valid.
+    """
+    if length <= context:
+        return 0
+    half = context - context // 2
+    return math.ceil((length - context) / half) * half
 
 
 @torch.inference_mode()
@@ -156,36 +153,38 @@ def stream(
     """Continue prompts by one character at a time.
 
     Args:
-        net: From ids (B, T) to logits (B, T, V); it is called in the mode that it is in.
-        prompt: ids (B, T), at least one; `window_start` says how many of them are seen.
+        net: Maps ids (B, T) to logits (B, T, V). Call its `eval()` first, to turn dropout off.
+        prompt: ids (B, T) with T >= 1; the network reads them from `window_start` on.
         context: Longest input of the network.
-        settings: How to draw.
-        indices: The number of each text, for its draws; the default counts from 0.
-        stop: ids (S,): no more are drawn once every text has drawn these.
-        cached: Use a cache where the network takes one; the texts are the same without.
+        settings: How characters are drawn.
+        indices: The number of each text, which determines its draws. Default: 0, 1, ...
+        stop: ids (S,). Generation ends when every text has generated this sequence.
+        cached: Use a key-value cache if the network supports it; the texts are the same without.
 
     Yields:
         ids (B,) of the next character of each text.
     """
-    batch, start = prompt.shape
+    batch, prompt_length = prompt.shape
     indices = range(batch) if indices is None else indices
-    draws = uniforms(settings.seed, indices, settings.max_new_tokens).to(prompt.device)
+    uniform = uniform_numbers(settings.seed, indices, settings.max_new_tokens).to(prompt.device)
     ids = torch.cat([prompt, prompt.new_empty(batch, settings.max_new_tokens)], dim=1)
-    cached = cached and takes_cache(net)
     stopped = torch.zeros(batch, dtype=torch.bool, device=prompt.device)
-    caches: list[KVCache] = []
-    first = -1  # of the window that the caches hold
+    cached = cached and takes_cache(net)
+    cache: KVCache | None = None
+    cache_start = -1  # where the window in the cache starts
     for i in range(settings.max_new_tokens):
-        end = start + i
-        if cached and first == window_start(end, context):
-            logits = net(ids[:, end - 1 : end], *caches)
+        end = prompt_length + i
+        start = window_start(end, context)
+        if cache and cache_start == start:
+            logits = net(ids[:, end - 1 : end], cache)
+        elif cached:
+            cache = KVCache(min(context, ids.size(1)))
+            cache_start = start
+            logits = net(ids[:, start:end], cache)
         else:
-            first = window_start(end, context)
-            most = min(context, start + settings.max_new_tokens)
-            caches = [KVCache(most)] if cached else []
-            logits = net(ids[:, first:end], *caches)
+            logits = net(ids[:, start:end])
         probabilities = next_distribution(logits[:, -1], settings)
-        ids[:, end : end + 1] = draw(probabilities, draws[:, i : i + 1])
+        ids[:, end : end + 1] = draw(probabilities, uniform[:, i : i + 1])
         yield ids[:, end]
         if stop is not None and i + 1 >= len(stop):
             stopped |= (ids[:, end + 1 - len(stop) : end + 1] == stop).all(dim=1)
@@ -201,6 +200,6 @@ def generate(
     indices: Sequence[int] | None = None,
     cached: bool = True,
 ) -> Tensor:
-    """Texts that continue prompts, as `stream` does: ids (B, T + N), prompts included."""
+    """Return prompts and their continuations by `stream` as ids (B, T + N)."""
     added = stream(net, prompt, context, settings, indices, cached=cached)
     return torch.cat([prompt, torch.stack(list(added), dim=1)], dim=1)

@@ -1,47 +1,26 @@
-"""The networks: attention, and the ladder from a bigram to an ensemble of GPTs.
+"""Networks: attention mechanisms, and language models from a bigram to an ensemble of GPTs.
 
-Each maps ids (B, T) to logits (B, T, V). Nothing here knows of training or of Lightning.
+Every network maps ids (B, T) to logits (B, T, V). This package knows nothing of training.
 """
 
 from lit_gpt_scratch.models.attention import (
     AttentionFactory,
     FusedAttention,
-    KVCache,
     MeanAttention,
     MultiHeadAttention,
-    RotaryAttention,
     SingleHeadAttention,
     causal_softmax,
     fused_attention,
 )
-from lit_gpt_scratch.models.gpt import (
-    GPT,
-    AttentionLM,
-    Bigram,
-    Block,
-    Ensemble,
-    NetFactory,
-    count_parameters,
-)
+from lit_gpt_scratch.models.ensemble import Ensemble
+from lit_gpt_scratch.models.gpt import GPT, AttentionLM, Bigram, Block, NetFactory, count_parameters
+from lit_gpt_scratch.models.kv_cache import KVCache
 from lit_gpt_scratch.models.modern import ModernBlock, ModernGPT
+from lit_gpt_scratch.models.rotary import RotaryAttention
 
 __all__ = [
-    "GPT",
-    "AttentionFactory",
-    "AttentionLM",
-    "Bigram",
-    "Block",
-    "Ensemble",
-    "FusedAttention",
-    "KVCache",
-    "MeanAttention",
-    "ModernBlock",
-    "ModernGPT",
-    "MultiHeadAttention",
-    "NetFactory",
-    "RotaryAttention",
-    "SingleHeadAttention",
-    "causal_softmax",
-    "count_parameters",
+    "GPT", "AttentionFactory", "AttentionLM", "Bigram", "Block", "Ensemble", "FusedAttention",
+    "KVCache", "MeanAttention", "ModernBlock", "ModernGPT", "MultiHeadAttention", "NetFactory",
+    "RotaryAttention", "SingleHeadAttention", "causal_softmax", "count_parameters",
     "fused_attention",
-]
+]  # fmt: skip

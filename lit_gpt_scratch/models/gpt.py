@@ -1,7 +1,7 @@
-"""The rungs of the ladder: networks from ids (B, T) to logits (B, T, V), always causal.
+"""Networks from ids (B, T) to logits (B, T, V): bigram, one attention, and the classic GPT.
 
-A network returns logits and nothing else; the loss lives in the Lightning module's step. Those with
-a residual stream have `embed`, `blocks` and `unembed`, so that one can look into it from outside.
+All are causal and return logits only; the Lightning module computes the loss. A network with a
+residual stream has the parts `embed`, `blocks` and `unembed`, where inspection attaches its hooks.
 
 Shapes: B batch, T time (at most the context), C channels (the width), V alphabet size.
 """
@@ -9,40 +9,35 @@ Shapes: B batch, T time (at most the context), C channels (the width), V alphabe
 import math
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_gpt_scratch.errors import InputError, require_dropout, require_positive
-from lit_gpt_scratch.models.attention import (
-    AttentionFactory,
-    FusedAttention,
-    KVCache,
-    MultiHeadAttention,
-)
+from lit_gpt_scratch.errors import require_dropout, require_positive
+from lit_gpt_scratch.models.attention import AttentionFactory, FusedAttention, MultiHeadAttention
+from lit_gpt_scratch.models.kv_cache import KVCache
 
 
 class NetFactory(Protocol):
-    """Builds a network for an alphabet and a context; its size comes from its own arguments."""
+    """Builds a network for an alphabet and a context; it takes its size from its own arguments."""
 
     def __call__(self, alphabet_size: int, context: int) -> nn.Module: ...
 
 
 def init_weights(net: nn.Module, layers: int = 1) -> None:
-    """The GPT's initialisation rule, GPT-2's (Radford et al. 2019, section 2.3).
+    """Initialise a network as GPT-2 does (Radford et al. 2019, section 2.3).
 
-    Matrices and embeddings are normal with deviation 0.02. Projections named `output`, the two in a
-    block that write into the residual stream, are narrower by the root of 2 * layers, so that the
-    stream's variance at the end does not grow with depth. Norms keep PyTorch's ones.
+    Weights are normal with standard deviation 0.02; gains of norms stay 1. The two projections per
+    block that add to the residual stream (named `output`) are narrower by sqrt(2 * layers), which
+    keeps the stream's variance from growing with depth.
     """
     for name, parameter in net.named_parameters():
         if parameter.dim() >= 2:
-            writes = name.endswith("output.weight")
-            nn.init.normal_(parameter, std=0.02 / (math.sqrt(2 * layers) if writes else 1.0))
+            adds_to_stream = name.endswith("output.weight")
+            nn.init.normal_(parameter, std=0.02 / (math.sqrt(2 * layers) if adds_to_stream else 1))
 
 
 class Embedding(nn.Module):
-    """The sum of what a character is and where it stands: ids (B, T) to (B, T, C)."""
+    """The sum of a learned character embedding and a learned position embedding."""
 
     def __init__(self, alphabet_size: int, context: int, width: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -52,13 +47,13 @@ class Embedding(nn.Module):
         self.dropout = dropout
 
     def forward(self, ids: Tensor, start: int = 0) -> Tensor:
-        """Of characters whose first stands at position `start`."""
+        """Return embeddings (B, T, C) of ids (B, T); `start` is the position of the first id."""
         positions = self.position.weight[start : start + ids.size(1)]
         return F.dropout(self.character(ids) + positions, self.dropout, self.training)
 
 
 class Bigram(nn.Module):
-    """A table of next-character logits: it sees one character and nothing else."""
+    """A table of next-character logits; each prediction depends on one character only."""
 
     def __init__(self, alphabet_size: int, context: int) -> None:
         super().__init__()
@@ -71,12 +66,12 @@ class Bigram(nn.Module):
 
 
 class AttentionLM(nn.Module):
-    """One attention between embedding and logits, and nothing around it.
+    """An embedding, one attention, and a linear layer to logits.
 
     Args:
         alphabet_size: Number of characters.
         context: Longest input.
-        attention: What a position reads from the past.
+        attention: Builds the attention.
         width: Channels of the embedding.
     """
 
@@ -91,7 +86,7 @@ class AttentionLM(nn.Module):
         self.embed = Embedding(alphabet_size, context, width)
         self.attention = attention(width=width)
         self.unembed = nn.Linear(width, alphabet_size)
-        # All else starts as PyTorch does it; small logits put the first loss near log V.
+        # Small logits put the first loss near log V. All other weights keep PyTorch's defaults.
         nn.init.normal_(self.unembed.weight, std=0.02)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -99,7 +94,7 @@ class AttentionLM(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two layers applied to each position alone; the hidden one is four times wider."""
+    """An MLP applied to each position separately; its hidden layer is four times wider."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -111,10 +106,10 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block with the norms before its two parts (pre-norm: Xiong et al. 2020).
+    """A transformer block with a norm before each of its two parts (pre-norm: Xiong et al. 2020).
 
-    Dropout falls on what each part adds to the residual stream, here; on the attention weights,
-    inside the attention; and, once, on the embedding, in `GPT`.
+    Dropout applies to what each part adds to the residual stream (here), to attention weights
+    (inside the attention), and to the embedding.
     """
 
     def __init__(self, width: int, attention: AttentionFactory, dropout: float = 0.0) -> None:
@@ -125,23 +120,25 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(width)
         self.dropout = dropout
 
-    def forward(self, x: Tensor, *cache: KVCache) -> Tensor:
-        read = self.attention(self.attention_norm(x), *cache)
-        x = x + F.dropout(read, self.dropout, self.training)
-        thought = self.feed_forward(self.feed_forward_norm(x))
-        return x + F.dropout(thought, self.dropout, self.training)
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        normed = self.attention_norm(x)
+        # Without a cache, pass none: an attention class need not support caches.
+        attention_output = self.attention(normed, cache) if cache else self.attention(normed)
+        x = x + F.dropout(attention_output, self.dropout, self.training)
+        mlp_output = self.feed_forward(self.feed_forward_norm(x))
+        return x + F.dropout(mlp_output, self.dropout, self.training)
 
 
 class GPT(nn.Module):
-    """Blocks on a residual stream (Radford et al. 2019).
+    """Embedding, blocks on a residual stream, and unembedding (GPT-2: Radford et al. 2019).
 
     Args:
         alphabet_size: Number of characters.
         context: Longest input.
         layers: Number of blocks.
         width: Channels of the residual stream.
-        dropout: Probability of dropping a channel of what is added to the stream, while training.
-        attention: What a position reads from the past; it has its own `heads` and `dropout`.
+        dropout: Probability of dropping a channel of what is added to the stream, in training.
+        attention: Builds the attention of a block; it has its own `heads` and `dropout`.
 
     Raises:
         InputError: A size under 1, a dropout outside [0, 1), or heads that do not divide the width.
@@ -167,69 +164,15 @@ class GPT(nn.Module):
         init_weights(self, layers)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits (B, T, V) of ids (B, T), which follow on those that a cache holds."""
+        """Return logits (B, T, V) of ids (B, T), which continue the text in the cache, if any."""
         x = self.embed(ids, cache.length if cache else 0)
-        caches = [cache] if cache else []  # an attention need not know of caches
         for block in self.blocks:
-            x = block(x, *caches)
+            x = block(x, cache)
         if cache:
             cache.length += ids.size(1)
         return self.unembed(x)
 
 
-class Ensemble(nn.Module):
-    """Several networks that learn apart and are asked together (Lakshminarayanan et al. 2017).
-
-    While training, text i of a batch is for member i modulo their number alone. Otherwise every
-    member reads every text, and the logits are the logarithm of the mean of their probabilities.
-    Networks that know a small corpus by heart err each in its own way, so that the mean is better
-    than any of them (Kim et al. 2025).
-
-    Args:
-        alphabet_size: Number of characters.
-        context: Longest input.
-        net: A member.
-        size: Number of members.
-
-    Raises:
-        InputError: No members, or a batch of fewer texts than members to learn from.
-    """
-
-    def __init__(
-        self, alphabet_size: int, context: int, net: NetFactory = GPT, size: int = 4
-    ) -> None:
-        super().__init__()
-        require_positive(size=size)
-        self.members = nn.ModuleList(
-            net(alphabet_size=alphabet_size, context=context) for _ in range(size)
-        )
-
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits (B, T, V) of ids (B, T), which follow on those that a cache holds."""
-        return self.apart(ids) if self.training else self.together(ids, cache)
-
-    def apart(self, ids: Tensor) -> Tensor:
-        """Logits (B, T, V), each text's from its own member."""
-        size = len(self.members)
-        if len(ids) < size:
-            raise InputError(
-                f"{size} members cannot share a batch of {len(ids)}: give a larger "
-                "--data.batch_size."
-            )
-        shares = [member(ids[i::size]).unbind() for i, member in enumerate(self.members)]
-        return torch.stack([shares[i % size][i // size] for i in range(len(ids))])
-
-    def together(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits (B, T, V), every text's from all members: log-probabilities."""
-        caches, start = ([cache], cache.length) if cache else ([], 0)
-        guesses = []
-        for member in self.members:
-            if cache:
-                cache.length = start  # where each of them found it
-            guesses.append(member(ids, *caches).float().log_softmax(-1))
-        return torch.stack(guesses).logsumexp(0) - math.log(len(guesses))
-
-
 def count_parameters(net: nn.Module) -> int:
-    """Number of trainable scalars."""
+    """Return the number of trainable scalars."""
     return sum(p.numel() for p in net.parameters() if p.requires_grad)

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_gpt_scratch.cli import main
-from lit_gpt_scratch.generation.sampling import takes_cache
+from lit_gpt_scratch.models.kv_cache import takes_cache
 from lit_gpt_scratch.training.module import LitCharLM
 from lit_gpt_scratch.training.optim import AdamW, parameter_groups
 

@@ -20,7 +20,8 @@ from lit_gpt_scratch import inspection
 from lit_gpt_scratch.data.datamodule import CharDataModule
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.models.attention import MeanAttention, MultiHeadAttention, SingleHeadAttention
-from lit_gpt_scratch.models.gpt import GPT, AttentionLM, Bigram, Ensemble
+from lit_gpt_scratch.models.ensemble import Ensemble
+from lit_gpt_scratch.models.gpt import GPT, AttentionLM, Bigram
 from lit_gpt_scratch.training.module import LitCharLM
 
 TEXT = "GoodLuck"  # as long as the context

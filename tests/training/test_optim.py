@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.models.gpt import GPT, Ensemble
+from lit_gpt_scratch.models import GPT, Ensemble
 from lit_gpt_scratch.training import AdamW, Muon, WarmupCosine, WarmupStableDecay
 from lit_gpt_scratch.training.hardware import multiplies_bf16
 from lit_gpt_scratch.training.muon import orthogonalize

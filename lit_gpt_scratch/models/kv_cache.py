@@ -1,0 +1,43 @@
+"""The key-value cache: sampling computes the keys and values of each character once."""
+
+import inspect
+
+from torch import Tensor, nn
+
+
+class KVCache:
+    """Stores tensors that modules computed for earlier positions; the modules stay stateless.
+
+    Args:
+        capacity: Maximum number of positions; each buffer is allocated once, at this length.
+
+    Attributes:
+        length: Number of positions stored; the network increases it at the end of its forward.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._buffers: dict[nn.Module, list[Tensor]] = {}
+
+    def extend(self, owner: nn.Module, *new: Tensor) -> list[Tensor]:
+        """Append the owner's tensors (..., T, D); return old and new, (..., length + T, D)."""
+        if owner not in self._buffers:
+            self._buffers[owner] = [
+                x.new_empty(*x.shape[:-2], self.capacity, x.size(-1)) for x in new
+            ]
+        end = self.length + new[0].size(-2)
+        assert end <= self.capacity, "the cache is full"
+        for buffer, x in zip(self._buffers[owner], new, strict=True):
+            buffer[..., self.length : end, :] = x
+        return [buffer[..., :end, :] for buffer in self._buffers[owner]]
+
+
+def takes_cache(net: nn.Module) -> bool:
+    """Return whether a network, all its members and all its attentions support a cache.
+
+    The signature of `forward` decides: an attention class without caching needs no code for it.
+    """
+    modules = [module for module in net.modules() if hasattr(module, "weights")]
+    modules += [net, *getattr(net, "members", ())]
+    return all("cache" in inspect.signature(module.forward).parameters for module in modules)
