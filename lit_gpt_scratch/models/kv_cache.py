@@ -38,6 +38,8 @@ def takes_cache(net: nn.Module) -> bool:
 
     The signature of `forward` decides: an attention class without caching needs no code for it.
     """
-    modules = [module for module in net.modules() if hasattr(module, "weights")]
-    modules += [net, *getattr(net, "members", ())]
+    modules = [net, *getattr(net, "members", ())]
+    for name, module in net.named_modules():
+        if name.endswith("attention") or hasattr(module, "weights"):
+            modules.append(module)
     return all("cache" in inspect.signature(module.forward).parameters for module in modules)

@@ -1,13 +1,15 @@
 """The key-value cache by itself, and which networks support one."""
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
+from lit_gpt_scratch.generation.sampling import SamplingSettings, generate
 from lit_gpt_scratch.models.attention import MeanAttention, MultiHeadAttention, SingleHeadAttention
 from lit_gpt_scratch.models.ensemble import Ensemble
 from lit_gpt_scratch.models.gpt import GPT, AttentionLM, Bigram, NetFactory
@@ -46,7 +48,27 @@ def test_a_full_cache_raises_an_error(size: int) -> None:
         cache.extend(owner, torch.zeros(2, size, 3))
 
 
+class PlainAttention(nn.Module):
+    """An attention of a plugin: without a cache, and without weights to inspect."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.value = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.value(x).cumsum(dim=1)
+
+
 gpt, modern = (partial(kind, layers=2, width=16) for kind in (GPT, ModernGPT))
+
+
+@pytest.mark.parametrize("make", [gpt, modern])
+def test_a_network_with_a_plain_attention_generates_without_a_cache(
+    make: Callable[..., nn.Module],
+) -> None:
+    net = make(11, 6, attention=PlainAttention)
+    prompt, sampling = torch.zeros(1, 1, dtype=torch.long), SamplingSettings(max_new_tokens=8)
+    assert generate(net, prompt, 6, sampling).shape == (1, 9)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +82,9 @@ gpt, modern = (partial(kind, layers=2, width=16) for kind in (GPT, ModernGPT))
         (AttentionLM, False),
         (partial(gpt, attention=MeanAttention), False),
         (partial(modern, attention=SingleHeadAttention), False),
+        (partial(gpt, attention=PlainAttention), False),
+        (partial(modern, attention=PlainAttention), False),
+        (partial(Ensemble, net=partial(gpt, attention=PlainAttention)), False),
         (partial(Ensemble, net=Bigram), False),
         (partial(Ensemble, net=partial(AttentionLM, attention=MultiHeadAttention)), False),
     ],
