@@ -1,4 +1,4 @@
-"""Laws and builders that several test files share.
+"""Laws, small models and helpers that several test files share.
 
 Shapes: B batch, T time, H heads, V alphabet size.
 """
@@ -21,12 +21,12 @@ from lit_gpt_scratch.training.module import LitCharLM
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 ALPHABET = "".join(sorted(string.ascii_letters))
-SMALL = {"layers": 2, "width": 32}  # of networks that have these arguments
+SMALL = {"layers": 2, "width": 32}  # maxima for networks that have these arguments
 SMALL_CONTEXT = 8
 
 
 class Parsed(CharCLI):
-    """`fit`'s command line, up to the point where a run would get its folder."""
+    """The command line of `fit`, which parses and builds a model, but creates no run folder."""
 
     def instantiate_trainer(self, **kwargs: Any) -> None:
         return None
@@ -36,13 +36,13 @@ class Parsed(CharCLI):
 
 
 def parse(*args: str) -> Parsed:
-    """What the command line makes of flags, with an alphabet instead of a corpus."""
+    """Parse flags of `fit`, with an alphabet instead of a corpus."""
     return Parsed(["fit", "--data.alphabet", ALPHABET, *args])
 
 
 @cache
 def settings(config: Path) -> Any:
-    """All that the command line reads from a config and adds to it."""
+    """Return all values that the command line reads from a config, defaults included."""
     return parse("--config", str(config)).config.fit
 
 
@@ -51,25 +51,25 @@ def _small(config: Path) -> LitCharLM:
     parsed = settings(config)
     args = [f"--data.context={min(parsed.data.context, SMALL_CONTEXT)}"]
     flag, net = "--model.net", parsed.model.net.get("init_args", {})
-    if "net" in net:  # an ensemble, whose sizes are its members'
+    if "net" in net:  # an ensemble: the sizes to reduce are those of its members
         args.append(f"{flag}.size=3")
         flag, net = f"{flag}.net", net.net.init_args
-    for name, most in SMALL.items():
+    for name, maximum in SMALL.items():
         if size := net.get(name):
-            while size > most:
-                size //= 2  # the heads still divide it
+            while size > maximum:
+                size //= 2  # so that the heads still divide the width
             args.append(f"{flag}.{name}={size}")
     return parse("--config", str(config), *args).model
 
 
 def small(config: Path) -> LitCharLM:
-    """A config's model at a size for tests, as fresh as the command line makes it."""
+    """Return a new, untrained model of a config, reduced to a size for tests."""
     return copy.deepcopy(_small(config))
 
 
 def train_small(folder: Path, *args: str, config: Path | None = None) -> CharCLI:
-    """A few real steps of the command line's `fit`, in a folder."""
-    first = ["--config", str(config)] if config else []
+    """Run `fit` for a few steps, with its runs in a folder; `args` override the flags below."""
+    config_flags = ["--config", str(config)] if config else []
     flags = {
         "data.corpus": "sample",
         "data.sample_size": 20_000,
@@ -80,7 +80,9 @@ def train_small(folder: Path, *args: str, config: Path | None = None) -> CharCLI
         "trainer.default_root_dir": folder,
         "wandb.mode": "disabled",
     }
-    return main(["fit", *first, *(f"--{name}={value}" for name, value in flags.items()), *args])
+    return main(
+        ["fit", *config_flags, *(f"--{name}={value}" for name, value in flags.items()), *args]
+    )
 
 
 def random_ids(size: int, *shape: int, seed: int = 0) -> Tensor:
@@ -88,65 +90,64 @@ def random_ids(size: int, *shape: int, seed: int = 0) -> Tensor:
 
 
 def stirred(net: nn.Module) -> nn.Module:
-    """A copy in evaluation mode with weights that keep the size of what they multiply.
+    """Return a copy in evaluation mode, with random weights that preserve the variance.
 
-    At the start attention is almost uniform, and a residual stream hardly changes from block to
-    block: a leak could be lost in rounding. Here every path carries something.
+    An untrained network has almost uniform attention and blocks that add almost nothing, so that a
+    leak could be smaller than rounding. With these weights every path contributes.
     """
     net = copy.deepcopy(net).eval()
     generator = torch.Generator().manual_seed(1)
-    tables = {id(m.weight) for m in net.modules() if isinstance(m, nn.Embedding)}
+    embeddings = {id(m.weight) for m in net.modules() if isinstance(m, nn.Embedding)}
     with torch.no_grad():
         for parameter in net.parameters():
-            fan_in = 1 if id(parameter) in tables else parameter.size(-1)
+            fan_in = 1 if id(parameter) in embeddings else parameter.size(-1)
             parameter.normal_(std=1 / math.sqrt(fan_in), generator=generator)
     return net
 
 
 @torch.no_grad()
 def assert_causal(net: nn.Module, alphabet_size: int, context: int) -> None:
-    """Changing a character changes the logits from there on, and never one before it."""
+    """Changing a character changes the logits at its position and no earlier logit."""
     net = stirred(net)
     ids = random_ids(alphabet_size, 3, context)
     logits = net(ids)
     for t in range(context):
         changed = ids.clone()
         changed[:, t] = (ids[:, t] + 1) % alphabet_size
-        after = net(changed)
-        moved = (after - logits).abs().amax(dim=(0, 2))
-        assert (moved[:t] < 1e-4).all(), f"the character at {t} changed an earlier logit"
-        assert moved[t] > 1e-2, f"the character at {t} counts for nothing"
+        difference = (net(changed) - logits).abs().amax(dim=(0, 2))
+        assert (difference[:t] < 1e-4).all(), f"the character at {t} changed an earlier logit"
+        assert difference[t] > 1e-2, f"the character at {t} did not change its own logits"
 
 
 def readings(net: nn.Module, ids: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
-    """Each module of a network that has `weights`, with its input."""
-    seen: list[tuple[nn.Module, Tensor]] = []
+    """Yield each attention of a network (each module with `weights`) and its input."""
+    found: list[tuple[nn.Module, Tensor]] = []
     handles = [
-        module.register_forward_pre_hook(lambda module, inputs: seen.append((module, inputs[0])))
+        module.register_forward_pre_hook(lambda module, inputs: found.append((module, inputs[0])))
         for module in net.modules()
         if hasattr(module, "weights")
     ]
     net(ids)
     for handle in handles:
         handle.remove()
-    yield from seen
+    yield from found
 
 
 def in_pieces(module: nn.Module, x: Tensor, sizes: Sequence[int]) -> Tensor:
-    """What a module makes of x (B, T, ...) that comes in pieces, with a cache."""
+    """Return the output of a module for x (B, T, ...), computed piece by piece with a cache."""
     cache = KVCache(x.size(1))
     outputs = []
     for piece in x.split(list(sizes), dim=1):
         before = cache.length
         outputs.append(module(piece, cache))
-        if cache.length == before:  # a whole network moves the cache on itself
+        if cache.length == before:  # a network increases the length itself, a part does not
             cache.length += piece.size(1)
     assert cache.length == x.size(1)
     return torch.cat(outputs, dim=1)
 
 
 def past_weights(q: Tensor, k: Tensor) -> Tensor:
-    """Weights (T, T) of one text and head, from its q and k (T, D), one reader at a time."""
+    """Return attention weights (T, T) of one head, from q and k (T, D), one query at a time."""
     weights = q.new_zeros(len(q), len(q))
     for t in range(len(q)):
         scores = torch.stack([q[t].dot(k[s]) / math.sqrt(q.size(-1)) for s in range(t + 1)])
