@@ -1,4 +1,4 @@
-"""Ensembles: several networks that train separately and predict together."""
+"""Ensembles: networks that train separately and predict together; shapes as in gpt.py."""
 
 import math
 

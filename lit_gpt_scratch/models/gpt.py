@@ -27,8 +27,8 @@ def init_weights(net: nn.Module, layers: int = 1) -> None:
     """Initialise a network as GPT-2 does (Radford et al. 2019, section 2.3).
 
     Weights are normal with standard deviation 0.02; gains of norms stay 1. The two projections per
-    block that add to the residual stream (named `output`) are narrower by sqrt(2 * layers), which
-    keeps the stream's variance from growing with depth.
+    block that add to the residual stream (named `output`) have 0.02 / sqrt(2 * layers), so that the
+    variance of the stream does not grow with depth.
     """
     for name, parameter in net.named_parameters():
         if parameter.dim() >= 2:

@@ -1,4 +1,4 @@
-"""The key-value cache: sampling computes the keys and values of each character once."""
+"""The key-value cache, which makes sampling fast; shapes as in attention.py."""
 
 import inspect
 
@@ -6,7 +6,9 @@ from torch import Tensor, nn
 
 
 class KVCache:
-    """Stores tensors that modules computed for earlier positions; the modules stay stateless.
+    """Stores the keys and values of earlier positions, so that each is computed only once.
+
+    A module passes itself as the owner of its tensors; it keeps no state of its own.
 
     Args:
         capacity: Maximum number of positions; each buffer is allocated once, at this length.

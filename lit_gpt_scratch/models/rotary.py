@@ -1,4 +1,4 @@
-"""Rotary positions (RoPE: Su et al. 2021), and the attention of ModernGPT, which uses them."""
+"""Rotary positions (RoPE: Su et al. 2021) and attention with them; shapes as in attention.py."""
 
 from functools import lru_cache
 

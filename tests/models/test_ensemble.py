@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import random_ids, stirred
+from laws import in_pieces, random_ids, stirred
 from torch.nn import functional as F
 
 from lit_gpt_scratch.errors import InputError
@@ -25,6 +25,15 @@ def test_an_ensembles_probabilities_are_the_mean_of_its_members(size: int, batch
     mean = sum(member(ids).softmax(-1) for member in net.members) / size
     torch.testing.assert_close(net(ids).exp(), mean)
     torch.testing.assert_close(net(ids).exp().sum(-1), torch.ones(batch, 7))
+
+
+@torch.no_grad()
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=5))
+def test_logits_in_pieces_with_a_cache_equal_logits_at_once(sizes: list[int]) -> None:
+    """All members share one cache; each starts at the same position."""
+    net = stirred(Ensemble(11, 15, MEMBER, size=3))
+    ids = random_ids(11, 2, sum(sizes))
+    torch.testing.assert_close(in_pieces(net, ids, sizes), net(ids), atol=1e-5, rtol=1e-5)
 
 
 def test_each_member_learns_from_its_own_texts_only() -> None:
