@@ -89,7 +89,7 @@ def random_ids(size: int, *shape: int, seed: int = 0) -> Tensor:
     return torch.randint(size, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def stirred(net: nn.Module) -> nn.Module:
+def with_random_weights(net: nn.Module) -> nn.Module:
     """Return a copy in evaluation mode, with random weights that preserve the variance.
 
     An untrained network has almost uniform attention and blocks that add almost nothing, so that a
@@ -108,7 +108,7 @@ def stirred(net: nn.Module) -> nn.Module:
 @torch.no_grad()
 def assert_causal(net: nn.Module, alphabet_size: int, context: int) -> None:
     """Changing a character changes the logits at its position and no earlier logit."""
-    net = stirred(net)
+    net = with_random_weights(net)
     ids = random_ids(alphabet_size, 3, context)
     logits = net(ids)
     for t in range(context):
@@ -119,7 +119,7 @@ def assert_causal(net: nn.Module, alphabet_size: int, context: int) -> None:
         assert difference[t] > 1e-2, f"the character at {t} did not change its own logits"
 
 
-def readings(net: nn.Module, ids: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
+def attention_inputs(net: nn.Module, ids: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
     """Yield each attention of a network (each module with `weights`) and its input."""
     found: list[tuple[nn.Module, Tensor]] = []
     handles = [
@@ -133,7 +133,7 @@ def readings(net: nn.Module, ids: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
     yield from found
 
 
-def in_pieces(module: nn.Module, x: Tensor, sizes: Sequence[int]) -> Tensor:
+def run_in_pieces(module: nn.Module, x: Tensor, sizes: Sequence[int]) -> Tensor:
     """Return the output of a module for x (B, T, ...), computed piece by piece with a cache."""
     cache = KVCache(x.size(1))
     outputs = []
@@ -146,7 +146,7 @@ def in_pieces(module: nn.Module, x: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.cat(outputs, dim=1)
 
 
-def past_weights(q: Tensor, k: Tensor) -> Tensor:
+def reference_weights(q: Tensor, k: Tensor) -> Tensor:
     """Return attention weights (T, T) of one head, from q and k (T, D), one query at a time."""
     weights = q.new_zeros(len(q), len(q))
     for t in range(len(q)):

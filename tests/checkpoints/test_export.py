@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from gadgets import RunsCommand
-from laws import ALPHABET, CONFIGS, random_ids, small, stirred, train_small
+from laws import ALPHABET, CONFIGS, random_ids, small, train_small, with_random_weights
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -61,7 +61,7 @@ def save_and_export(folder: Path, model: LitCharLM) -> Exported:
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Every shipped config's model, small, with weights of which all count for something."""
     model = small(request.param)
-    model.net = stirred(model.net)
+    model.net = with_random_weights(model.net)
     return save_and_export(tmp_path_factory.mktemp("exported"), model)
 
 
@@ -169,7 +169,7 @@ def test_only_a_best_checkpoint_tells_its_loss(fitted: Path, tmp_path: Path) -> 
 @torch.no_grad()
 def test_shared_and_transposed_weights_are_exported(tmp_path: Path) -> None:
     model = small(config("gpt_cpu_classic"))
-    model.net = net = stirred(model.net)
+    model.net = net = with_random_weights(model.net)
     net.unembed[1].weight = net.embed.character.weight
     hidden = net.blocks[0].feed_forward.hidden.weight
     hidden.data = hidden.data.t().contiguous().t()

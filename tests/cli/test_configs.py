@@ -10,14 +10,14 @@ import torch
 from laws import (
     CONFIGS,
     assert_causal,
-    in_pieces,
+    attention_inputs,
     parse,
     random_ids,
-    readings,
+    run_in_pieces,
     settings,
     small,
-    stirred,
     train_small,
+    with_random_weights,
 )
 from torch import Tensor
 from torch.nn import functional as F
@@ -62,7 +62,7 @@ def test_changing_a_later_character_never_changes_an_earlier_logit(model: LitCha
 @torch.no_grad()
 def test_a_text_of_any_length_up_to_the_context_has_logits(model: LitCharLM) -> None:
     """(B, T, V), and a longer text's begin with those of its beginning."""
-    net, size = stirred(model.net), len(model.tokenizer)
+    net, size = with_random_weights(model.net), len(model.tokenizer)
     ids = random_ids(size, 3, model.context)
     whole = net(ids)
     for length in range(1, model.context + 1):
@@ -77,7 +77,7 @@ def test_every_parameter_gets_a_finite_gradient(config: Path, model: LitCharLM) 
     From the first step on; and none is zero once the weights are not, whose start may be.
     """
     precision = str(settings(config).trainer.precision)
-    for net in (model.net, stirred(model.net)):
+    for net in (model.net, with_random_weights(model.net)):
         model.net = net.train()
         with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in precision):
             loss = loss_of(model, random_batch(model))
@@ -141,11 +141,11 @@ def test_its_own_optimizer_and_schedule_lower_the_loss(model: LitCharLM) -> None
 )
 def test_logits_with_a_cache_equal_those_without(model: LitCharLM) -> None:
     """To 1e-5 in fp32, whatever the pieces that a text comes in."""
-    net, length = stirred(model.net), model.context
+    net, length = with_random_weights(model.net), model.context
     ids = random_ids(len(model.tokenizer), 3, length)
     whole = net(ids)
     for sizes in ([length], [1] * length, [length - 1, 1], [2, length - 5, 1, 2]):
-        torch.testing.assert_close(in_pieces(net, ids, sizes), whole, atol=1e-5, rtol=0)
+        torch.testing.assert_close(run_in_pieces(net, ids, sizes), whole, atol=1e-5, rtol=0)
 
 
 def test_every_gpt_takes_a_cache() -> None:
@@ -167,7 +167,7 @@ def test_evaluation_is_deterministic(model: LitCharLM) -> None:
 def test_attention_weights_are_shares_of_the_past(model: LitCharLM) -> None:
     """(B, H, T, T): rows sum to 1, nothing is negative, the future has none."""
     ids = random_ids(len(model.tokenizer), 3, model.context)
-    for attention, x in readings(stirred(model.net), ids):
+    for attention, x in attention_inputs(with_random_weights(model.net), ids):
         weights = attention.weights(x)
         assert weights.shape == (3, getattr(attention, "heads", 1), model.context, model.context)
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
@@ -184,7 +184,7 @@ def test_one_step_at_full_size(config: Path) -> None:
     texts = len(getattr(model.net, "members", [1]))  # an ensemble learns from one for each
     ids = random_ids(len(model.tokenizer), texts, model.context + 1)
     assert model(ids[:, :-1]).shape == (texts, model.context, len(model.tokenizer))
-    model.net = stirred(model.net).train()
+    model.net = with_random_weights(model.net).train()
     before = [p.clone() for p in model.net.parameters()]
     optimizer = model.make_optimizer(params=parameter_groups(model.net))
     loss_of(model, ids).backward()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from laws import stirred
+from laws import with_random_weights
 
 from lit_gpt_scratch.cli import predict
 from lit_gpt_scratch.cli.predict import (
@@ -38,7 +38,7 @@ Printed = Callable[..., list[str]]
 def model() -> LitCharLM:
     torch.manual_seed(0)
     model = LitCharLM(partial(GPT, layers=1, width=16), alphabet="\nab", context=6)
-    model.net = stirred(model.net)
+    model.net = with_random_weights(model.net)
     return model
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import random_ids, stirred
+from laws import random_ids, with_random_weights
 from torch import Tensor, nn
 
 from lit_gpt_scratch.generation.sampling import (
@@ -40,13 +40,16 @@ WITHOUT_CACHE: dict[str, NetFactory] = {
     "gpt with mean attention": partial(gpt, attention=MeanAttention),
     "modern gpt with one head": partial(modern, attention=SingleHeadAttention),
 }
-NETS = {name: stirred(make(SIZE, CONTEXT)) for name, make in (WITH_CACHE | WITHOUT_CACHE).items()}
-THREE_CHARACTERS = stirred(GPT(3, CONTEXT, layers=1, width=16))  # stops are drawn soon
+NETS = {
+    name: with_random_weights(make(SIZE, CONTEXT))
+    for name, make in (WITH_CACHE | WITHOUT_CACHE).items()
+}
+THREE_CHARACTERS = with_random_weights(GPT(3, CONTEXT, layers=1, width=16))  # stops are drawn soon
 
 
 @pytest.fixture(scope="module")
 def net() -> nn.Module:
-    return stirred(GPT(SIZE, CONTEXT, layers=1, width=16))
+    return with_random_weights(GPT(SIZE, CONTEXT, layers=1, width=16))
 
 
 def new_ids(
@@ -173,7 +176,7 @@ def test_a_window_is_at_most_the_context_and_more_than_half_of_it(
 
 def test_a_context_of_1_reads_the_last_character_only() -> None:
     assert [window_start(length, 1) for length in range(1, 6)] == [0, 1, 2, 3, 4]
-    net = stirred(GPT(SIZE, 1, layers=1, width=16))
+    net = with_random_weights(GPT(SIZE, 1, layers=1, width=16))
     prompt, sampling = random_ids(SIZE, 2, 3), SamplingSettings(max_new_tokens=8)
     texts = [generate(net, prompt, 1, sampling, cached=cached) for cached in (True, False)]
     assert torch.equal(*texts)
@@ -195,7 +198,7 @@ def test_a_text_depends_on_the_window_of_a_long_prompt_only(name: str, length: i
 def test_logits_with_a_cache_equal_those_without(name: str, sizes: list[int], batch: int) -> None:
     """For all sizes of the pieces in which a text is read."""
     length = sum(sizes)
-    net = stirred(WITH_CACHE[name](SIZE, length))
+    net = with_random_weights(WITH_CACHE[name](SIZE, length))
     ids = random_ids(SIZE, batch, length)
     cache = KVCache(length)
     with torch.no_grad():

@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from laws import ALPHABET, CONFIGS, past_weights, random_ids, small, stirred
+from laws import ALPHABET, CONFIGS, random_ids, reference_weights, small, with_random_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,7 +30,7 @@ LONG = "ThreeWindowsAndAPieceOfOne"
 
 def far_from_start(config: Path) -> LitCharLM:
     model = small(config).eval()
-    model.net = stirred(model.net)
+    model.net = with_random_weights(model.net)
     return model
 
 
@@ -118,11 +118,11 @@ def direct(attention: Any, x: Tensor) -> Tensor:
         query, key, _ = (x @ matrix.T for matrix in attention.qkv.weight.chunk(3))
         size = query.size(-1) // attention.heads
         pairs = zip(query.split(size, dim=-1), key.split(size, dim=-1), strict=True)
-        return torch.stack([past_weights(q, k) for q, k in pairs])
+        return torch.stack([reference_weights(q, k) for q, k in pairs])
     if isinstance(attention, SingleHeadAttention):
-        return past_weights(x @ attention.query.weight.T, x @ attention.key.weight.T)[None]
+        return reference_weights(x @ attention.query.weight.T, x @ attention.key.weight.T)[None]
     if isinstance(attention, MeanAttention):
-        return past_weights(0 * x, 0 * x)[None]
+        return reference_weights(0 * x, 0 * x)[None]
     return attention.weights(x[None])[0]  # of other classes, their own word; tested elsewhere
 
 

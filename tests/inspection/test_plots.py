@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 import pytest
 import torch
-from laws import ALPHABET, CONFIGS, small, stirred
+from laws import ALPHABET, CONFIGS, small, with_random_weights
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -276,7 +276,7 @@ NETWORKS = {type(small(config).net): config for config in CONFIGS}
 @pytest.mark.parametrize("config", NETWORKS.values(), ids=lambda path: path.stem)
 def test_what_explore_finds_can_be_drawn_for_every_class_of_network(config: Path) -> None:
     model = small(config)
-    model.net = stirred(model.net)
+    model.net = with_random_weights(model.net)
     text = "GoodLuck"
     plots.plot_surprise(inspection.surprise(model, text * 3), text * 3)
     plots.plot_next_characters(inspection.next_characters(model, text), text, ALPHABET)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import assert_causal, in_pieces, past_weights
+from laws import assert_causal, reference_weights, run_in_pieces
 from torch import Tensor, nn
 
 from lit_gpt_scratch.errors import InputError
@@ -58,7 +58,7 @@ def test_multi_head_attention_equals_a_loop_over_heads(batch: int, length: int, 
         for h in range(heads):
             rows = slice(h * size, (h + 1) * size)
             q, k, v = (x[b] @ matrix[rows].T for matrix in (query, key, value))
-            weights = past_weights(q, k)
+            weights = reference_weights(q, k)
             torch.testing.assert_close(module.weights(x)[b, h], weights)
             outputs.append(weights @ v)
         expected = torch.cat(outputs, dim=1) @ module.output.weight.T
@@ -172,7 +172,7 @@ def test_attention_in_pieces_with_a_cache_equals_attention_at_once(
 ) -> None:
     module = with_large_weights(attention_class(8, heads=2))
     x = random_input(2, sum(sizes), 8)
-    torch.testing.assert_close(in_pieces(module, x, sizes), module(x))
+    torch.testing.assert_close(run_in_pieces(module, x, sizes), module(x))
 
 
 def test_single_head_attention_equals_multi_head_with_one_head_and_no_projection() -> None:

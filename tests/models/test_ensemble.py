@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import in_pieces, random_ids, stirred
+from laws import random_ids, run_in_pieces, with_random_weights
 from torch.nn import functional as F
 
 from lit_gpt_scratch.errors import InputError
@@ -20,7 +20,7 @@ MEMBER = partial(GPT, layers=1, width=16)
 @given(st.integers(1, 4), st.integers(1, 5))
 def test_an_ensembles_probabilities_are_the_mean_of_its_members(size: int, batch: int) -> None:
     """The members have different weights. The probabilities sum to 1."""
-    net = stirred(Ensemble(11, 7, MEMBER, size))
+    net = with_random_weights(Ensemble(11, 7, MEMBER, size))
     ids = random_ids(11, batch, 7)
     mean = sum(member(ids).softmax(-1) for member in net.members) / size
     torch.testing.assert_close(net(ids).exp(), mean)
@@ -31,14 +31,14 @@ def test_an_ensembles_probabilities_are_the_mean_of_its_members(size: int, batch
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=5))
 def test_logits_in_pieces_with_a_cache_equal_logits_at_once(sizes: list[int]) -> None:
     """All members share one cache; each starts at the same position."""
-    net = stirred(Ensemble(11, 15, MEMBER, size=3))
+    net = with_random_weights(Ensemble(11, 15, MEMBER, size=3))
     ids = random_ids(11, 2, sum(sizes))
-    torch.testing.assert_close(in_pieces(net, ids, sizes), net(ids), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(run_in_pieces(net, ids, sizes), net(ids), atol=1e-5, rtol=1e-5)
 
 
 def test_each_member_learns_from_its_own_texts_only() -> None:
     """Its logits and gradients are those of a member trained alone on these texts."""
-    net = stirred(Ensemble(11, 7, MEMBER, size=3)).train()
+    net = with_random_weights(Ensemble(11, 7, MEMBER, size=3)).train()
     ids, targets = random_ids(11, 7, 7), random_ids(11, 7, 7, seed=1)
     logits = net(ids)
     F.cross_entropy(logits.mT, targets, reduction="sum").backward()

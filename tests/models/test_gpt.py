@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import in_pieces, random_ids, stirred
+from laws import random_ids, run_in_pieces, with_random_weights
 from torch import nn
 
 from lit_gpt_scratch.errors import InputError
@@ -45,7 +45,7 @@ def torch_layer(block: Block) -> nn.TransformerEncoderLayer:
 @pytest.mark.parametrize("attention", [MultiHeadAttention, FusedAttention])
 def test_a_block_equals_pytorchs_encoder_layer(attention: type[MultiHeadAttention]) -> None:
     """Outputs and gradients, pre-norm, with a causal mask and the same weights."""
-    block = stirred(Block(WIDTH, partial(attention, heads=HEADS))).train()
+    block = with_random_weights(Block(WIDTH, partial(attention, heads=HEADS))).train()
     layer = torch_layer(block)
     x = torch.randn(3, 7, WIDTH, generator=torch.Generator().manual_seed(0)).requires_grad_()
     copy = x.detach().clone().requires_grad_()
@@ -63,7 +63,7 @@ def test_a_block_equals_pytorchs_encoder_layer(attention: type[MultiHeadAttentio
 @torch.no_grad()
 def test_a_gpt_equals_embedding_then_blocks_then_unembedding() -> None:
     """Compared with PyTorch's layers; a logit lens can therefore stop after any block."""
-    net = stirred(GPT(11, 7, layers=3, width=WIDTH))
+    net = with_random_weights(GPT(11, 7, layers=3, width=WIDTH))
     ids = random_ids(11, 2, 7)
     characters, positions = net.embed.character.weight, net.embed.position.weight
     x = characters[ids] + positions
@@ -82,14 +82,14 @@ def test_logits_in_pieces_with_a_cache_equal_logits_at_once(
     attention: type[MultiHeadAttention], sizes: list[int]
 ) -> None:
     """The network itself increases the length of the cache and uses it for its positions."""
-    net = stirred(GPT(11, 24, layers=2, width=WIDTH, attention=attention))
+    net = with_random_weights(GPT(11, 24, layers=2, width=WIDTH, attention=attention))
     ids = random_ids(11, 2, sum(sizes))
-    torch.testing.assert_close(in_pieces(net, ids, sizes), net(ids), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(run_in_pieces(net, ids, sizes), net(ids), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_an_embedding_is_the_sum_of_character_and_position() -> None:
-    embed = stirred(Embedding(11, 7, WIDTH))
+    embed = with_random_weights(Embedding(11, 7, WIDTH))
     ids = random_ids(11, 2, 3)
     rows = [embed.character.weight[ids[:, t]] + embed.position.weight[4 + t] for t in range(3)]
     assert torch.equal(embed(ids, 4), torch.stack(rows, dim=1))

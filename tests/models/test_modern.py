@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import assert_causal, in_pieces, random_ids, stirred
+from laws import assert_causal, random_ids, run_in_pieces, with_random_weights
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -47,12 +47,12 @@ def test_token_shift_takes_half_of_the_channels_from_the_previous_position(
 @given(PIECES)
 def test_token_shift_in_pieces_with_a_cache_equals_token_shift_at_once(sizes: list[int]) -> None:
     x = normal(2, sum(sizes), 6)
-    assert torch.equal(in_pieces(TokenShift(), x, sizes), TokenShift()(x))
+    assert torch.equal(run_in_pieces(TokenShift(), x, sizes), TokenShift()(x))
 
 
 def test_the_residual_stream_stays_in_fp32_under_autocast() -> None:
     """Only what is added to it may be rounded to bf16."""
-    net = stirred(small_net()).train()
+    net = with_random_weights(small_net()).train()
     stream = []
     for part in (*net.blocks, net.unembed):
         part.register_forward_pre_hook(lambda _, inputs: stream.append(inputs[0]))
@@ -67,7 +67,7 @@ def test_the_residual_stream_stays_in_fp32_under_autocast() -> None:
 @torch.no_grad()
 def test_a_modern_gpt_equals_embedding_then_blocks_then_unembedding() -> None:
     """Compared with PyTorch's functions; a logit lens can therefore stop after any block."""
-    net = stirred(small_net(layers=3))
+    net = with_random_weights(small_net(layers=3))
     ids = random_ids(11, 2, 7)
 
     def normed_and_shifted(x: Tensor) -> Tensor:
@@ -93,9 +93,9 @@ def test_changing_a_later_character_never_changes_an_earlier_logit() -> None:
 @torch.no_grad()
 @given(PIECES)
 def test_logits_in_pieces_with_a_cache_equal_logits_at_once(sizes: list[int]) -> None:
-    net = stirred(small_net())
+    net = with_random_weights(small_net())
     ids = random_ids(11, 2, sum(sizes))
-    torch.testing.assert_close(in_pieces(net, ids, sizes), net(ids), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(run_in_pieces(net, ids, sizes), net(ids), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -134,7 +134,7 @@ def test_initial_weights_have_the_documented_deviation() -> None:
 @torch.no_grad()
 def test_no_parameter_depends_on_the_context() -> None:
     """Weights trained at one context work at another, and read longer texts."""
-    short = stirred(ModernGPT(11, 7, layers=1, width=WIDTH))
+    short = with_random_weights(ModernGPT(11, 7, layers=1, width=WIDTH))
     long = ModernGPT(11, 40, layers=1, width=WIDTH)
     long.load_state_dict(short.state_dict())
     ids = random_ids(11, 2, 40)
@@ -148,8 +148,8 @@ def test_the_default_modern_gpt_has_803_072_parameters() -> None:
 
 def test_gradients_in_bf16_are_close_to_those_in_fp32() -> None:
     """Within 3% of each gradient's norm: one rounding is 2^-8, and two blocks have several."""
-    exact = stirred(small_net()).train()
-    rounded = stirred(small_net()).train()
+    exact = with_random_weights(small_net()).train()
+    rounded = with_random_weights(small_net()).train()
     ids, targets = random_ids(11, 8, 24), random_ids(11, 8, 24, seed=1)
     for net in (exact, rounded):
         with torch.autocast("cpu", torch.bfloat16, enabled=net is rounded):
@@ -176,7 +176,7 @@ def test_dropout_drops_a_channel_at_all_positions_of_a_text() -> None:
 
 
 def test_dropout_acts_in_training_only() -> None:
-    net = stirred(ModernGPT(11, 7, layers=1, width=WIDTH, dropout=0.5))
+    net = with_random_weights(ModernGPT(11, 7, layers=1, width=WIDTH, dropout=0.5))
     ids = random_ids(11, 2, 7)
     assert torch.equal(net(ids), net(ids))
     net.train()
@@ -186,7 +186,7 @@ def test_dropout_acts_in_training_only() -> None:
 @torch.no_grad()
 def test_dropout_applies_to_the_embedding_and_to_what_each_part_adds() -> None:
     """With a probability near 1 almost all of it is zero."""
-    net = stirred(ModernGPT(11, 7, layers=1, width=WIDTH, dropout=0.99)).train()
+    net = with_random_weights(ModernGPT(11, 7, layers=1, width=WIDTH, dropout=0.99)).train()
     torch.manual_seed(0)
     assert (net.embed(random_ids(11, 64, 7)) == 0).float().mean() > 0.95
     x = normal(64, 7, WIDTH)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import in_pieces, past_weights
+from laws import reference_weights, run_in_pieces
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -105,7 +105,7 @@ def test_rotary_attention_equals_a_loop_over_heads_and_queries(
                 )
                 for y in (q, k)
             )
-            weights = past_weights(q, k)
+            weights = reference_weights(q, k)
             torch.testing.assert_close(module.weights(x)[b, h], weights, atol=1e-5, rtol=1e-4)
             outputs.append(weights @ v)
         expected = torch.cat(outputs, dim=1) @ module.output.weight.T
@@ -131,7 +131,7 @@ def test_rotary_attention_in_pieces_with_a_cache_equals_attention_at_once(
 ) -> None:
     module = with_large_weights(RotaryAttention(WIDTH, HEADS))
     x = normal(2, sum(sizes), WIDTH, dtype=torch.double)
-    torch.testing.assert_close(in_pieces(module, x, sizes), module(x))
+    torch.testing.assert_close(run_in_pieces(module, x, sizes), module(x))
 
 
 @pytest.mark.parametrize(("width", "heads"), [(6, 2), (3, 1), (9, 3)])

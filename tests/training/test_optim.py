@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import CONFIGS, random_ids, small, stirred
+from laws import CONFIGS, random_ids, small, with_random_weights
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -151,7 +151,7 @@ def test_muon_equals_pytorchs_muon_and_adamw(longest: float) -> None:
     Where there is no hardware for bf16, ours iterates in fp32: then a direction that no gradient
     has is zero, but noise in theirs (it was 14% of a step).
     """
-    ours = stirred(a_net())
+    ours = with_random_weights(a_net())
     theirs, start = copy.deepcopy(ours), copy.deepcopy(ours)
     optimizer = Muon(
         parameter_groups(ours), lr=0.05, momentum=0.8, weight_decay=1.0, adamw_lr=0.03,
@@ -188,7 +188,7 @@ def test_muon_equals_pytorchs_muon_and_adamw(longest: float) -> None:
 
 def test_exact_muon_equals_a_loop_over_matrices() -> None:
     """In fp32; one after the other, none seen from its other side."""
-    net = stirred(a_net())
+    net = with_random_weights(a_net())
     optimizer = Muon(
         parameter_groups(net), lr=0.05, momentum=0.9, weight_decay=0.5, iterations=4, exact=True
     )
@@ -214,7 +214,7 @@ def test_exact_muon_equals_a_loop_over_matrices() -> None:
 
 def test_a_gradients_length_does_not_count_for_muon() -> None:
     """So a first step with clipping is that without."""
-    nets = [stirred(a_net()) for _ in range(2)]
+    nets = [with_random_weights(a_net()) for _ in range(2)]
     for net, longest in zip(nets, (math.inf, 1e-3), strict=True):
         loss_of(net, 0).backward()
         assert nn.utils.clip_grad_norm_(net.parameters(), longest) > 0.1
