@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import random_ids, stirred
+from laws import random_ids, with_random_weights
 
 from lit_gpt_scratch.data import CharTokenizer
 from lit_gpt_scratch.generation import SamplingSettings, default_prompt
@@ -21,7 +21,7 @@ SHORT = SamplingSettings(max_new_tokens=20, seed=3)
 def model() -> LitCharLM:
     """A model with an alphabet so small that it soon draws any stop string."""
     model = LitCharLM(partial(GPT, layers=1, width=16), alphabet="\nab", context=6)
-    model.net = stirred(model.net)
+    model.net = with_random_weights(model.net)
     return model
 
 
