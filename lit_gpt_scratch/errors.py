@@ -1,7 +1,6 @@
-"""What a user got wrong, said so that they can put it right.
+"""Users' mistakes: `InputError`, which the commands print as one line without a traceback.
 
-Everything that a user can mistype or misplace raises `InputError`; the command line prints its one
-line and exits, without a traceback. All other exceptions are ours to mend and keep their traceback.
+All other exceptions are bugs and keep their traceback.
 """
 
 import contextlib
@@ -13,52 +12,52 @@ from typing import NoReturn
 
 
 class InputError(ValueError):
-    """A user's mistake: the text names the value, what is allowed, and the fix."""
+    """A user's mistake. The text names the value, says what is allowed, and how to fix it."""
 
 
-def refuse(program: str, mistake: object) -> NoReturn:
-    """End with a mistake as one line on standard error, and exit code 2."""
-    line = " ".join(str(mistake).split())
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)  # no terminal's orders
+def exit_with_error(program: str, error: object) -> NoReturn:
+    """Print an error as one line on standard error and exit with code 2."""
+    line = " ".join(str(error).split())
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)  # no escape sequences
     print(f"{program}: error: {line}", file=sys.stderr)
     raise SystemExit(2) from None
 
 
 @contextlib.contextmanager
-def mistakes_in_one_line(program: str) -> Iterator[None]:
-    """`refuse` what a user got wrong."""
+def exit_on_input_error(program: str) -> Iterator[None]:
+    """Exit with one line if the body raises `InputError` or argparse's `ArgumentError`."""
     try:
         yield
     except (InputError, ArgumentError) as error:
-        refuse(program, error)
+        exit_with_error(program, error)
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Raise `InputError` for a disk that is full or may not be written: its user's to mend."""
+def write_errors_as_input_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` in the body, such as a full disk, into an `InputError` naming `path`."""
     try:
         yield
     except OSError as error:
         raise InputError(
-            f"{path} cannot be written ({error.strerror or error}): make room, and go on from the "
-            "run's last checkpoint with --ckpt_path, if it has one."
+            f"{path} cannot be written ({error.strerror or error}): free some space or allow "
+            "writing, then resume from the run's last checkpoint, if it has one, with --ckpt_path."
         ) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether that is what an exception says: Python, PyTorch and NumPy each in their own words."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or "alloc" in said or "of memory" in said
+    """Return whether an exception reports a lack of memory; Python, PyTorch and NumPy differ."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "alloc" in text or "of memory" in text
 
 
 def require_positive(**values: int) -> None:
-    """Raise `InputError` for the first value under 1, naming it."""
+    """Raise `InputError` for the first value below 1, with its name."""
     for name, value in values.items():
         if value < 1:
             raise InputError(f"{name} is {value}: it must be at least 1.")
 
 
 def require_dropout(dropout: float) -> None:
-    """Raise `InputError` unless dropout is a probability under 1."""
+    """Raise `InputError` unless dropout is at least 0 and below 1."""
     if not 0 <= dropout < 1:
         raise InputError(f"dropout is {dropout}: it must be at least 0 and under 1.")

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole, or not at all, and folders that one process holds."""
+"""Atomic writes, and folder locks between processes."""
 
 import contextlib
 import fcntl
@@ -11,47 +11,50 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def lock(folder: Path, surely: bool = False) -> int | None:
-    """Hold a folder, for as long as the descriptor is open or this process lives.
+def lock(folder: Path, required: bool = False) -> int | None:
+    """Take an exclusive lock on a folder, without waiting.
+
+    It keeps out only others that call `lock`. Closing the descriptor, or exiting, releases it.
 
     Args:
-        folder: To hold.
-        surely: Whether to take a file system that has no locks, as some clusters' have none, for
-            one where another process holds it; else nobody is kept out there.
+        folder: The folder to lock.
+        required: If the file system does not support locks: True treats the folder as locked by
+            another process, False as free.
 
     Returns:
-        The descriptor; None where another holds the folder, or there is none.
+        The open descriptor; None if another process holds the lock or the folder does not exist.
     """
     try:
-        held = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        taken = False
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = True
     except BlockingIOError:
-        taken = True
-    except OSError:
-        taken = surely
-    if taken or not folder.exists():  # whoever held it before may have removed it
-        os.close(held)
+        locked = False
+    except OSError:  # the file system does not support locks
+        locked = not required
+    if not locked or not folder.exists():  # the process that held it before may have deleted it
+        os.close(descriptor)
         return None
-    return held
+    return descriptor
 
 
 @contextlib.contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """A folder to make something in that is to take its place at `path` when it is complete.
+def staging_dir(path: Path) -> Iterator[Path]:
+    """Create a temporary folder next to `path`, in which to build what is then renamed to `path`.
 
-    It is gone afterwards, and so is what processes left that were killed while they made the same.
+    The folder is deleted on exit. On entry, folders that killed processes left for the same `path`
+    are deleted; those of running processes are locked and stay.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{escape(path.name)}-????????.partial"):
-        if (free := lock(left, surely=True)) is not None:
-            shutil.rmtree(left, ignore_errors=True)
-            os.close(free)
+    for stale in path.parent.glob(f".{escape(path.name)}-????????.partial"):
+        if (descriptor := lock(stale, required=True)) is not None:
+            shutil.rmtree(stale, ignore_errors=True)
+            os.close(descriptor)
     held = None
-    while held is None:  # until no other has taken it for one that was left
+    while held is None:  # retry if another process deleted the new folder as stale
         folder = Path(tempfile.mkdtemp(".partial", f".{path.name}-", path.parent))
         held = lock(folder)
     try:
@@ -62,9 +65,12 @@ def beside(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes its name when it is complete and on disk, or leaves nothing."""
-    with beside(path) as folder, (folder / path.name).open("wb") as file:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file; rename it to `path` once it is complete and on disk.
+
+    If the body raises, `path` stays as it was and nothing else is left.
+    """
+    with staging_dir(path) as folder, (folder / path.name).open("wb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())

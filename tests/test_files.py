@@ -1,4 +1,4 @@
-"""Laws of `files.py`."""
+"""Tests of `files.py`: atomic writes, staging folders and locks."""
 
 import errno
 import fcntl
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_gpt_scratch.files import beside, lock, written_whole
+from lit_gpt_scratch.files import atomic_write, lock, staging_dir
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -19,7 +19,7 @@ def files_in(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("before", [None, b"an earlier text"])
-def test_a_file_is_written_whole_or_not_at_all(
+def test_an_interrupted_write_changes_nothing(
     tmp_path: Path, error: type[BaseException], before: bytes | None
 ) -> None:
     path = tmp_path / "folder" / "file.txt"
@@ -28,7 +28,7 @@ def test_a_file_is_written_whole_or_not_at_all(
         path.write_bytes(before)
 
     def write_half() -> None:
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             file.write(b"the first half")
             raise error
 
@@ -38,9 +38,9 @@ def test_a_file_is_written_whole_or_not_at_all(
     assert before is None or path.read_bytes() == before
 
 
-def test_a_file_takes_its_name_when_it_is_complete(tmp_path: Path) -> None:
+def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"all")
         file.flush()
         assert not path.exists()
@@ -48,8 +48,8 @@ def test_a_file_takes_its_name_when_it_is_complete(tmp_path: Path) -> None:
     assert files_in(tmp_path) == [path]
 
 
-def test_a_file_is_readable_to_those_who_share_the_folder(tmp_path: Path) -> None:
-    with written_whole(tmp_path / "file.txt") as file:
+def test_a_written_file_has_the_usual_permissions(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "file.txt") as file:
         file.write(b"all")
     assert (tmp_path / "file.txt").stat().st_mode & 0o777 == 0o666 & ~umask()
 
@@ -60,12 +60,12 @@ def umask() -> int:
     return mask
 
 
-MAKE = """
+STAGE_AND_WAIT = """
 import sys
 from pathlib import Path
-from lit_gpt_scratch.files import beside
+from lit_gpt_scratch.files import staging_dir
 
-with beside(Path(sys.argv[1])) as folder:
+with staging_dir(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("half")
     print(folder, flush=True)
     sys.stdin.readline()
@@ -74,59 +74,60 @@ with beside(Path(sys.argv[1])) as folder:
 
 @pytest.fixture
 def other(tmp_path: Path) -> subprocess.Popen[str]:
-    """A process in the middle of making something."""
+    """A process that is building something in a staging folder for `target`."""
     return subprocess.Popen(
-        [sys.executable, "-c", MAKE, str(tmp_path / "made")],
+        [sys.executable, "-c", STAGE_AND_WAIT, str(tmp_path / "target")],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
-def test_what_a_killed_process_left_is_removed_and_what_a_living_one_makes_stays(
+def test_staging_deletes_folders_of_killed_processes_but_not_of_running_ones(
     tmp_path: Path, other: subprocess.Popen[str]
 ) -> None:
     assert other.stdout
-    left = Path(other.stdout.readline().strip())
-    with beside(tmp_path / "made") as ours:
-        assert ours != left
-        assert (left / "half").exists()
+    other_folder = Path(other.stdout.readline().strip())
+    with staging_dir(tmp_path / "target") as own_folder:
+        assert own_folder != other_folder
+        assert (other_folder / "half").exists()
     other.send_signal(signal.SIGKILL)
     other.wait()
-    assert left.exists()
-    with beside(tmp_path / "other"):
-        assert left.exists()  # not of that name
-    with beside(tmp_path / "made") as ours:
-        assert [*tmp_path.iterdir()] == [ours]
+    assert other_folder.exists()
+    with staging_dir(tmp_path / "another target"):
+        assert other_folder.exists()
+    with staging_dir(tmp_path / "target") as own_folder:
+        assert [*tmp_path.iterdir()] == [own_folder]
     assert [*tmp_path.iterdir()] == []
 
 
-def test_one_at_a_time_holds_a_folder(tmp_path: Path) -> None:
-    held = lock(tmp_path)
-    assert held is not None
+def test_a_folder_is_locked_by_one_holder_at_a_time(tmp_path: Path) -> None:
+    first = lock(tmp_path)
+    assert first is not None
     assert lock(tmp_path) is None
-    os.close(held)
-    again = lock(tmp_path)
-    assert again is not None
-    os.close(again)
+    os.close(first)
+    second = lock(tmp_path)
+    assert second is not None
+    os.close(second)
     assert lock(tmp_path / "missing") is None
 
 
-def test_where_there_are_no_locks_nobody_is_kept_out_and_nothing_is_removed(
+def test_without_lock_support_lock_succeeds_and_staging_deletes_nothing(
     tmp_path: Path, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on some file systems of clusters, of which this machine has none."""
+    """As on the file systems of some clusters; here `flock` is made to fail."""
 
-    def refuses(*_: object) -> None:
+    def unsupported(*_: object) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     assert other.stdout
-    living = Path(other.stdout.readline().strip())
-    monkeypatch.setattr(fcntl, "flock", refuses)
-    held = lock(tmp_path)
-    assert held is not None
-    os.close(held)
-    with written_whole(tmp_path / "made") as file:
+    other_folder = Path(other.stdout.readline().strip())
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    descriptor = lock(tmp_path)
+    assert descriptor is not None
+    os.close(descriptor)
+    assert lock(tmp_path, required=True) is None
+    with atomic_write(tmp_path / "target") as file:
         file.write(b"all")
-    assert (tmp_path / "made").read_bytes() == b"all"
-    assert (living / "half").exists()
+    assert (tmp_path / "target").read_bytes() == b"all"
+    assert (other_folder / "half").exists()
     other.kill()
     other.wait()

@@ -18,7 +18,7 @@ from lit_gpt_scratch.checkpoints.reading import (
     WEIGHTS,
 )
 from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.files import beside, written_whole
+from lit_gpt_scratch.files import atomic_write, staging_dir
 
 
 def write_export(
@@ -52,11 +52,11 @@ def write_export(
     except (TypeError, ValueError) as error:
         raise InputError(f"checkpoint {checkpoint} does not fit into JSON: {error}.") from error
     try:
-        with beside(output) as making:
+        with staging_dir(output) as making:
             folder = making / output.name
             folder.mkdir()
             for name, content in {CONFIG: text.encode(), WEIGHTS: save(weights)}.items():
-                with written_whole(folder / name) as file:
+                with atomic_write(folder / name) as file:
                     file.write(content)
             folder.rename(output)
     except OSError as error:

@@ -22,7 +22,7 @@ from lit_gpt_scratch.cli.parsing import CheckpointCLI
 from lit_gpt_scratch.cli.predict import PredictSettings, TextWriter, make_batches
 from lit_gpt_scratch.cli.program import PROGRAM
 from lit_gpt_scratch.data.datamodule import Batches, CharDataModule, check_processes
-from lit_gpt_scratch.errors import InputError, is_out_of_memory, refuse, require_positive
+from lit_gpt_scratch.errors import InputError, exit_with_error, is_out_of_memory, require_positive
 from lit_gpt_scratch.runs.callbacks import make_callbacks
 from lit_gpt_scratch.runs.folder import (
     check_whole,
@@ -230,10 +230,10 @@ def main(args: Sequence[str] | None = None) -> CharCLI:
         with exit_with_parent(), report_errors_once():
             return CharCLI(args)
     except (InputError, MisconfigurationException) as error:
-        refuse(PROGRAM, error)
+        exit_with_error(PROGRAM, error)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            refuse(
+            exit_with_error(
                 PROGRAM,
                 f"there is not enough memory ({str(error)[:200] or 'MemoryError'}): make smaller "
                 "what is large, such as --data.batch_size, --data.context, or --model.net.width; "
@@ -241,6 +241,6 @@ def main(args: Sequence[str] | None = None) -> CharCLI:
             )
         if "loading state_dict" not in str(error):
             raise
-        refuse(
+        exit_with_error(
             PROGRAM, "the checkpoint's weights do not fit this network: do not change its sizes."
         )

@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser
 
 from lit_gpt_scratch.checkpoints.export import best_loss, write_export
 from lit_gpt_scratch.checkpoints.reading import import_plugin, read_checkpoint
-from lit_gpt_scratch.errors import InputError, mistakes_in_one_line
+from lit_gpt_scratch.errors import InputError, exit_on_input_error
 from lit_gpt_scratch.inspection.loading import build_model
 from lit_gpt_scratch.runs.folder import find_checkpoint, runs_folder
 
@@ -46,7 +46,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--plugin", type=str | None, help="A module of yours whose classes it may name."
     )
-    with mistakes_in_one_line(parser.prog):
+    with exit_on_input_error(parser.prog):
         asked = parser.parse_args(args)
         export(find_checkpoint(asked.ckpt_path, runs_folder(None)), asked.output, asked.plugin)
     size = sum(file.stat().st_size for file in asked.output.iterdir())

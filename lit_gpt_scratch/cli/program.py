@@ -9,7 +9,7 @@ from importlib import import_module
 from io import TextIOWrapper
 from typing import Any
 
-from lit_gpt_scratch.errors import refuse
+from lit_gpt_scratch.errors import exit_with_error
 
 PROGRAM = "lit-gpt-scratch"
 # Commands of Lightning's CLI, and of modules that have a `main` of their own.
@@ -59,7 +59,7 @@ def find_command(args: Sequence[str] | None = None) -> Callable[[], Any]:
     if first not in COMMANDS and not first.startswith("-"):
         close = get_close_matches(first, COMMANDS, 1)
         hint = f"did you mean {close[0]}?" if close else f"give one of {', '.join(COMMANDS)}."
-        refuse(PROGRAM, f"there is no command {first!r}: {hint}")
+        exit_with_error(PROGRAM, f"there is no command {first!r}: {hint}")
     from lit_gpt_scratch.cli import commands
 
     return partial(commands.main, args)

@@ -13,7 +13,7 @@ import pooch
 
 from lit_gpt_scratch.data.grammar import fingerprint, write_play
 from lit_gpt_scratch.errors import InputError, require_positive
-from lit_gpt_scratch.files import beside, written_whole
+from lit_gpt_scratch.files import atomic_write, staging_dir
 
 TINY_SHAKESPEARE = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -147,7 +147,7 @@ def _sample(size: int) -> Path:
         raise InputError(f"sample_size is {size}: it must be at most {MOST_SAMPLE:,}.")
     path = cache_folder() / "sample" / fingerprint() / f"{size}.txt"
     if not path.exists() or path.stat().st_size != size:
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             write_play(file, size)
     return path
 
@@ -214,7 +214,7 @@ def _download(url: str, path: Path, sha256: str | None) -> Path:
                 "remove it, and it is downloaded again."
             )
         return path
-    with beside(path) as folder:
+    with staging_dir(path) as folder:
         store = pooch.create(
             folder, base_url="", registry={path.name: known}, urls={path.name: url},
             retry_if_failed=RETRIES,

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from lit_gpt_scratch.data.corpus import Corpus, cache_folder
 from lit_gpt_scratch.data.tokenizer import CharTokenizer, code_points
 from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.files import beside
+from lit_gpt_scratch.files import staging_dir
 
 PIECE = 1 << 22  # bytes read at a time
 AS_IT_IS: Any = {"encoding": "utf-8", "errors": "surrogatepass", "newline": ""}
@@ -101,7 +101,7 @@ def load_tokens(corpus: Corpus, alphabet: str | None = None) -> tuple[str, Tenso
         except Exception:  # by a full disk or a power cut, say; NumPy fails in many ways
             print(f"Notice: the token cache {folder} is damaged: made again.", file=sys.stderr)
     try:
-        with beside(folder) as making:
+        with staging_dir(folder) as making:
             built = making / "built"
             built.mkdir()
             _build(corpus, alphabet, built)

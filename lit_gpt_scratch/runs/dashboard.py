@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from jsonargparse import ArgumentParser
 
-from lit_gpt_scratch.errors import InputError, mistakes_in_one_line
+from lit_gpt_scratch.errors import InputError, exit_on_input_error
 
 # What curves can be drawn against.
 AXES = {"step": "step", "tokens_seen": "characters seen", "train_seconds": "seconds of training"}
@@ -97,7 +97,7 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--project", default="lit_gpt_scratch", help="The project's name.")
     parser.add_argument("--entity", required=True, help="The user or team that has it.")
-    with mistakes_in_one_line(parser.prog):
+    with exit_on_input_error(parser.prog):
         asked = parser.parse_args(args)
         built = workspace(asked.project, asked.entity)
         import wandb

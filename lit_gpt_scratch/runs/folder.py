@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from lit_gpt_scratch.errors import InputError, writing
-from lit_gpt_scratch.files import lock, written_whole
+from lit_gpt_scratch.errors import InputError, write_errors_as_input_errors
+from lit_gpt_scratch.files import atomic_write, lock
 from lit_gpt_scratch.runs.tables import read_rows
 from lit_gpt_scratch.training.distributed import is_rank_zero
 
@@ -67,7 +67,7 @@ def write_facts(folder: Path, **parts: dict[str, Any]) -> None:
     for name, values in parts.items():
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         path = folder / f"{name}.yaml"
-        with writing(path), written_whole(path) as file:
+        with write_errors_as_input_errors(path), atomic_write(path) as file:
             file.write(text.encode())
 
 

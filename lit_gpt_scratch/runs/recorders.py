@@ -15,7 +15,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lit_gpt_scratch.errors import writing
+from lit_gpt_scratch.errors import write_errors_as_input_errors
 from lit_gpt_scratch.generation.sampling import SamplingSettings
 from lit_gpt_scratch.generation.text import default_prompt
 from lit_gpt_scratch.inspection.draw_heads import draw_heads
@@ -117,7 +117,7 @@ class AttentionPictures(Record):
         text = data.tokenizer.decode(data.tokens[start : start + min(32, data.context)].cpu())
         picture = draw_heads(attention(pl_module, text), text)
         path = self.folder / "attention" / f"step_{trainer.global_step:06}.png"
-        with writing(path):
+        with write_errors_as_input_errors(path):
             path.parent.mkdir(exist_ok=True)
             picture.save(path)
         if run := wandb_run(trainer):

@@ -18,8 +18,8 @@ from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 from lit_gpt_scratch.data.corpus import TINY_SHAKESPEARE_SHA256
-from lit_gpt_scratch.errors import InputError, mistakes_in_one_line
-from lit_gpt_scratch.files import written_whole
+from lit_gpt_scratch.errors import InputError, exit_on_input_error
+from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.runs.dashboard import AXES, PANELS
 from lit_gpt_scratch.runs.reading import (
     STEPS,
@@ -170,7 +170,7 @@ def write_report(paths: Sequence[Path], output: Path) -> None:
             raise InputError(f"output {output} is there and is no report: choose another --output.")
         bar = tqdm(named, desc="report", unit="run", disable=None)
         runs = [read_run(folder, label, images, size) for folder, label in bar]
-        with written_whole(output) as file:
+        with atomic_write(output) as file:
             file.write(report(runs).encode("utf-8", "replace"))
     except OSError as error:
         raise InputError(f"output {output} cannot be written ({error.strerror}).") from error
@@ -184,7 +184,7 @@ def main(args: Sequence[str] | None = None) -> None:
     where = "Folders of runs, or of folders of them. By default, each name's newest in ./runs."
     parser.add_argument("runs", nargs="*", type=Path, help=where)
     parser.add_argument("--output", type=Path, default=Path("report.html"), help="The file.")
-    with mistakes_in_one_line(parser.prog):
+    with exit_on_input_error(parser.prog):
         asked = parser.parse_args(args)
         write_report(asked.runs or [], asked.output)
     print(asked.output)

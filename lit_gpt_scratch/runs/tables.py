@@ -6,8 +6,8 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lit_gpt_scratch.errors import writing
-from lit_gpt_scratch.files import written_whole
+from lit_gpt_scratch.errors import write_errors_as_input_errors
+from lit_gpt_scratch.files import atomic_write
 
 Row = dict[str, str]
 
@@ -15,7 +15,7 @@ Row = dict[str, str]
 def append_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Add rows to a file, which is begun where there is none."""
     begun = path.exists()
-    with writing(path), path.open("a", newline="", encoding="utf-8") as file:
+    with write_errors_as_input_errors(path), path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         if not begun:
             writer.writerow(columns)
@@ -41,5 +41,5 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     writer = csv.writer(text)
     writer.writerow(columns)
     writer.writerows([row.get(column, "") for column in columns] for row in rows)
-    with writing(path), written_whole(path) as file:
+    with write_errors_as_input_errors(path), atomic_write(path) as file:
         file.write(text.getvalue().encode())

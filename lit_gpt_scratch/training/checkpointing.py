@@ -15,7 +15,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.files import written_whole
+from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.private_api import set_logged_step, without_announced_batch
 
 
@@ -41,7 +41,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
         try:
-            with written_whole(Path(path)) as file:
+            with atomic_write(Path(path)) as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # PyTorch raises RuntimeError for a full disk
             reason = getattr(error, "strerror", None) or "the disk is full or missing"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from lit_gpt_scratch.files import written_whole
+from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.models.attention import AttentionFactory
 from lit_gpt_scratch.models.gpt import count_parameters
 from lit_gpt_scratch.models.kv_cache import KVCache
@@ -332,7 +332,7 @@ def run_all(steps: int) -> dict[str, list[Result]]:
         }
         for done in tqdm(as_completed(started), "ablation", len(started), unit="run"):
             kept[started[done]] = done.result()
-            with written_whole(RESULTS) as file:
+            with atomic_write(RESULTS) as file:
                 file.write(json.dumps(kept, indent=1).encode())
     return {name: [kept[f"{name}, {steps} steps, {seed}"] for seed in SEEDS] for name in VARIANTS}
 

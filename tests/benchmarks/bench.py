@@ -41,7 +41,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from lit_gpt_scratch.data.corpus import open_corpus
-from lit_gpt_scratch.files import written_whole
+from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.generation.sampling import SamplingSettings, generate
 from lit_gpt_scratch.models.attention import FusedAttention
 from lit_gpt_scratch.models.gpt import GPT
@@ -294,7 +294,7 @@ def main() -> None:
     everything: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     for name, figures, table in parts(options):
         everything[name] = {"figures": figures, "table": table, "machine": machine()}
-        with written_whole(kept) as file:
+        with atomic_write(kept) as file:
             file.write(json.dumps(everything, indent=1).encode())
     lines = []
     for name, part in PARTS.items():

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from lit_gpt_scratch.cli import main
 from lit_gpt_scratch.cli.commands import CharCLI
 from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.files import written_whole
+from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.training.optim import parameter_groups
 
 ROOT = Path(__file__).parents[2]
@@ -78,14 +78,14 @@ def put_into(readme: Path, name: str, text: str) -> None:
     begin, end = f"<!-- {name}: begin (make {name}) -->", f"<!-- {name}: end -->"
     old = readme.read_text(encoding="utf-8")
     before, after = old.split(begin)[0], old.split(end)[1]
-    with written_whole(readme) as file:
+    with atomic_write(readme) as file:
         file.write(f"{before}{begin}\n{text}\n{end}{after}".encode())
 
 
 def publish(name: str, text: str, readme: bool) -> None:
     """Print a table, keep it as runs/NAME.md, and put it into the README where that is wanted."""
     print(text)
-    with written_whole(ROOT / "runs" / f"{name}.md") as file:
+    with atomic_write(ROOT / "runs" / f"{name}.md") as file:
         file.write(text.encode())
     if readme:
         put_into(ROOT / "README.md", name, text)

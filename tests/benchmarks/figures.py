@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.files import written_whole
+from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.inspection.explore import LayerAttention, attention
 from lit_gpt_scratch.inspection.plots import plot_attention
 from lit_gpt_scratch.runs.reading import Run, read_run
@@ -52,7 +52,7 @@ def save(figure: Any, name: str) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=110)
     plt.close(figure)
-    with written_whole(FIGURES / name) as file:
+    with atomic_write(FIGURES / name) as file:
         Image.open(drawn).convert("RGB").quantize(64).save(file, "PNG", optimize=True)
 
 
@@ -148,7 +148,7 @@ def draw_attention() -> None:
     palette = mixed.quantize(64)
     first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     shown = [1500, *[300] * (len(others) - 1), 3000]  # ms
-    with written_whole(FIGURES / "attention.gif") as file:
+    with atomic_write(FIGURES / "attention.gif") as file:
         first.save(
             file, "GIF", save_all=True, append_images=others, duration=shown, loop=0, optimize=True
         )

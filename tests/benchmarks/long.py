@@ -16,7 +16,7 @@ from common import mean_and_range as mean_of
 from common import median_and_range as median_of
 from tqdm import tqdm
 
-from lit_gpt_scratch.files import written_whole
+from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.models.gpt import count_parameters
 from lit_gpt_scratch.training.checkpointing import best_checkpoint
 
@@ -94,7 +94,7 @@ def main(args: Sequence[str] | None = None) -> None:
     kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     for seed in tqdm(options.seeds, desc="long", unit="run"):
         kept[str(seed)] = asdict(run(seed))
-        with written_whole(KEPT) as file:
+        with atomic_write(KEPT) as file:
             file.write(json.dumps(kept, indent=1).encode())
     publish("long", report({seed: Run(**kept[seed]) for seed in sorted(kept)}), options.readme)
 

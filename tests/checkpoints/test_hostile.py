@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from gadgets import GADGETS, RunsCommand
 from laws import train_small
+from malicious_pickles import GADGETS, RunsCommand
 
 from lit_gpt_scratch.cli import main
 
@@ -23,8 +23,8 @@ pytestmark = pytest.mark.slow
 LOAD = """
 import sys
 from lit_gpt_scratch import inspection
-from lit_gpt_scratch.errors import mistakes_in_one_line
-with mistakes_in_one_line("load"):
+from lit_gpt_scratch.errors import exit_on_input_error
+with exit_on_input_error("load"):
     inspection.load(sys.argv[1])
 """
 FIT = ["fit", "--trainer.max_steps=9", "--trainer.accelerator=cpu", "--wandb.mode=disabled"]

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 import torch
-from gadgets import GADGETS, RunsCommand
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from laws import random_ids, train_small
+from malicious_pickles import GADGETS, RunsCommand
 
 from lit_gpt_scratch import inspection
 from lit_gpt_scratch.checkpoints.reading import import_plugin, read_checkpoint

@@ -18,8 +18,8 @@ import torch
 from chromium import CHROMIUM, Chromium, Page
 from laws import CONFIGS, parse, small, train_small
 from matplotlib import pyplot as plt
-from texts import CJK, TEXTS
 from torch.utils._python_dispatch import TorchDispatchMode
+from unicode_texts import CJK, TEXTS
 
 from lit_gpt_scratch import cli, inspection
 from lit_gpt_scratch.cli import export_command as export

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gadgets import GADGETS
+from malicious_pickles import GADGETS
 
 Place = tuple[Any, Any]  # a container, and a key in it
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gadgets import RunsCommand
 from laws import train_small
+from malicious_pickles import RunsCommand
 from mutations import (
     is_small,
     plant_gadget,

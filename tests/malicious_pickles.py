@@ -1,4 +1,7 @@
-"""Objects that run a command when anything but a reader of plain data unpickles them."""
+"""Objects whose pickles run code when loaded; a reader of plain data must refuse them.
+
+Each writes a marker file, so that a test can tell whether its code ran.
+"""
 
 import copyreg
 import io
@@ -11,7 +14,7 @@ import torch
 
 
 class RunsCommand:
-    """Runs a command, which writes a marker."""
+    """Runs a shell command."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -20,43 +23,43 @@ class RunsCommand:
         return os.system, (f"echo run > {self.marker}",)
 
 
-class Evaluates(RunsCommand):
+class CallsEval(RunsCommand):
     def __reduce__(self) -> tuple[Any, ...]:
         return eval, (f"open({str(self.marker)!r}, 'w').close()",)
 
 
-class Executes(RunsCommand):
+class CallsExec(RunsCommand):
     def __reduce__(self) -> tuple[Any, ...]:
         return exec, (f"open({str(self.marker)!r}, 'w').close()",)
 
 
-class Wakes(RunsCommand):
-    """An instance like any other, with a `__setstate__`."""
+class HasSetState(RunsCommand):
+    """An ordinary instance, with a `__setstate__`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return copyreg.__newobj__, (Wakes,), {"marker": self.marker}  # type: ignore[attr-defined]
+        return copyreg.__newobj__, (HasSetState,), {"marker": self.marker}  # type: ignore[attr-defined]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state["marker"].touch()
 
 
-class Reconstructed(Wakes):
-    """As pickle's oldest protocol makes objects: by a function of copyreg."""
+class Reconstructed(HasSetState):
+    """Pickle protocol 0 builds objects with a function of copyreg."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         make: Any = copyreg._reconstructor  # type: ignore[attr-defined]
         return make, (Reconstructed, object, None), {"marker": self.marker}
 
 
-class OfNumpy(RunsCommand):
-    """An array of objects, of which one runs a command."""
+class InNumpyArray(RunsCommand):
+    """A NumPy array of objects, one of which runs a command."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return np.array([RunsCommand(self.marker)], dtype=object).__reduce__()
 
 
-class Nested(RunsCommand):
-    """A storage of PyTorch's, whose bytes are a file of their own."""
+class InTorchStorage(RunsCommand):
+    """A PyTorch storage whose bytes are a pickle that runs a command."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         load: Any = torch.storage._load_from_bytes
@@ -66,5 +69,5 @@ class Nested(RunsCommand):
 
 
 GADGETS: list[type[RunsCommand]] = [
-    RunsCommand, Evaluates, Executes, Wakes, Reconstructed, OfNumpy, Nested,
+    RunsCommand, CallsEval, CallsExec, HasSetState, Reconstructed, InNumpyArray, InTorchStorage,
 ]  # fmt: skip
