@@ -21,7 +21,8 @@ from lit_gpt_scratch.checkpoints.reading import import_plugin, no_larger_than
 from lit_gpt_scratch.cli.parsing import CheckpointCLI
 from lit_gpt_scratch.cli.predict import PredictSettings, TextWriter, make_batches
 from lit_gpt_scratch.cli.program import PROGRAM
-from lit_gpt_scratch.data.datamodule import Batches, CharDataModule, check_processes
+from lit_gpt_scratch.data.datamodule import CharDataModule
+from lit_gpt_scratch.data.windows import Batches, require_divisible_batch
 from lit_gpt_scratch.errors import InputError, exit_with_error, is_out_of_memory, require_positive
 from lit_gpt_scratch.runs.callbacks import make_callbacks
 from lit_gpt_scratch.runs.folder import (
@@ -94,7 +95,7 @@ class CharCLI(CheckpointCLI):
             check_whole(first)
         resumed = self.ckpt_path if ours.ckpt_path else None
         name = ours.name or default_name(first, resumed) + "-sample" * data.fell_back
-        check_processes(data.batch_size, trainer.num_devices * trainer.num_nodes)
+        require_divisible_batch(data.batch_size, trainer.num_devices * trainer.num_nodes)
         wandb_mode(self.config_init.fit.wandb)
         runs = runs_folder(ours.trainer.default_root_dir)
         if not resumed and is_rank_zero() and (left := unfinished(runs / name)):

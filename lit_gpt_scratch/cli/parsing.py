@@ -11,7 +11,7 @@ from lit_gpt_scratch.checkpoints.reading import HYPERPARAMETERS, import_plugin, 
 from lit_gpt_scratch.cli.messages import Parser
 from lit_gpt_scratch.cli.predict import PredictSettings
 from lit_gpt_scratch.cli.program import PROGRAM, TRAINER_COMMANDS
-from lit_gpt_scratch.data.corpus import absolute, place_of
+from lit_gpt_scratch.data.corpus import absolute_name, download_path
 from lit_gpt_scratch.data.datamodule import CharDataModule
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.runs.folder import find_checkpoint, runs_folder
@@ -128,11 +128,11 @@ class CheckpointCLI(LightningCLI):
                     f"max_steps is {ours.trainer.max_steps}, and {self.ckpt_path} is at step "
                     f"{self.ckpt_step} already: give a larger --trainer.max_steps."
                 )
-            other = absolute(ours.data.corpus) != self.ckpt_data["corpus"]
+            other = absolute_name(ours.data.corpus) != self.ckpt_data["corpus"]
             if other and ours.data.sha256 == self.ckpt_data["sha256"]:
                 ours.data.sha256 = None  # of the checkpoint's corpus: it says nothing of another
             url, named = ours.data.corpus, any(a.split("=")[0] == "--data.corpus" for a in args)
-            strangers = "://" in url and not (other or named or place_of(url).exists())
+            strangers = "://" in url and not (other or named or download_path(url).exists())
             if strangers and subcommand != "predict":
                 raise InputError(
                     f"{self.ckpt_path} was trained on {url}, which is not on this machine: if you "

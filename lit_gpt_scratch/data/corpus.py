@@ -1,4 +1,4 @@
-"""Where text comes from: a name, a path, a URL, or the built-in sample. Verified and cached."""
+"""Find, write or download the text to train on, and verify its hash."""
 
 import contextlib
 import hashlib
@@ -22,39 +22,32 @@ TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca
 NAMES = ("tiny-shakespeare", "sample")
 RETRIES = 2
 TIMEOUT = 30  # seconds without an answer
-MOST_BYTES = 1 << 33  # of a download
-MOST_SAMPLE = 10**9  # characters
+MAX_DOWNLOAD_BYTES = 1 << 33
+MAX_SAMPLE_SIZE = 10**9  # characters
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text on disk.
+    """A text on disk."""
 
-    Attributes:
-        name: What was asked for, a file by its absolute path; `sample` where that replaced it.
-        path: The file, UTF-8.
-        sha256: Of the file's bytes.
-        fell_back: Whether the sample replaced a failed download.
-    """
-
-    name: str
-    path: Path
-    sha256: str
-    fell_back: bool = False
+    name: str  # as asked for (a file by its absolute path), or `sample` if it fell back
+    path: Path  # UTF-8
+    sha256: str  # of the file's bytes
+    fell_back: bool = False  # whether the sample replaced a failed download
 
 
 def cache_folder() -> Path:
-    """Where derived files go: the platform's cache folder (on Linux under XDG_CACHE_HOME)."""
+    """Return the folder for derived files: the platform's (on Linux under XDG_CACHE_HOME)."""
     return Path(pooch.os_cache("lit_gpt_scratch"))
 
 
 def download_folder() -> Path:
-    """Where downloads go: LIT_GPT_SCRATCH_DATA, or the cache folder."""
+    """Return the folder for downloads: LIT_GPT_SCRATCH_DATA, or else the cache folder."""
     return Path(os.environ.get("LIT_GPT_SCRATCH_DATA") or cache_folder()).expanduser()
 
 
-def place_of(url: str) -> Path:
-    """Where the text of a URL is kept once it is downloaded."""
+def download_path(url: str) -> Path:
+    """Return where the text of a URL is stored. The folder is named by a hash of the URL."""
     name = hashlib.sha256(url.encode()).hexdigest()[:16]
     return download_folder() / "urls" / name / "input.txt"
 
@@ -65,16 +58,9 @@ def open_corpus(
     fallback: Literal["sample"] | None = None,
     sample_size: int = 1_000_000,
 ) -> Corpus:
-    """Find, make or download a corpus.
+    """Find, write or download a corpus. The arguments are those of `CharDataModule`.
 
-    Args:
-        corpus: `tiny-shakespeare`, `sample`, a file's path, or an https:// URL (http on loopback).
-        sha256: What the file must hash to; None accepts any (Tiny Shakespeare's is known).
-        fallback: `sample`: use it when a download fails. None: a failed download is an error.
-        sample_size: Characters of the sample.
-
-    Raises:
-        InputError: No such corpus, it cannot be read or downloaded, or its hash is another.
+    Raises `InputError` if it does not exist, cannot be read or downloaded, or has another hash.
     """
     sha256 = sha256.lower() if sha256 else None
     try:
@@ -84,51 +70,67 @@ def open_corpus(
             target = download_folder() / "tinyshakespeare" / "input.txt"
             path = _download(TINY_SHAKESPEARE, target, TINY_SHAKESPEARE_SHA256)
         elif "://" in corpus:
-            if not may_download(corpus):
-                raise InputError(
-                    f"corpus {corpus!r}: only https://HOST/PATH is downloaded (or http:// from "
-                    "this machine)."
-                )
-            path = _download(corpus, place_of(corpus), sha256)
+            if not is_allowed_url(corpus):
+                rule = "only https://HOST/PATH is downloaded (or http:// from this machine)."
+                raise InputError(f"corpus {corpus!r}: {rule}")
+            path = _download(corpus, download_path(corpus), sha256)
         else:
-            path = _local(corpus)
+            path = _local_file(corpus)
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except _DownloadError as error:
-        if fallback is None or sha256:  # a hash says that no other text will do
+        if fallback is None or sha256:  # with a hash, no other text is acceptable
             raise InputError(f"{error} Or use the built-in text: --data.corpus sample.") from error
-        _say_loudly(f"{error}", "USING THE BUILT-IN SAMPLE INSTEAD. No figure is Shakespeare's.")
-        found_sample = open_corpus("sample", sample_size=sample_size)
-        return replace(found_sample, fell_back=True)
+        bar = "!" * 88
+        warning = "USING THE BUILT-IN SAMPLE INSTEAD. Losses cannot be compared with Shakespeare's."
+        print(f"{bar}\n!!  {error}\n!!  {warning}\n{bar}", file=sys.stderr, flush=True)
+        return replace(open_corpus("sample", sample_size=sample_size), fell_back=True)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         raise InputError(f"corpus {corpus!r}: {error.strerror or error}{where}") from error
+    except RuntimeError as error:  # of expanduser: there is no such user
+        raise InputError(f"corpus {corpus!r}: {error}") from error
     if sha256 not in (None, found):
         raise InputError(
             f"corpus {corpus!r} has sha256 {found}, not {sha256}: it is not the text that was "
-            f"asked for (or trained on). To use it all the same, pass --data.sha256 {found}."
+            f"asked for (or trained on). To use it anyway, pass --data.sha256 {found}."
         )
-    return Corpus(absolute(corpus), path, found)
+    return Corpus(absolute_name(corpus), path, found)
 
 
-def absolute(corpus: str) -> str:
-    """The name of a corpus that holds in every folder: a file's absolute path, others as is."""
-    if corpus in NAMES or "://" in corpus:
-        return corpus
-    with contextlib.suppress(OSError, RuntimeError, ValueError):  # no such file: said elsewhere
-        return str(Path(corpus).expanduser().resolve(strict=True))
+def absolute_name(corpus: str) -> str:
+    """Return a corpus name that works from any folder: a file's absolute path, or the name."""
+    if corpus not in NAMES and "://" not in corpus:
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # open_corpus reports these
+            return str(Path(corpus).expanduser().resolve(strict=True))
     return corpus
+
+
+def is_allowed_url(url: str, redirected_from: str | None = None) -> bool:
+    """Return whether a URL may be downloaded: https, or http on this machine.
+
+    A redirect (from the URL `redirected_from`) must not lead from another machine to this one.
+    """
+    from urllib3.util import parse_url  # requests connects to the host that this parser finds
+
+    try:
+        target, source = parse_url(url), parse_url(redirected_from or url)
+    except ValueError:
+        return False
+    local = [address.host in ("localhost", "127.0.0.1", "[::1]") for address in (target, source)]
+    if not target.host or local == [True, False]:
+        return False
+    return target.scheme == "https" or (target.scheme == "http" and local[0])
 
 
 class _DownloadError(Exception):
     """A download failed; the text says which file to put where instead."""
 
 
-def _local(corpus: str) -> Path:
-    try:
-        path = Path(corpus).expanduser()
-    except RuntimeError as error:
-        raise InputError(f"corpus {corpus!r}: {error}") from error
+def _local_file(corpus: str) -> Path:
+    path = Path(corpus).expanduser()
+    if path.is_file():
+        return path.resolve()
     if path.is_dir():
         raise InputError(f"corpus {corpus!r} is a folder: name one text file in it.")
     if not path.exists():
@@ -136,15 +138,13 @@ def _local(corpus: str) -> Path:
             f"corpus {corpus!r}: no such file. Give a text file's path, an https:// URL, "
             "tiny-shakespeare, or sample."
         )
-    if not path.is_file():
-        raise InputError(f"corpus {corpus!r} is not a file: save the text in one.")
-    return path.resolve()
+    raise InputError(f"corpus {corpus!r} is not a regular file: save the text in one.")
 
 
 def _sample(size: int) -> Path:
     require_positive(sample_size=size)
-    if size > MOST_SAMPLE:
-        raise InputError(f"sample_size is {size}: it must be at most {MOST_SAMPLE:,}.")
+    if size > MAX_SAMPLE_SIZE:
+        raise InputError(f"sample_size is {size}: it must be at most {MAX_SAMPLE_SIZE:,}.")
     path = cache_folder() / "sample" / fingerprint() / f"{size}.txt"
     if not path.exists() or path.stat().st_size != size:
         with atomic_write(path) as file:
@@ -152,66 +152,44 @@ def _sample(size: int) -> Path:
     return path
 
 
-def may_download(url: str, come_from: str | None = None) -> bool:
-    """Whether a URL is https, or http within this machine; none leads there from outside.
-
-    Args:
-        url: Of a text.
-        come_from: What redirects to it.
-    """
-    from urllib3.util import parse_url  # as requests reads it, which is what counts
-
-    try:
-        to, before = parse_url(url), parse_url(come_from or url)
-    except ValueError:
-        return False
-    inside = [address.host in ("localhost", "127.0.0.1", "[::1]") for address in (to, before)]
-    if not to.host or inside == [True, False]:
-        return False
-    return to.scheme == "https" or (to.scheme == "http" and inside[0])
-
-
 def _check_redirect(response: Any, **_: Any) -> None:
-    """For requests, which would follow from https to http."""
+    """Stop requests, which calls this for each response, from following a forbidden redirect."""
     if response.is_redirect:
         url = urljoin(response.url, response.headers["location"])
-        if not may_download(url, response.url):
-            raise OSError(f"it leads to {url!r}, which is not allowed")
+        if not is_allowed_url(url, response.url):
+            raise OSError(f"it redirects to {url!r}, which is not allowed")
 
 
-class _Bounded:
-    """A file that takes only so many bytes."""
+class _SizeLimitedFile:
+    """The part of a file that pooch writes to, with an error beyond MAX_DOWNLOAD_BYTES."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.left = file, MOST_BYTES
+        self.file, self.left, self.flush = file, MAX_DOWNLOAD_BYTES, file.flush
 
     def write(self, data: bytes) -> None:
         self.left -= len(data)
         if self.left < 0:
-            raise OSError(f"it is larger than {MOST_BYTES:,} bytes")
+            raise OSError(f"it is larger than {MAX_DOWNLOAD_BYTES:,} bytes")
         self.file.write(data)
-
-    def flush(self) -> None:
-        """When it is closed."""
 
 
 def _fetch(url: str, path: str, store: Any) -> None:
-    """Download for pooch, into a file of its naming."""
+    """Download a URL to a path; pooch calls this and then checks the hash."""
     download = pooch.HTTPDownloader(
         progressbar=sys.stderr.isatty(), timeout=TIMEOUT, hooks={"response": _check_redirect}
     )
     with Path(path).open("wb") as file:
-        download(url, _Bounded(file), store)
+        download(url, _SizeLimitedFile(file), store)
 
 
 def _download(url: str, path: Path, sha256: str | None) -> Path:
-    """The file at `path`, downloaded if it is not there. Never replaces a file that is."""
+    """Download a URL to `path`, unless a file is there: it is never replaced."""
     known = f"sha256:{sha256}" if sha256 else None
     if path.exists():
         if known and not pooch.hashes.hash_matches(path, known):
             raise InputError(
-                f"{path} is there, but it is not the file of {url} (its sha256 is not {sha256}): "
-                "remove it, and it is downloaded again."
+                f"{path} exists, but it is not the file of {url} (its sha256 is not {sha256}): "
+                "remove it to download it again."
             )
         return path
     with staging_dir(path) as folder:
@@ -221,18 +199,12 @@ def _download(url: str, path: Path, sha256: str | None) -> Path:
         )  # fmt: skip
         try:
             fetched = Path(store.fetch(path.name, downloader=_fetch))
-        except (OSError, ValueError) as error:
-            # requests' errors are OSErrors, a wrong hash is a ValueError.
-            first = error.args[0] if error.args else None
-            reason = " ".join(str(getattr(first, "reason", error)).split())  # urllib3's, inside
+        except (OSError, ValueError) as error:  # of requests; of pooch for a wrong hash
+            cause = error.args[0] if error.args else None
+            reason = " ".join(str(getattr(cause, "reason", error)).split())  # urllib3's, if any
             raise _DownloadError(
                 f"Could not download {url} ({reason[:200]}). Put the file there by hand: {path}."
             ) from error
-        fetched.chmod(0o644)  # readable to those who share the folder
+        fetched.chmod(0o644)  # readable by those who share the folder
         fetched.replace(path)
     return path
-
-
-def _say_loudly(*lines: str) -> None:
-    bar = "!" * 88
-    print(bar, *(f"!!  {line}" for line in lines), bar, sep="\n", file=sys.stderr, flush=True)

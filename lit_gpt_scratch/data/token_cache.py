@@ -1,9 +1,8 @@
-"""The token cache: a corpus encoded once.
+"""The token cache: encodes a corpus once and stores its ids on disk.
 
-One folder per corpus and alphabet holds `alphabet.txt`, `tokens.npy` and `SHA256SUMS`, by which
-damage is noticed and mended. It is built beside its place and renamed when whole; of two processes
-that build the same one, the first to finish wins. Text is read in pieces, so memory stays flat for
-any size.
+One folder per corpus and alphabet holds `alphabet.txt`, `tokens.npy` and `SHA256SUMS`. The sums
+are checked on every use, and a damaged cache is rebuilt. Text is read in chunks, so memory does not
+grow with the corpus.
 """
 
 import codecs
@@ -24,102 +23,88 @@ from lit_gpt_scratch.data.tokenizer import CharTokenizer, code_points
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.files import staging_dir
 
-PIECE = 1 << 22  # bytes read at a time
-AS_IT_IS: Any = {"encoding": "utf-8", "errors": "surrogatepass", "newline": ""}
-SHOW_PROGRESS_FROM = 1 << 26  # bytes
-# Ids that are read into memory, where no change of the file reaches them; more are memory-mapped.
-IN_MEMORY = 1 << 28  # bytes
+CHUNK_BYTES = 1 << 22  # read at a time
+MIN_PROGRESS_BYTES = 1 << 26  # shorter texts show no progress bar
+MAX_IN_MEMORY_BYTES = 1 << 28  # larger files of ids are memory-mapped: changes of the file show
 TOKENS, ALPHABET, SUMS = "tokens.npy", "alphabet.txt", "SHA256SUMS"
+VERBATIM: Any = {"encoding": "utf-8", "errors": "surrogatepass", "newline": ""}  # for open()
 
 
-def read_pieces(corpus: Corpus, doing: str, check: bool = False) -> Iterator[str]:
-    """A corpus' text in pieces: line ends as they are, a byte-order mark dropped.
+def read_chunks(corpus: Corpus, task: str, verify: bool = False) -> Iterator[str]:
+    """Yield a corpus in chunks of text, with its line ends but without a byte-order mark.
 
-    Args:
-        corpus: The text.
-        doing: What the progress bar says.
-        check: Whether to see, at the end, that it was the text that was opened.
-
-    Raises:
-        InputError: It is not UTF-8, or has changed.
+    `task` labels the progress bar. Raises `InputError` if the text is not UTF-8 or, at the end and
+    with `verify`, if its hash is not `corpus.sha256`.
     """
-    read = hashlib.sha256()
+    digest = hashlib.sha256()
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     size = corpus.path.stat().st_size
-    quiet = True if size < SHOW_PROGRESS_FROM else None  # None: quiet unless on a terminal
-    bar = tqdm(total=size, desc=doing, unit="B", unit_scale=True, leave=False, disable=quiet)
+    disable = True if size < MIN_PROGRESS_BYTES else None  # None: show it only on a terminal
+    bar = tqdm(total=size, desc=task, unit="B", unit_scale=True, leave=False, disable=disable)
+    chunk = None
     with bar, corpus.path.open("rb") as file:
-        while piece := file.read(PIECE):
-            yield _decode(decoder, piece, corpus)
-            if check:
-                read.update(piece)
-            bar.update(len(piece))
-        yield _decode(decoder, b"", corpus)
-    if check and read.hexdigest() != corpus.sha256:
+        while chunk != b"":
+            chunk = file.read(CHUNK_BYTES)
+            try:
+                text = decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"corpus {corpus.name!r} is not UTF-8 (byte 0x{error.object[error.start]:02x}):"
+                    " convert it, for example with iconv -t UTF-8."
+                ) from error
+            yield text
+            if verify:
+                digest.update(chunk)
+            bar.update(len(chunk))
+    if verify and digest.hexdigest() != corpus.sha256:
         raise InputError(f"corpus {corpus.name!r} was changed while it was read: start again.")
 
 
-def _decode(decoder: codecs.IncrementalDecoder, piece: bytes, corpus: Corpus) -> str:
-    try:
-        return decoder.decode(piece, final=not piece)
-    except UnicodeDecodeError as error:
-        bad = error.object[error.start]
-        raise InputError(
-            f"corpus {corpus.name!r} is not UTF-8 (byte 0x{bad:02x}): convert it, "
-            "for example with iconv -t UTF-8."
-        ) from error
-
-
-def scan(corpus: Corpus) -> tuple[str, int]:
-    """The alphabet of a corpus and its number of characters."""
+def scan_alphabet(corpus: Corpus) -> tuple[str, int]:
+    """Return the alphabet of a corpus and its number of characters."""
     seen = np.zeros(0x110000, dtype=bool)
     count = 0
-    for text in read_pieces(corpus, "reading the alphabet"):
+    for text in read_chunks(corpus, "reading the alphabet"):
         seen[code_points(text)] = True
         count += len(text)
     return "".join(map(chr, np.flatnonzero(seen))), count
 
 
 def load_tokens(corpus: Corpus, alphabet: str | None = None) -> tuple[str, Tensor]:
-    """A corpus as ids, from the cache or into it.
+    """Return the alphabet of a corpus and its ids (N,) in the smallest integer type.
 
-    Args:
-        corpus: The text.
-        alphabet: The characters to encode with; None: the corpus' own.
-
-    Returns:
-        The alphabet, and the ids (N,) in the smallest integer type.
+    Builds the cache if there is none. Without an `alphabet`, the corpus' own is used.
 
     Raises:
         InputError: The text is not UTF-8, is empty, or has a character outside the alphabet.
     """
-    of_alphabet = hashlib.sha256((alphabet or "").encode("utf-8", "surrogatepass")).hexdigest()
-    folder = cache_folder() / "tokens" / (corpus.sha256 + (f"-{of_alphabet}" if alphabet else ""))
+    alphabet_hash = hashlib.sha256((alphabet or "").encode("utf-8", "surrogatepass")).hexdigest()
+    folder = cache_folder() / "tokens" / (corpus.sha256 + (f"-{alphabet_hash}" if alphabet else ""))
     if folder.exists():
-        try:
-            return _open(folder, alphabet)
-        except Exception:  # by a full disk or a power cut, say; NumPy fails in many ways
-            print(f"Notice: the token cache {folder} is damaged: made again.", file=sys.stderr)
+        with suppress(Exception):  # NumPy raises many types for damaged files
+            if (folder / SUMS).read_text() == _checksums(folder):
+                return _load(folder, alphabet)
+        print(f"Notice: the token cache {folder} is damaged: rebuilding it.", file=sys.stderr)
     try:
-        with staging_dir(folder) as making:
-            built = making / "built"
+        with staging_dir(folder) as staging:
+            built = staging / "built"
             built.mkdir()
             _build(corpus, alphabet, built)
-            found = _load(built, alphabet)
-            with suppress(OSError):  # another process may do the same, with the same bytes
+            loaded = _load(built, alphabet)
+            with suppress(OSError):  # if another process was faster, its cache has the same bytes
                 if folder.exists():
-                    folder.rename(making / "before")
+                    folder.rename(staging / "damaged")
                 built.rename(folder)
     except OSError as error:
         raise InputError(
             f"corpus {corpus.name!r} cannot be encoded into {folder.parent} ({error.strerror}): "
             "name another folder with the environment variable XDG_CACHE_HOME."
         ) from error
-    return found
+    return loaded
 
 
-def _sums(folder: Path) -> str:
-    """The hashes of a cache's files, as sha256sum writes and checks them."""
+def _checksums(folder: Path) -> str:
+    """Return the hashes of a cache's files in the format of sha256sum."""
     lines = []
     for name in (ALPHABET, TOKENS):
         with (folder / name).open("rb") as file:
@@ -127,20 +112,13 @@ def _sums(folder: Path) -> str:
     return "".join(lines)
 
 
-def _open(folder: Path, alphabet: str | None) -> tuple[str, Tensor]:
-    """A cache that is what was written."""
-    if (folder / SUMS).read_text() != _sums(folder):
-        raise ValueError("its files are not those that were written")
-    return _load(folder, alphabet)
-
-
 def _load(folder: Path, alphabet: str | None) -> tuple[str, Tensor]:
-    """A cache whose ids are of its alphabet, which is the one asked for."""
-    with (folder / ALPHABET).open(**AS_IT_IS) as file:
+    """Load a cache; raise if its ids are not of its alphabet, or that is not the one asked for."""
+    with (folder / ALPHABET).open(**VERBATIM) as file:
         tokenizer = CharTokenizer(file.read())
-    # Mode "c" (copy on write) only because PyTorch warns of read-only memory; nobody writes.
-    small = (folder / TOKENS).stat().st_size <= IN_MEMORY
-    tokens = np.load(folder / TOKENS, mmap_mode=None if small else "c")
+    # Mode "c" (copy on write): PyTorch warns of read-only memory. The ids are never changed.
+    in_memory = (folder / TOKENS).stat().st_size <= MAX_IN_MEMORY_BYTES
+    tokens = np.load(folder / TOKENS, mmap_mode=None if in_memory else "c")
     if (
         alphabet not in (None, tokenizer.alphabet)
         or (tokens.ndim, tokens.dtype) != (1, tokenizer.dtype)
@@ -151,19 +129,19 @@ def _load(folder: Path, alphabet: str | None) -> tuple[str, Tensor]:
 
 
 def _build(corpus: Corpus, alphabet: str | None, folder: Path) -> None:
-    own, count = scan(corpus)
+    own_alphabet, count = scan_alphabet(corpus)
     if not count:
-        raise InputError(f"corpus {corpus.name!r} is empty: there is nothing to learn from.")
-    tokenizer = CharTokenizer(alphabet or own)
-    descr = np.lib.format.dtype_to_descr(np.dtype(tokenizer.dtype))
-    done = 0
-    # Written, not mapped: a full disk is then an error, where it would be the process' end.
+        raise InputError(f"corpus {corpus.name!r} is empty: give a file with text in it.")
+    tokenizer = CharTokenizer(alphabet or own_alphabet)
+    dtype = np.lib.format.dtype_to_descr(np.dtype(tokenizer.dtype))
+    # Not written through a memory map: on a full disk, that kills the process instead of raising.
     with (folder / TOKENS).open("wb") as file:
-        header = {"descr": descr, "fortran_order": False, "shape": (count,)}
+        header = {"descr": dtype, "fortran_order": False, "shape": (count,)}
         np.lib.format.write_array_header_1_0(file, header)
-        for text in read_pieces(corpus, "encoding", check=True):
+        done = 0
+        for text in read_chunks(corpus, "encoding", verify=True):
             file.write(tokenizer.encode_array(text, offset=done).data)
             done += len(text)
-    with (folder / ALPHABET).open("w", **AS_IT_IS) as file:
+    with (folder / ALPHABET).open("w", **VERBATIM) as file:
         file.write(tokenizer.alphabet)
-    (folder / SUMS).write_text(_sums(folder))
+    (folder / SUMS).write_text(_checksums(folder))

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_gpt_scratch.data.datamodule import windows_at_once
+from lit_gpt_scratch.data.windows import eval_batch_size
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.training.module import LitCharLM
 
@@ -116,7 +116,7 @@ def surprise(model: LitCharLM, text: str) -> Tensor:
     # What fills up the last window comes after all that counts, and so changes none of it.
     windows = F.pad(inputs, (0, -len(inputs) % length)).view(-1, length)
     with _looking(model) as net:
-        batches = torch.split(windows, windows_at_once(length, len(model.tokenizer)))
+        batches = torch.split(windows, eval_batch_size(length, len(model.tokenizer)))
         ends = F.pad(targets, (0, -len(targets) % length)).view_as(windows)
         # Batch by batch: the logits of a long text and a large alphabet would not fit in memory.
         losses = [

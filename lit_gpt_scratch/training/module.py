@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from lit_gpt_scratch.data.datamodule import Batch
 from lit_gpt_scratch.data.tokenizer import CharTokenizer
+from lit_gpt_scratch.data.windows import Batch
 from lit_gpt_scratch.generation.sampling import SamplingSettings
 from lit_gpt_scratch.generation.text import Prompts, generate_text
 from lit_gpt_scratch.models.gpt import NetFactory

@@ -567,7 +567,7 @@ def test_an_address_in_a_checkpoint_is_asked_only_on_the_users_word(
         path = fitted.folder / "checkpoints" / "last.ckpt"
         for command in ("validate", "predict"):  # what is here is used
             main([command, "--ckpt_path", str(path)])
-        shutil.rmtree(corpus.place_of(url).parent)
+        shutil.rmtree(corpus.download_path(url).parent)
         main(["predict", "--ckpt_path", str(path)])  # the text is not needed
         for command in (["validate"], ["fit", "--trainer.max_steps", "9"]):
             capsys.readouterr()

@@ -23,7 +23,7 @@ from lit_gpt_scratch.cli.predict import (
     make_batches,
     read_prompts,
 )
-from lit_gpt_scratch.data.datamodule import Batches
+from lit_gpt_scratch.data.windows import Batches
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.generation import SamplingSettings
 from lit_gpt_scratch.models.gpt import GPT

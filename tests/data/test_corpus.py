@@ -1,4 +1,4 @@
-"""Laws of `corpus.py`. The internet is a server on this machine."""
+"""Tests of `corpus.py`. A local web server stands in for the internet."""
 
 import hashlib
 import os
@@ -26,38 +26,38 @@ SHA256 = hashlib.sha256(TEXT).hexdigest()
 class Page:
     body: bytes
     status: int = 200
-    promised: int | None = None  # Content-Length, where it is not the body's
-    location: str | None = None  # where to go instead
+    content_length: int | None = None  # if it is not the body's
+    location: str | None = None  # target of a redirect
 
 
 FAILURES = {
-    "the text is another": Page(TEXT.upper()),
-    "the text is cut off": Page(TEXT[:100], promised=len(TEXT)),
+    "wrong text": Page(TEXT.upper()),
+    "truncated text": Page(TEXT[:100], content_length=len(TEXT)),
     "not found": Page(b"404: Not Found", status=404),
-    "the server is broken": Page(b"", status=500),
-    "there is no server": None,
+    "server error": Page(b"", status=500),
+    "no answer": None,
 }
 each_failure = pytest.mark.parametrize("page", FAILURES.values(), ids=FAILURES)
 
 
 @dataclass
 class Site:
-    """A web server: `pages` holds its answers in order, the last one again and again."""
+    """A web server that answers with `pages` in order, and then repeats the last one."""
 
     server: ThreadingHTTPServer
     pages: list[Page | None] = field(default_factory=lambda: [Page(TEXT)])
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server.server_port}/input.txt"
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
-        self.asked.append(request.path)
+        self.requests.append(request.path)
         page = self.pages.pop(0) if len(self.pages) > 1 else self.pages[0]
-        if page is not None:  # None: hang up without a word
+        if page is not None:  # None: close the connection without an answer
             request.send_response(page.status)
-            request.send_header("Content-Length", str(page.promised or len(page.body)))
+            request.send_header("Content-Length", str(page.content_length or len(page.body)))
             if page.location:
                 request.send_header("Location", page.location)
             request.end_headers()
@@ -84,7 +84,7 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for downloads, empty."""
+    """An empty folder for downloads, and no retries."""
     monkeypatch.setenv("LIT_GPT_SCRATCH_DATA", str(tmp_path))
     monkeypatch.setattr(corpus, "RETRIES", 0)
     return tmp_path
@@ -92,7 +92,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def play(site: Site, data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Tiny Shakespeare is a text on our own server; this is where it goes."""
+    """Serve Tiny Shakespeare from the local server; return the path it is downloaded to."""
     monkeypatch.setattr(corpus, "TINY_SHAKESPEARE", site.url)
     monkeypatch.setattr(corpus, "TINY_SHAKESPEARE_SHA256", SHA256)
     return data / "tinyshakespeare" / "input.txt"
@@ -102,50 +102,50 @@ def files_in(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def refusal(*args: Any, **options: Any) -> str:
-    """The one line that a corpus is refused with."""
+def error_of(*args: Any, **options: Any) -> str:
+    """Return the error message, which must be one line."""
     with pytest.raises(InputError) as caught:
         open_corpus(*args, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_a_download_arrives_whole_and_is_made_once(play: Path, site: Site) -> None:
+def test_a_text_is_downloaded_once_and_complete(play: Path, site: Site) -> None:
     first, second = open_corpus("tiny-shakespeare"), open_corpus("tiny-shakespeare")
     assert first == second == corpus.Corpus("tiny-shakespeare", play, SHA256)
     assert play.read_bytes() == TEXT
-    assert len(site.asked) == 1
+    assert len(site.requests) == 1
     assert files_in(play.parent) == [play]
 
 
 @each_failure
-def test_a_failed_download_names_both_ways_on_and_leaves_nothing(
+def test_a_failed_download_suggests_both_alternatives_and_leaves_no_files(
     play: Path, data: Path, site: Site, page: Page | None
 ) -> None:
     site.pages = [page]
-    said = refusal("tiny-shakespeare")
-    assert str(play) in said
-    assert "--data.corpus sample" in said
+    error = error_of("tiny-shakespeare")
+    assert str(play) in error
+    assert "--data.corpus sample" in error
     assert files_in(data) == []
 
 
 @each_failure
 @pytest.mark.usefixtures("play")
-def test_after_a_failed_download_the_next_one_succeeds(site: Site, page: Page | None) -> None:
+def test_a_download_works_after_a_failed_one(site: Site, page: Page | None) -> None:
     site.pages = [page, Page(TEXT)]
-    refusal("tiny-shakespeare")
+    error_of("tiny-shakespeare")
     assert open_corpus("tiny-shakespeare").path.read_bytes() == TEXT
 
 
 @pytest.mark.usefixtures("play")
-def test_a_download_is_tried_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_is_retried(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "RETRIES", 1)
-    site.pages = [Page(TEXT[:100], promised=len(TEXT)), Page(TEXT)]
+    site.pages = [Page(TEXT[:100], content_length=len(TEXT)), Page(TEXT)]
     assert open_corpus("tiny-shakespeare").path.read_bytes() == TEXT
 
 
 @each_failure
-def test_a_failed_download_falls_back_only_when_told_to_and_says_so(
+def test_a_failed_download_falls_back_to_the_sample_with_a_warning(
     play: Path, data: Path, site: Site, page: Page | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     site.pages = [page]
@@ -161,63 +161,62 @@ def test_a_failed_download_falls_back_only_when_told_to_and_says_so(
 
 
 @pytest.mark.usefixtures("play")
-def test_a_known_hash_does_not_fall_back(site: Site) -> None:
-    """Such as a checkpoint's: no other text will do."""
+def test_no_fallback_with_a_given_hash(site: Site) -> None:
+    """Such as a checkpoint's: no other text is acceptable."""
     site.pages = [None]
-    assert "Could not download" in refusal("tiny-shakespeare", SHA256, fallback="sample")
+    assert "Could not download" in error_of("tiny-shakespeare", SHA256, fallback="sample")
 
 
-def test_a_good_download_does_not_fall_back(play: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_fallback_after_a_successful_download(
+    play: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = open_corpus("tiny-shakespeare", fallback="sample")
     assert (found.name, found.path, found.fell_back) == ("tiny-shakespeare", play, False)
     assert "SAMPLE" not in capsys.readouterr().err
 
 
-def test_a_mistake_does_not_fall_back(play: Path, tmp_path: Path) -> None:
-    """Only a failed download is replaced: a mistyped path is for the user to see."""
-    assert "no such file" in refusal(str(tmp_path / "typo.txt"), fallback="sample")
+def test_no_fallback_for_a_missing_or_wrong_file(play: Path, tmp_path: Path) -> None:
+    assert "no such file" in error_of(str(tmp_path / "typo.txt"), fallback="sample")
     play.parent.mkdir()
     play.write_bytes(b"another text")
-    assert "sha256" in refusal("tiny-shakespeare", fallback="sample")
+    assert "sha256" in error_of("tiny-shakespeare", fallback="sample")
 
 
-def test_a_right_file_put_there_by_hand_is_used_with_the_server_down(
-    play: Path, site: Site
-) -> None:
+def test_a_file_placed_by_hand_is_used_without_a_download(play: Path, site: Site) -> None:
     play.parent.mkdir()
     play.write_bytes(TEXT)
     site.pages = [None]
     assert open_corpus("tiny-shakespeare").sha256 == SHA256
-    assert site.asked == []
+    assert site.requests == []
 
 
-def test_a_wrong_file_put_there_by_hand_is_refused_and_kept(play: Path, site: Site) -> None:
+def test_a_wrong_file_placed_by_hand_is_refused_and_kept(play: Path, site: Site) -> None:
     play.parent.mkdir()
     play.write_bytes(b"the user's only copy of another text")
-    said = refusal("tiny-shakespeare")
-    assert str(play) in said
-    assert SHA256 in said
+    error = error_of("tiny-shakespeare")
+    assert str(play) in error
+    assert SHA256 in error
     assert play.read_bytes() == b"the user's only copy of another text"
-    assert site.asked == []
+    assert site.requests == []
 
 
-def test_an_empty_data_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_environment_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIT_GPT_SCRATCH_DATA", "")
     assert corpus.download_folder() == corpus.cache_folder()
 
 
 @pytest.mark.usefixtures("play")
-def test_a_data_folder_that_cannot_be_written_is_refused(
+def test_a_download_folder_that_cannot_be_written_is_refused(
     site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    in_the_way = tmp_path / "a file, not a folder"
-    in_the_way.touch()
-    monkeypatch.setenv("LIT_GPT_SCRATCH_DATA", str(in_the_way))
-    assert str(in_the_way) in refusal("tiny-shakespeare")
-    assert site.asked == []
+    blocker = tmp_path / "a file, not a folder"
+    blocker.touch()
+    monkeypatch.setenv("LIT_GPT_SCRATCH_DATA", str(blocker))
+    assert str(blocker) in error_of("tiny-shakespeare")
+    assert site.requests == []
 
 
-def test_tiny_shakespeare_is_what_its_hash_says(
+def test_tiny_shakespeare_has_its_known_hash_and_size(
     shakespeare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LIT_GPT_SCRATCH_DATA", str(shakespeare))
@@ -239,14 +238,14 @@ def test_tiny_shakespeare_is_what_its_hash_says(
     ],
 )
 @pytest.mark.usefixtures("data")
-def test_only_https_is_downloaded_from_other_machines(url: str) -> None:
-    said = refusal(url)
-    assert "only https://" in said
-    assert url in said
+def test_other_machines_are_read_over_https_only(url: str) -> None:
+    error = error_of(url)
+    assert "only https://" in error
+    assert url in error
 
 
 @pytest.mark.parametrize(
-    ("url", "come_from", "may"),
+    ("url", "redirected_from", "allowed"),
     [
         ("https://a.org/b", "https://c.org", True),
         ("https://a.org/b", "http://127.0.0.1/c", True),
@@ -254,54 +253,58 @@ def test_only_https_is_downloaded_from_other_machines(url: str) -> None:
         ("http://a.org/b", "https://a.org/b", False),
         ("http://127.0.0.1/b", "https://a.org/b", False),
         ("https://[::1]/b", "https://a.org/b", False),
-        ("http://a.org\\@127.0.0.1/", "http://127.0.0.1/", False),  # some read the latter's host
+        (
+            "http://a.org\\@127.0.0.1/",
+            "http://127.0.0.1/",
+            False,
+        ),  # some parsers take 127.0.0.1 for the host
         ("http://127.0.0.1@a.org/", "http://127.0.0.1/", False),
         ("ftp://127.0.0.1/", "http://127.0.0.1/", False),
         ("file:///etc/passwd", "https://a.org", False),
         ("https://a.org:notaport/", "https://a.org", False),
     ],
 )
-def test_no_way_leads_from_https_to_http_or_from_outside_into_this_machine(
-    url: str, come_from: str, may: bool
+def test_no_redirect_leads_to_plain_http_elsewhere_or_from_outside_to_this_machine(
+    url: str, redirected_from: str, allowed: bool
 ) -> None:
-    assert corpus.may_download(url, come_from) == may
+    assert corpus.is_allowed_url(url, redirected_from) == allowed
 
 
 @given(st.text())
-def test_no_address_leads_out_of_the_folder_of_downloads(name: str) -> None:
-    place = corpus.place_of(f"https://a.org/{name}")
-    assert place.resolve().parents[2] == corpus.download_folder().resolve()
-    assert re.fullmatch("[0-9a-f]{16}", place.parent.name)
-    assert place.name == "input.txt"
+def test_every_url_is_stored_inside_the_download_folder(name: str) -> None:
+    path = corpus.download_path(f"https://a.org/{name}")
+    assert path.resolve().parents[2] == corpus.download_folder().resolve()
+    assert re.fullmatch("[0-9a-f]{16}", path.parent.name)
+    assert path.name == "input.txt"
 
 
 @pytest.mark.usefixtures("data")
 @pytest.mark.parametrize("where", ["http://192.0.2.1/", "//192.0.2.1/a", "ftp://127.0.0.1/"])
-def test_a_redirect_to_what_is_not_https_is_refused(site: Site, where: str) -> None:
+def test_a_redirect_away_from_https_is_refused(site: Site, where: str) -> None:
     site.pages = [Page(b"", status=302, location=where)]
-    assert "which is not allowed" in refusal(site.url)
-    assert site.asked == ["/input.txt"]
+    assert "not allowed" in error_of(site.url)
+    assert site.requests == ["/input.txt"]
 
 
 @pytest.mark.usefixtures("data")
 def test_a_redirect_within_this_machine_is_followed(site: Site) -> None:
     site.pages = [Page(b"", status=302, location="/other"), Page(TEXT)]
     assert open_corpus(site.url).sha256 == SHA256
-    assert site.asked == ["/input.txt", "/other"]
+    assert site.requests == ["/input.txt", "/other"]
 
 
-def test_a_download_without_end_is_given_up_and_leaves_nothing(
+def test_a_too_large_download_is_stopped_and_leaves_no_files(
     site: Site, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "MOST_BYTES", len(TEXT) - 1)
-    assert f"larger than {len(TEXT) - 1:,} bytes" in refusal(site.url)
-    assert len(site.asked) == 1  # it would not be smaller the next time
+    monkeypatch.setattr(corpus, "MAX_DOWNLOAD_BYTES", len(TEXT) - 1)
+    assert f"larger than {len(TEXT) - 1:,} bytes" in error_of(site.url)
+    assert len(site.requests) == 1  # retrying would not make it smaller
     assert files_in(data) == []
 
 
 @pytest.mark.parametrize("url", ["https://", "https://[", "https:///a.txt"])
 def test_a_malformed_url_is_refused(url: str, data: Path) -> None:
-    assert url in refusal(url)
+    assert url in error_of(url)
     assert files_in(data) == []
 
 
@@ -313,48 +316,48 @@ def test_a_url_is_downloaded_once(site: Site, data: Path, host: str, sha256: str
     assert first == second
     assert (first.name, first.sha256) == (url, SHA256)
     assert first.path.read_bytes() == TEXT
-    assert len(site.asked) == 1
+    assert len(site.requests) == 1
     assert files_in(data) == [first.path]
 
 
 @pytest.mark.usefixtures("data")
-def test_two_urls_have_two_files(site: Site) -> None:
-    """Though the last part of the addresses, and so the name that a browser gives, is the same."""
+def test_two_urls_are_stored_in_two_files(site: Site) -> None:
+    """Even if the last part of the URL, from which browsers take the file name, is the same."""
     site.pages = [Page(b"one"), Page(b"two")]
     first, second = open_corpus(site.url), open_corpus(site.url.replace("/input", "/b/input"))
     assert (first.path.read_bytes(), second.path.read_bytes()) == (b"one", b"two")
 
 
-def test_a_url_with_another_sha256_is_refused_and_leaves_nothing(site: Site, data: Path) -> None:
-    said = refusal(site.url, sha256="0" * 64)
-    assert site.url in said
+def test_a_download_with_a_wrong_hash_is_refused_and_leaves_no_files(
+    site: Site, data: Path
+) -> None:
+    error = error_of(site.url, sha256="0" * 64)
+    assert site.url in error
     assert files_in(data) == []
 
 
 @pytest.mark.usefixtures("data")
-def test_a_url_downloaded_earlier_is_held_against_the_sha256(site: Site) -> None:
+def test_the_hash_of_an_earlier_download_is_checked(site: Site) -> None:
     path = open_corpus(site.url).path
-    said = refusal(site.url, sha256="0" * 64)
-    assert str(path) in said
+    error = error_of(site.url, sha256="0" * 64)
+    assert str(path) in error
     assert path.read_bytes() == TEXT
 
 
-@pytest.mark.parametrize(
-    "failure", [failure for failure in FAILURES if failure != "the text is another"]
-)
-def test_a_url_without_a_hash_is_whole_or_refused(site: Site, data: Path, failure: str) -> None:
-    """Nothing but the length that the server promised says that a text was cut off."""
+@pytest.mark.parametrize("failure", [failure for failure in FAILURES if failure != "wrong text"])
+def test_a_failed_download_without_a_hash_is_refused(site: Site, data: Path, failure: str) -> None:
+    """Only the server's Content-Length reveals that the text is truncated."""
     site.pages = [FAILURES[failure]]
-    said = refusal(site.url)
-    assert site.url in said
-    assert "--data.corpus sample" in said
+    error = error_of(site.url)
+    assert site.url in error
+    assert "--data.corpus sample" in error
     assert files_in(data) == []
 
 
-def test_a_file_is_used_where_it_is_and_named_by_its_whole_path(
+def test_a_local_file_is_used_in_place_and_named_by_its_absolute_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that a checkpoint finds it from any folder."""
+    """A checkpoint stores the absolute path, so it works from any folder."""
     path = tmp_path / "a text.txt"
     path.write_bytes(TEXT)
     found = open_corpus(str(path))
@@ -366,7 +369,7 @@ def test_a_file_is_used_where_it_is_and_named_by_its_whole_path(
 
 @pytest.mark.usefixtures("play")
 @pytest.mark.parametrize("name", ["sample", "tiny-shakespeare"])
-def test_a_file_that_has_a_corpus_name_by_chance_is_not_taken_for_it(
+def test_corpus_names_take_precedence_over_files(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / name).write_bytes(b"another text")
@@ -377,47 +380,46 @@ def test_a_file_that_has_a_corpus_name_by_chance_is_not_taken_for_it(
 
 
 def test_a_pipe_is_refused(tmp_path: Path) -> None:
-    """It has no size and cannot be read twice."""
     os.mkfifo(tmp_path / "pipe")
-    assert "is not a file" in refusal(str(tmp_path / "pipe"))
+    assert "is not a regular file" in error_of(str(tmp_path / "pipe"))
 
 
-def test_a_damaged_sample_is_written_again() -> None:
+def test_a_truncated_sample_is_rewritten() -> None:
     path = open_corpus("sample", sample_size=321).path
-    whole = path.read_bytes()
-    path.write_bytes(whole[:100])
-    assert open_corpus("sample", sample_size=321).path.read_bytes() == whole
+    original = path.read_bytes()
+    path.write_bytes(original[:100])
+    assert open_corpus("sample", sample_size=321).path.read_bytes() == original
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
-    said = refusal(str(tmp_path))
-    assert str(tmp_path) in said
-    assert "is a folder" in said
+    error = error_of(str(tmp_path))
+    assert str(tmp_path) in error
+    assert "is a folder" in error
 
 
 @pytest.mark.parametrize("name", ["missing.txt", "a text.txt/below", "nul\0byte"])
 def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "a text.txt").write_bytes(TEXT)
-    said = refusal(str(tmp_path / name))
-    assert repr(str(tmp_path / name)) in said
-    assert "tiny-shakespeare" in said
+    error = error_of(str(tmp_path / name))
+    assert repr(str(tmp_path / name)) in error
+    assert "tiny-shakespeare" in error
 
 
-def test_a_home_that_does_not_exist_is_refused() -> None:
-    assert "~nobody-of-this-name" in refusal("~nobody-of-this-name/a text.txt")
+def test_an_unknown_home_folder_is_refused() -> None:
+    assert "~nobody-of-this-name" in error_of("~nobody-of-this-name/a text.txt")
 
 
-def test_a_name_that_the_system_refuses_is_refused(tmp_path: Path) -> None:
-    """Such as a whole text pasted where its path belongs."""
-    assert "too long" in refusal(str(tmp_path / ("word " * 100)))
+def test_a_too_long_path_is_refused(tmp_path: Path) -> None:
+    """As when someone pastes a text instead of its path."""
+    assert "too long" in error_of(str(tmp_path / ("word " * 100)))
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux")
-def test_a_file_that_fails_while_it_is_read_is_refused() -> None:
-    """This one opens, but its first byte is not to be had."""
-    said = refusal("/proc/self/mem")
-    assert "/proc/self/mem" in said
-    assert "None" not in said
+def test_a_read_error_is_refused() -> None:
+    """Opening this file works, but reading it fails."""
+    error = error_of("/proc/self/mem")
+    assert "/proc/self/mem" in error
+    assert "None" not in error
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read every file")
@@ -425,20 +427,20 @@ def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "secret.txt"
     path.write_bytes(TEXT)
     path.chmod(0)
-    said = refusal(str(path))
-    assert str(path) in said
-    assert "ermission" in said
+    error = error_of(str(path))
+    assert str(path) in error
+    assert "ermission" in error
 
 
-def test_a_file_is_held_against_the_sha256(tmp_path: Path) -> None:
+def test_the_hash_of_a_local_file_is_checked(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(TEXT)
     assert open_corpus(str(path), SHA256).sha256 == SHA256
     path.write_bytes(TEXT + b"changed")
     changed = hashlib.sha256(TEXT + b"changed").hexdigest()
-    said = refusal(str(path), SHA256)
-    assert SHA256 in said
-    assert f"--data.sha256 {changed}" in said
+    error = error_of(str(path), SHA256)
+    assert SHA256 in error
+    assert f"--data.sha256 {changed}" in error
 
 
 def test_the_sample_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -449,11 +451,11 @@ def test_the_sample_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("size", [0, -1, 10**9 + 1, 10**18])
-def test_a_sample_of_no_or_absurdly_many_characters_is_refused(size: int) -> None:
-    assert f"sample_size is {size}" in refusal("sample", sample_size=size)
+def test_a_sample_size_out_of_range_is_refused(size: int) -> None:
+    assert f"sample_size is {size}" in error_of("sample", sample_size=size)
 
 
 @pytest.mark.usefixtures("play")
 @pytest.mark.parametrize("name", ["sample", "tiny-shakespeare"])
-def test_a_corpus_is_readable_to_those_who_share_the_folder(name: str) -> None:
+def test_a_corpus_is_readable_by_everyone(name: str) -> None:
     assert open_corpus(name, sample_size=77).path.stat().st_mode & 0o444 == 0o444

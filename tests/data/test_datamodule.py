@@ -1,4 +1,4 @@
-"""Laws of `data.py`."""
+"""Tests of `datamodule.py`: batches through `CharDataModule`, and what checkpoints store of it."""
 
 import functools
 import hashlib
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_gpt_scratch.data import corpus
-from lit_gpt_scratch.data import datamodule as data
-from lit_gpt_scratch.data.datamodule import CharDataModule, Windows, split_corpus
+from lit_gpt_scratch.data import windows as data_windows
+from lit_gpt_scratch.data.datamodule import CharDataModule
+from lit_gpt_scratch.data.windows import Windows, split_corpus
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.models.attention import SingleHeadAttention
 from lit_gpt_scratch.models.gpt import AttentionLM
@@ -28,17 +29,14 @@ from lit_gpt_scratch.training.module import LitCharLM
 
 ALPHABET = "".join(map(chr, range(ord("0"), ord("z"))))
 
-fractions = st.tuples(st.floats(0.01, 0.98), st.just(0.0) | st.floats(0.01, 0.98)).filter(
-    lambda two: sum(two) < 0.99
-)
 seeds, ks = st.integers(0, 2**32 - 1), st.integers(0, 2**63)
 
 
 @st.composite
 def layouts(draw: st.DrawFn) -> dict[str, Any]:
-    """A corpus' size and the options that split it into parts longer than the context."""
+    """Draw a corpus size, and options that split it into parts longer than the context."""
     context = draw(st.integers(1, 40))
-    # Two more than the context, since a fraction of a size may come out one too small.
+    # context + 1 is enough, but rounding can make a split one character smaller.
     length = st.integers(context + 2, context + 200)
     train, val, test = draw(length), draw(length), draw(st.just(0) | length)
     size = train + val + test
@@ -49,19 +47,19 @@ def layouts(draw: st.DrawFn) -> dict[str, Any]:
 Opener = Callable[..., CharDataModule]
 
 
-def text_of(size: int) -> str:
-    """A text with no pattern, in which neighbouring windows differ."""
+def random_text(size: int) -> str:
+    """Return a random text, so that windows differ."""
     letters = np.random.default_rng(size).integers(len(ALPHABET), size=size)
     return "".join(ALPHABET[letter] for letter in letters)
 
 
 @pytest.fixture(scope="session")
 def open_text(tmp_path_factory: pytest.TempPathFactory) -> Opener:
-    """Opens a data module over a text, or over one of a given size."""
+    """Opens a data module on a given text, or on a random one of a given size."""
     folder = tmp_path_factory.mktemp("texts")
 
     def open_text(text: str | int, **options: Any) -> CharDataModule:
-        text = text_of(text) if isinstance(text, int) else text
+        text = random_text(text) if isinstance(text, int) else text
         path = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.txt"
         path.write_text(text, encoding="utf-8", newline="")
         module = CharDataModule(str(path), **{"context": 64} | options)
@@ -74,7 +72,7 @@ def open_text(tmp_path_factory: pytest.TempPathFactory) -> Opener:
 def as_rank(
     module: CharDataModule, rank: int, world: int, global_step: int = 0, accumulate: int = 1
 ) -> CharDataModule:
-    """The module as it is in one process of several."""
+    """Attach a trainer that reports this rank and number of processes."""
     trainer: Any = SimpleNamespace(
         global_rank=rank,
         world_size=world,
@@ -85,21 +83,21 @@ def as_rank(
     return module
 
 
-def test_fewer_windows_than_processes_are_refused(open_text: Opener) -> None:
-    """On every process alike, so that none waits for the others for ever."""
-    module = open_text(300, context=10)  # 29 predictions: two whole windows, and a ragged one
+def test_a_split_with_fewer_windows_than_ranks_is_refused(open_text: Opener) -> None:
+    """Every rank refuses, so that none waits for the others."""
+    module = open_text(300, context=10)  # 29 targets: two full windows and a shorter one
     for rank in range(3):
         with pytest.raises(InputError, match="too few for 3 processes"):
             as_rank(module, rank, 3).val_dataloader()
     assert all(len(as_rank(module, rank, 2).val_dataloader()) for rank in range(2))
 
 
-def is_same(first: Windows, second: Windows) -> bool:
+def is_equal(first: Windows, second: Windows) -> bool:
     return torch.equal(first.starts, second.starts) and first[1:] == second[1:]
 
 
-def covered(loader: Any, split: str) -> Counter[int]:
-    """How often each position of the corpus is predicted by the windows of a split."""
+def target_counts(loader: Any, split: str) -> Counter[int]:
+    """Count how often each position of the corpus is a target of the windows of a split."""
     return Counter(
         start + offset
         for windows in loader
@@ -112,7 +110,7 @@ def covered(loader: Any, split: str) -> Counter[int]:
 # Splits
 
 
-def test_tiny_shakespeare_is_split_as_in_the_reference(
+def test_tiny_shakespeare_is_split_as_in_nanogpt(
     shakespeare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LIT_GPT_SCRATCH_DATA", str(shakespeare))
@@ -125,24 +123,11 @@ def test_tiny_shakespeare_is_split_as_in_the_reference(
     assert module.tokens.dtype == torch.uint8
 
 
-@given(st.integers(0, 10**10), fractions)
-def test_splits_are_consecutive_cover_the_corpus_and_have_their_size(
-    size: int, two: tuple[float, float]
-) -> None:
-    parts = vars(split_corpus(size, *two))
-    assert list(parts) == ["train", "val", "test"]
-    train, val, test = parts.values()
-    assert (train.start, train.stop, val.stop, test.stop) == (0, val.start, test.start, size)
-    assert len(val) == pytest.approx(size * two[0], abs=2 + size * 1e-8)
-    assert len(test) == pytest.approx(size * two[1], abs=2 + size * 1e-8)
-    assert two[1] or not test
-
-
 # Training batches
 
 
 @given(seeds, ks, st.lists(ks, max_size=3))
-def test_batch_k_is_the_same_whatever_was_drawn_before(
+def test_batch_k_does_not_depend_on_earlier_draws(
     open_text: Opener, seed: int, k: int, others: list[int]
 ) -> None:
     expected = open_text(1000, seed=seed).train_windows(k)
@@ -151,17 +136,17 @@ def test_batch_k_is_the_same_whatever_was_drawn_before(
         module.train_windows(other)
         torch.rand(1)
         np.random.rand(1)  # noqa: NPY002
-    assert is_same(module.train_windows(k), expected)
+    assert is_equal(module.train_windows(k), expected)
 
 
-def test_batch_k_is_the_same_as_ever(open_text: Opener) -> None:
-    """So that a run can be repeated with later versions of everything."""
+def test_batch_k_never_changes(open_text: Opener) -> None:
+    """Later versions must be able to repeat a run."""
     windows = open_text(1000, seed=1337, context=8, batch_size=6).train_windows(1)
     assert windows.starts.tolist() == [533, 182, 732, 28, 646, 588]
     assert windows.seed == 4_780_993_268_678_433_997
 
 
-def test_other_seeds_and_numbers_give_other_batches(open_text: Opener) -> None:
+def test_batches_differ_between_seeds_and_numbers(open_text: Opener) -> None:
     batches = [
         open_text(10_000, seed=seed).train_windows(k)
         for seed, k in itertools.product([0, 1, 1337, 2**32 - 1], [0, 1, 2, 1337, 2**32, 2**63])
@@ -171,14 +156,14 @@ def test_other_seeds_and_numbers_give_other_batches(open_text: Opener) -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_ranks_share_the_global_batch_out_among_themselves(open_text: Opener, world: int) -> None:
+def test_ranks_divide_the_global_batch(open_text: Opener, world: int) -> None:
     module = open_text(1000, batch_size=12)
-    shares = [module.train_windows(7, rank, world) for rank in range(world)]
-    assert [len(share.starts) for share in shares] == [12 // world] * world
-    together = torch.stack([share.starts for share in shares], dim=1).flatten()
-    whole = module.train_windows(7)
-    assert torch.equal(together, whole.starts)
-    assert {share[1:] for share in shares} == {whole[1:]}
+    rank_batches = [module.train_windows(7, rank, world) for rank in range(world)]
+    assert [len(share.starts) for share in rank_batches] == [12 // world] * world
+    combined = torch.stack([share.starts for share in rank_batches], dim=1).flatten()
+    full_batch = module.train_windows(7)
+    assert torch.equal(combined, full_batch.starts)
+    assert {share[1:] for share in rank_batches} == {full_batch[1:]}
 
 
 @given(layouts(), seeds, ks)
@@ -191,8 +176,8 @@ def test_training_windows_lie_inside_the_training_split(
     assert starts.max() + module.context < len(module.splits.train)
 
 
-def test_every_place_in_the_training_split_is_drawn_equally_often(open_text: Opener) -> None:
-    """The first and the last too."""
+def test_training_windows_are_uniformly_distributed(open_text: Opener) -> None:
+    """Including the first and the last."""
     module = open_text(40, context=8, batch_size=1000, val_fraction=0.25)
     counts = torch.bincount(torch.cat([module.train_windows(k).starts for k in range(22)]))
     assert len(counts) == 30 - 8
@@ -200,37 +185,37 @@ def test_every_place_in_the_training_split_is_drawn_equally_often(open_text: Ope
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_batch_in_parts_has_the_windows_of_the_larger_batch(
+def test_accumulated_batches_have_the_windows_of_one_larger_batch(
     open_text: Opener, world: int
 ) -> None:
     large, small = (open_text(1000, batch_size=size) for size in (24, 8))
     for step in (0, 5):
-        shares = [
+        rank_batches = [
             torch.stack([small.train_windows(k, r, world, 3).starts for r in range(world)], dim=1)
             for k in range(3 * step, 3 * step + 3)
         ]
-        assert torch.equal(torch.cat(shares).flatten(), large.train_windows(step).starts)
+        assert torch.equal(torch.cat(rank_batches).flatten(), large.train_windows(step).starts)
 
 
-def test_each_part_of_a_batch_has_its_own_dropout(open_text: Opener) -> None:
-    """Also where there are many processes, whose ranks are added to it."""
+def test_accumulated_batches_have_different_dropout_seeds(open_text: Opener) -> None:
+    """The seeds are far apart, because ranks are added to them."""
     seeds = [open_text(1000).train_windows(k, parts=3).seed for k in range(6)]
     assert min(abs(a - b) for i, a in enumerate(seeds) for b in seeds[:i]) > 1_000_000
 
 
 @pytest.mark.parametrize(("rank", "world", "step", "accumulate"), [(0, 1, 0, 1), (1, 2, 5, 3)])
-def test_the_loader_goes_on_after_the_batches_already_used(
+def test_the_train_loader_continues_at_the_global_step(
     open_text: Opener, rank: int, world: int, step: int, accumulate: int
 ) -> None:
     module = as_rank(open_text(1000), rank, world, step, accumulate)
     for k, windows in zip(range(4), module.train_dataloader(), strict=False):
         k += step * accumulate
-        assert is_same(windows, module.train_windows(k, rank, world, parts=accumulate))
+        assert is_equal(windows, module.train_windows(k, rank, world, parts=accumulate))
 
 
-@pytest.mark.parametrize("text", [text_of(200), "".join(map(chr, range(200, 900)))])
-def test_a_batch_holds_the_characters_and_the_ones_after_them(open_text: Opener, text: str) -> None:
-    """Also for alphabets whose ids are wider than a byte."""
+@pytest.mark.parametrize("text", [random_text(200), "".join(map(chr, range(200, 900)))])
+def test_targets_are_the_next_characters(open_text: Opener, text: str) -> None:
+    """Also for alphabets of more than 256 characters."""
     module = open_text(text, context=7)
     windows = module.train_windows(0)
     batch = module.on_after_batch_transfer(windows, 0)
@@ -245,61 +230,55 @@ def test_a_batch_holds_the_characters_and_the_ones_after_them(open_text: Opener,
 
 
 @given(layouts(), st.integers(1, 100))
-def test_every_character_of_a_split_but_its_first_is_predicted_once(
+def test_every_character_but_the_first_is_evaluated_exactly_once(
     open_text: Opener, layout: dict[str, Any], batch: int
 ) -> None:
     module = open_text(**layout)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "EVALUATION_TOKENS", batch)
-        assert covered(module.val_dataloader(), "val") == Counter(module.splits.val[1:])
+        patch.setattr(data_windows, "MAX_EVAL_TOKENS", batch)
+        assert target_counts(module.val_dataloader(), "val") == Counter(module.splits.val[1:])
         loaded = list(module.val_dataloader())
         if module.splits.test:
-            assert covered(module.test_dataloader(), "test") == Counter(module.splits.test[1:])
+            assert target_counts(module.test_dataloader(), "test") == Counter(
+                module.splits.test[1:]
+            )
             loaded += module.test_dataloader()
         for windows in loaded:
             assert 1 <= windows.length <= module.context
             assert len(windows.starts) * windows.length <= max(batch, windows.length)
 
 
-@given(st.integers(1, 1 << 20), st.integers(1, 1 << 20))
-def test_what_is_evaluated_together_fits_into_memory(length: int, alphabet_size: int) -> None:
-    """Small alphabets are evaluated by the thousand characters, large ones by fewer."""
-    count = data.windows_at_once(length, alphabet_size)
-    assert count == 1 or count * length * alphabet_size <= 1 << 24
-    assert count == 1 or count * length <= 8192
-    assert alphabet_size > 2048 or (count + 1) * length > 8192
-
-
 @given(layouts())
-def test_the_slice_of_training_text_lies_inside_the_training_split(
+def test_the_train_slice_lies_inside_the_training_split(
     open_text: Opener, layout: dict[str, Any]
 ) -> None:
-    """It is what validation is compared with: no character of another split may be in it."""
     module = open_text(**layout)
-    slice_of_train = covered(module.val_dataloader(), "train slice")
+    slice_of_train = target_counts(module.val_dataloader(), "train slice")
     assert slice_of_train
     assert set(slice_of_train) <= set(module.splits.train)
     assert set(slice_of_train.values()) == {1}
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_ranks_share_validation_out_among_themselves(
+def test_ranks_divide_the_evaluation_windows(
     open_text: Opener, world: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No window is seen twice to make the ranks' numbers equal: the mean would be another."""
-    monkeypatch.setattr(data, "EVALUATION_TOKENS", 24)
+    """No window is repeated to give all ranks the same number: that would change the mean."""
+    monkeypatch.setattr(data_windows, "MAX_EVAL_TOKENS", 24)
     module = open_text(1003, context=8, test_fraction=0.2)
     for loader in ("val_dataloader", "test_dataloader"):
         alone = list(getattr(as_rank(module, 0, 1), loader)())
         for split in {windows.split for windows in alone}:
-            shares = (getattr(as_rank(module, rank, world), loader)() for rank in range(world))
-            together = sum((covered(share, split) for share in shares), Counter())
-            assert together == covered(alone, split)
+            rank_batches = (
+                getattr(as_rank(module, rank, world), loader)() for rank in range(world)
+            )
+            combined = sum((target_counts(share, split) for share in rank_batches), Counter())
+            assert combined == target_counts(alone, split)
 
 
 @pytest.fixture
 def lit() -> LitCharLM:
-    """Random weights, large enough that the loss of every character is another."""
+    """A model with random weights, large enough that losses differ between characters."""
     torch.manual_seed(0)
     net = functools.partial(AttentionLM, attention=SingleHeadAttention, width=16)
     lit = LitCharLM(net, alphabet=ALPHABET, context=8)
@@ -309,7 +288,7 @@ def lit() -> LitCharLM:
 
 
 def direct_loss(net: nn.Module, ids: Tensor, context: int) -> float:
-    """The definition: each character from those before it in its window, one at a time."""
+    """Compute the mean loss by its definition, one character at a time."""
     losses = []
     for at in range(1, len(ids)):
         window_start = (at - 1) - (at - 1) % context
@@ -323,14 +302,14 @@ def direct_loss(net: nn.Module, ids: Tensor, context: int) -> float:
 def test_the_evaluation_loss_is_exact_for_every_batch_size(
     open_text: Opener, lit: LitCharLM, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through the Trainer, to 1e-5 nats; the last window of either split is a short one."""
+    """Through the Trainer, to 1e-5 nats; both splits end with a shorter window."""
     trainer = pl.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False,
     )  # fmt: skip
     found = []
     for batch_size, tokens in ((1, 1), (3, 24), (16, 100), (64, 8192)):
-        monkeypatch.setattr(data, "EVALUATION_TOKENS", tokens)
+        monkeypatch.setattr(data_windows, "MAX_EVAL_TOKENS", tokens)
         options = {"val_fraction": 0.3, "test_fraction": 0.3, "batch_size": batch_size}
         module = open_text(1003, context=8, alphabet=ALPHABET, **options)
         run = {"val": trainer.validate, "test": trainer.test}[stage]
@@ -342,32 +321,32 @@ def test_the_evaluation_loss_is_exact_for_every_batch_size(
     assert found == pytest.approx([expected] * len(found), abs=1e-5)
 
 
-# What a checkpoint remembers
+# Hyperparameters that checkpoints store
 
 
-def test_what_is_remembered_opens_the_same_data(open_text: Opener) -> None:
+def test_stored_hyperparameters_reproduce_the_data(open_text: Opener) -> None:
     module = open_text(500, context=8, batch_size=4, seed=5, test_fraction=0.1)
     assert CharDataModule(**module.hparams | {"corpus": "gone"}).alphabet == module.alphabet
     again = CharDataModule(**module.hparams)
     again.open()
     assert (again.alphabet, again.splits) == (module.alphabet, module.splits)
     assert torch.equal(again.tokens, module.tokens)
-    assert is_same(again.train_windows(3), module.train_windows(3))
+    assert is_equal(again.train_windows(3), module.train_windows(3))
 
 
-def test_another_text_under_the_remembered_name_is_refused(open_text: Opener) -> None:
-    """Unless its own sha256 is given."""
+def test_a_changed_text_under_the_stored_name_is_refused(open_text: Opener) -> None:
+    """Unless its sha256 is given."""
     module = open_text(501, context=8)
-    remembered = dict(module.hparams)
-    path = Path(remembered["corpus"])
-    path.write_text(text_of(501)[::-1])
-    with pytest.raises(InputError, match=remembered["sha256"]):
-        CharDataModule(**remembered).open()
-    remembered["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    CharDataModule(**remembered).open()
+    stored = dict(module.hparams)
+    path = Path(stored["corpus"])
+    path.write_text(random_text(501)[::-1])
+    with pytest.raises(InputError, match=stored["sha256"]):
+        CharDataModule(**stored).open()
+    stored["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    CharDataModule(**stored).open()
 
 
-def test_after_a_fallback_the_sample_is_what_is_remembered(
+def test_after_a_fallback_the_sample_is_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LIT_GPT_SCRATCH_DATA", str(tmp_path))
@@ -383,14 +362,14 @@ def test_after_a_fallback_the_sample_is_what_is_remembered(
     assert not again.fell_back
 
 
-def test_a_checkpoints_alphabet_is_used_without_its_corpus() -> None:
+def test_a_given_alphabet_needs_no_corpus() -> None:
     module = CharDataModule("a file that is gone.txt", alphabet="abc")
     module.setup("predict")
     assert module.alphabet == "abc"
     assert module.tokenizer.encode("cab").tolist() == [2, 0, 1]
 
 
-def test_a_given_alphabet_is_the_one_encoded_with(open_text: Opener) -> None:
+def test_a_given_alphabet_is_used_for_encoding(open_text: Opener) -> None:
     module = open_text("cab" * 100, context=8, alphabet="abcd")
     assert module.alphabet == "abcd"
     assert module.tokens[:3].tolist() == [2, 0, 1]
@@ -430,7 +409,7 @@ def test_a_value_out_of_range_is_named(option: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "two", "split"),
+    ("size", "pair", "split"),
     [
         (80, (0.5, 0.0), "train"),
         (400, (0.1, 0.0), "val"),
@@ -439,25 +418,25 @@ def test_a_value_out_of_range_is_named(option: str, value: float) -> None:
     ],
 )
 def test_a_context_longer_than_a_split_is_refused(
-    open_text: Opener, size: int, two: tuple[float, float], split: str
+    open_text: Opener, size: int, pair: tuple[float, float], split: str
 ) -> None:
-    """A context takes one character more: the one after its last."""
-    fractions: dict[str, Any] = {"val_fraction": two[0], "test_fraction": two[1]}
-    length = len(vars(split_corpus(size, *two))[split])
+    """A split needs one more character than the context: the last target."""
+    fractions: dict[str, Any] = {"val_fraction": pair[0], "test_fraction": pair[1]}
+    length = len(vars(split_corpus(size, *pair))[split])
     with pytest.raises(InputError, match=rf"context is 40, but the {split} split .* {length} char"):
         open_text(size, context=40, **fractions)
     if length:
         open_text(size, context=length - 1, **fractions)
 
 
-def test_testing_without_a_test_split_is_refused(open_text: Opener) -> None:
+def test_the_test_stage_needs_a_test_split(open_text: Opener) -> None:
     module = open_text(1000, context=8)
     with pytest.raises(InputError, match=r"no test split: .*--data.test_fraction"):
         module.setup("test")
     open_text(1000, context=8, test_fraction=0.1).setup("test")
 
 
-def test_a_batch_that_the_processes_cannot_share_evenly_is_refused(open_text: Opener) -> None:
+def test_a_batch_size_that_is_no_multiple_of_the_world_size_is_refused(open_text: Opener) -> None:
     module = open_text(1000, context=8, batch_size=15)
     module.trainer = pl.Trainer(
         accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_progress_bar=False

@@ -1,7 +1,7 @@
-"""Laws of `grammar.py`: the play is what it claims to be, and no model beats its floor but by luck.
+"""Tests of `grammar.py`: the play follows the grammar, and no model falls below its lowest loss.
 
-The reference here reads the text one choice at a time from the tables of options; it shares nothing
-with the arrays that write the play.
+The reference here parses the text one option at a time; it shares only the tables of options with
+the code that writes the play.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ from lit_gpt_scratch.models.gpt import GPT
 from lit_gpt_scratch.training import AdamW, WarmupCosine
 from lit_gpt_scratch.training.optim import parameter_groups
 
-SIZE = 1_300_000  # more than one of the pieces that the play is written in
+SIZE = 1_300_000  # more than one chunk
 
-SINGULAR_VERBS = {  # written out: the rule that makes them is the grammar's own
+SINGULAR_VERBS = {  # written out, to test the grammar's rule
     "answers ": 6, "builds ": 5, "carries ": 4, "drowns ": 3, "envies ": 2, "follows ": 2,
     "guards ": 1,
 }  # fmt: skip
@@ -54,13 +54,13 @@ def play(size: int) -> bytes:
     return file.getvalue()
 
 
-class Reading(NamedTuple):
-    losses: np.ndarray  # (SIZE,) of every character, in nats
-    choices: dict[str, Counter[str]]  # how often each option of a slot was met
+class Parsed(NamedTuple):
+    losses: np.ndarray  # (SIZE,), in nats per character
+    choices: dict[str, Counter[str]]  # how often each option of a slot occurs
 
 
-def read(text: str) -> Reading:
-    """Read a play choice by choice, as somebody who knows the grammar."""
+def parse(text: str) -> Parsed:
+    """Parse a play option by option."""
     losses = np.zeros(len(text))
     choices: dict[str, Counter[str]] = {slot: Counter() for slot in SLOTS}
     at = 0
@@ -86,7 +86,7 @@ def read(text: str) -> Reading:
     with contextlib.suppress(IndexError):  # the text's end
         while True:
             line()
-    return Reading(losses, choices)
+    return Parsed(losses, choices)
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +95,11 @@ def text() -> str:
 
 
 @pytest.fixture(scope="module")
-def reading(text: str) -> Reading:
-    return read(text)
+def parsed(text: str) -> Parsed:
+    return parse(text)
 
 
-def test_the_play_is_the_same_to_the_byte_everywhere_and_always() -> None:
+def test_the_play_never_changes() -> None:
     first = play(100_000)
     assert first == play(100_000)
     pinned = "99f3a2cdf0dd1819fffb4549c4258f524516c8467a915e4f3049051e7bbd816e"
@@ -107,12 +107,12 @@ def test_the_play_is_the_same_to_the_byte_everywhere_and_always() -> None:
 
 
 @given(size=st.integers(0, SIZE))
-def test_a_play_has_any_length_and_begins_the_longer_one(text: str, size: int) -> None:
+def test_a_shorter_play_is_the_beginning_of_a_longer_one(text: str, size: int) -> None:
     assert play(size).decode("ascii") == text[:size]
 
 
-def test_the_play_has_tiny_shakespeares_form(text: str) -> None:
-    """Speaker and colon, lines, blank line; and the verb and the end agree with the subject."""
+def test_the_play_has_the_form_of_tiny_shakespeare(text: str) -> None:
+    """Speaker and colon, lines, blank line; verb and end agree with the subject."""
 
     def one_of(options: dict[str, int]) -> str:
         return "(?:" + "|".join(map(re.escape, options)) + ")"
@@ -130,7 +130,7 @@ def test_the_play_has_tiny_shakespeares_form(text: str) -> None:
 
 @pytest.mark.parametrize("slot", SLOTS)
 def test_no_two_options_of_a_slot_begin_with_the_same_character(slot: str) -> None:
-    """Nor does what follows an empty option: one character tells which was drawn."""
+    """Nor does the option after an empty one: the first character identifies the option."""
     options = SLOTS[slot]
     first = [option[0] for option in options if option]
     if "" in options:
@@ -138,43 +138,41 @@ def test_no_two_options_of_a_slot_begin_with_the_same_character(slot: str) -> No
     assert len(first) == len(set(first))
 
 
-def test_options_are_drawn_as_often_as_their_weights_say(reading: Reading) -> None:
-    """Within five standard deviations: the floor is the loss of the play that is really written."""
+def test_options_occur_in_proportion_to_their_weights(parsed: Parsed) -> None:
+    """Within five standard deviations."""
     for slot, options in SLOTS.items():
-        drawn, total = reading.choices[slot].total(), sum(options.values())
+        drawn, total = parsed.choices[slot].total(), sum(options.values())
         assert drawn > 10_000
         for option, weight in options.items():
             p = weight / total
-            deviation = (reading.choices[slot][option] - drawn * p) / math.sqrt(drawn * p * (1 - p))
+            deviation = (parsed.choices[slot][option] - drawn * p) / math.sqrt(drawn * p * (1 - p))
             assert abs(deviation) < 5, (slot, option)
 
 
 @given(st.lists(st.integers(0, SIZE), min_size=2, max_size=2, unique=True).map(sorted))
-def test_the_reported_loss_is_that_of_a_reader_who_knows_the_grammar(
-    reading: Reading, part: list[int]
-) -> None:
-    """Any part, also one that begins or ends within a word."""
-    losses = reading.losses[part[0] : part[1]]
+def test_play_log_loss_is_the_loss_of_a_parser(parsed: Parsed, part: list[int]) -> None:
+    """For any part, also one that begins or ends within a word."""
+    losses = parsed.losses[part[0] : part[1]]
     assert play_log_loss(*part)[0] == pytest.approx(losses.mean(), rel=1e-7, abs=1e-12)
 
 
-def test_the_reported_standard_error_is_not_too_small(reading: Reading) -> None:
-    """Parts of the play differ from the whole by no more than it says, nor by far less."""
-    whole = reading.losses.mean()
+def test_the_standard_error_is_calibrated(parsed: Parsed) -> None:
+    """The parts of the play deviate from its mean by about the reported error."""
+    whole = parsed.losses.mean()
     parts = [play_log_loss(first, first + 10_000) for first in range(0, SIZE, 50_000)]
     deviations = [(mean - whole) / error for mean, error in parts]
     assert 0.7 < np.std(deviations) < 1.4
 
 
 class Trained(NamedTuple):
-    losses: np.ndarray  # of every validated character, as the model's exact validation has them
-    known: np.ndarray  # how many characters the model had read in its window before each
-    characters: range  # their positions in the play
+    losses: np.ndarray  # of every target of the validation split
+    known: np.ndarray  # number of characters before it in its window
+    characters: range  # positions of the targets in the play
 
 
 @pytest.fixture(scope="module")
 def trained() -> Trained:
-    """A small GPT after 600 steps on the sample."""
+    """Train a small GPT for 600 steps on the sample."""
     data = CharDataModule("sample", context=128, batch_size=16)
     data.open()
     torch.manual_seed(1)
@@ -201,17 +199,17 @@ def trained() -> Trained:
     return Trained(losses, known, characters)
 
 
-def test_a_trained_model_comes_near_the_floor_and_not_below(trained: Trained) -> None:
-    """Most of what is left is the price of windows that begin in the middle of a line."""
-    floor, error = play_log_loss(trained.characters.start, trained.characters.stop)
-    assert floor - 3 * error < trained.losses.mean() < 1.1 * floor
+def test_a_trained_model_comes_near_the_lowest_loss_but_not_below(trained: Trained) -> None:
+    """Most of the rest is lost where windows begin in the middle of a line."""
+    lowest, error = play_log_loss(trained.characters.start, trained.characters.stop)
+    assert lowest - 3 * error < trained.losses.mean() < 1.1 * lowest
 
 
-def test_where_it_has_read_a_line_a_trained_model_is_at_the_floor_and_not_below(
-    trained: Trained, reading: Reading
+def test_with_enough_context_a_trained_model_reaches_the_lowest_loss_but_not_below(
+    trained: Trained, parsed: Parsed
 ) -> None:
-    """Compared character by character, where luck is the same for model and reader."""
+    """Compared character by character, so that chance affects both in the same way."""
     informed = trained.known > 48
-    floor = reading.losses[trained.characters.start : trained.characters.stop][informed]
-    above = trained.losses[informed] - floor
-    assert -3 * above.std() / math.sqrt(len(above)) < above.mean() < 0.04 * floor.mean()
+    lowest = parsed.losses[trained.characters.start : trained.characters.stop][informed]
+    above = trained.losses[informed] - lowest
+    assert -3 * above.std() / math.sqrt(len(above)) < above.mean() < 0.04 * lowest.mean()

@@ -1,4 +1,4 @@
-"""Laws of `cache.py`."""
+"""Tests of `token_cache.py`."""
 
 import os
 import shutil
@@ -38,8 +38,8 @@ SCRIPTS = {
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Caches go by content: a test that builds one must not find another test's."""
+def separate_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test its own cache folder, since caches are shared by content."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -50,12 +50,12 @@ def corpus_of(content: bytes, folder: Path) -> Corpus:
 
 
 def caches() -> list[Path]:
-    """All that is in the folder of caches, half-built ones too."""
+    """Return everything in the folder of caches, unfinished ones included."""
     return sorted((cache_folder() / "tokens").glob("*"))
 
 
 def check(content: bytes, text: str, folder: Path) -> None:
-    """The cache of a content is the direct encoding of that text."""
+    """Check that the cache of a file's bytes holds the direct encoding of the text."""
     tok = CharTokenizer.of(text)
     alphabet, tokens = load_tokens(corpus_of(content, folder))
     assert alphabet == tok.alphabet
@@ -64,28 +64,28 @@ def check(content: bytes, text: str, folder: Path) -> None:
     assert np.array_equal(tokens, tok.encode_array(text))
 
 
-@pytest.mark.parametrize("piece", [1, 2, 3, 5, 1 << 22])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 1 << 22])
 @pytest.mark.parametrize("script", [*SCRIPTS, "all"])
-def test_the_cache_holds_the_ids_of_any_script(
-    script: str, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_cache_holds_the_ids_of_every_script(
+    script: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the pieces that a file is read in cut characters into bytes."""
-    monkeypatch.setattr(cache, "PIECE", piece)
+    """Also if chunk boundaries fall within the bytes of a character."""
+    monkeypatch.setattr(cache, "CHUNK_BYTES", chunk)
     text = SCRIPTS.get(script) or "".join(SCRIPTS.values())
     check(text.encode(), text, tmp_path)
 
 
 @given(st.text(min_size=1), st.integers(1, 9), st.booleans())
-def test_the_cache_holds_the_ids_of_any_text(text: str, piece: int, marked: bool) -> None:
-    """A byte-order mark is dropped, and any further one is a character of the text."""
+def test_the_cache_holds_the_ids_of_any_text(text: str, chunk: int, marked: bool) -> None:
+    """A byte-order mark at the start is dropped; a second one is a character of the text."""
     text = text if marked else "." + text
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", folder)
-        patch.setattr(cache, "PIECE", piece)
+        patch.setattr(cache, "CHUNK_BYTES", chunk)
         check(BOM * marked + text.encode(), text, Path(folder))
 
 
-def test_more_than_256_characters_are_held_in_a_wider_type(tmp_path: Path) -> None:
+def test_larger_alphabets_have_a_wider_type(tmp_path: Path) -> None:
     text = "".join(map(chr, range(32, 1000)))
     check(text.encode(), text, tmp_path)
 
@@ -96,7 +96,7 @@ def test_line_ends_are_kept(ends: str, tmp_path: Path) -> None:
     check(text.encode(), text, tmp_path)
 
 
-@pytest.mark.parametrize("piece", [1, 1 << 22])
+@pytest.mark.parametrize("chunk", [1, 1 << 22])
 @pytest.mark.parametrize(
     ("content", "byte"),
     [
@@ -109,17 +109,17 @@ def test_line_ends_are_kept(ends: str, tmp_path: Path) -> None:
         (BOM + b"\xff", "0xff"),
     ],
 )
-def test_a_text_that_is_not_utf_8_is_refused_and_leaves_nothing(
-    content: bytes, byte: str, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_text_that_is_not_utf_8_is_refused_and_leaves_no_files(
+    content: bytes, byte: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "PIECE", piece)
+    monkeypatch.setattr(cache, "CHUNK_BYTES", chunk)
     with pytest.raises(InputError, match=rf"not UTF-8 \(byte {byte}\)"):
         load_tokens(corpus_of(content, tmp_path))
     assert caches() == []
 
 
 @pytest.mark.parametrize("content", [b"", BOM])
-def test_an_empty_text_is_refused_and_leaves_nothing(content: bytes, tmp_path: Path) -> None:
+def test_an_empty_text_is_refused_and_leaves_no_files(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is empty"):
         load_tokens(corpus_of(content, tmp_path))
     assert caches() == []
@@ -140,26 +140,25 @@ def test_a_cache_is_built_once(tmp_path: Path) -> None:
     ]
 
 
-def test_a_cache_is_readable_to_those_who_share_the_folder(tmp_path: Path) -> None:
+def test_a_cache_is_readable_by_everyone(tmp_path: Path) -> None:
     load_tokens(corpus_of(b"a text", tmp_path))
     (folder,) = caches()
     assert folder.stat().st_mode & 0o555 == 0o555
 
 
-def test_another_text_has_another_cache(tmp_path: Path) -> None:
-    """Under the same name: what counts is the content."""
+def test_a_different_text_has_a_different_cache(tmp_path: Path) -> None:
+    """Even under the same file name."""
     assert load_tokens(corpus_of(b"stone", tmp_path))[0] == "enost"
     assert load_tokens(corpus_of(b"last", tmp_path))[0] == "alst"
 
 
-def test_changed_tokens_do_not_reach_the_cache(tmp_path: Path) -> None:
+def test_changing_loaded_ids_does_not_change_the_cache(tmp_path: Path) -> None:
     corpus = corpus_of(b"abc", tmp_path)
     load_tokens(corpus)[1].fill_(0)
     assert load_tokens(corpus)[1].tolist() == [0, 1, 2]
 
 
-def test_a_given_alphabet_is_the_one_encoded_with(tmp_path: Path) -> None:
-    """Whichever of the two is built first, neither is taken for the other."""
+def test_each_alphabet_has_its_own_cache(tmp_path: Path) -> None:
     corpus = corpus_of(b"cab", tmp_path)
     for _ in range(2):
         for given_alphabet, ids in (("abc", [2, 0, 1]), (" abcé", [3, 1, 2]), (None, [2, 0, 1])):
@@ -168,11 +167,11 @@ def test_a_given_alphabet_is_the_one_encoded_with(tmp_path: Path) -> None:
             assert tokens.tolist() == ids
 
 
-def test_a_character_outside_a_given_alphabet_is_named_and_nothing_is_left(
+def test_a_character_outside_the_alphabet_is_named_and_no_files_are_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its position counts from the beginning of the text, not of the piece."""
-    monkeypatch.setattr(cache, "PIECE", 4)
+    """Its position counts from the beginning of the text, not of the chunk."""
+    monkeypatch.setattr(cache, "CHUNK_BYTES", 4)
     with pytest.raises(InputError, match=r"'é' at position 10 .* 2 characters"):
         load_tokens(corpus_of("ababababab\u00e9".encode(), tmp_path), "ab")
     assert caches() == []
@@ -181,9 +180,9 @@ def test_a_character_outside_a_given_alphabet_is_named_and_nothing_is_left(
 def test_a_cache_folder_that_cannot_be_written_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    in_the_way = tmp_path / "a file, not a folder"
-    in_the_way.touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(in_the_way))
+    blocker = tmp_path / "a file, not a folder"
+    blocker.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocker))
     with pytest.raises(InputError, match="a file, not a folder"):
         load_tokens(corpus_of(b"a text", tmp_path))
 
@@ -204,8 +203,8 @@ print(alphabet.encode().hex(), hashlib.sha256(tokens.numpy().tobytes()).hexdiges
 """
 
 
-def test_two_processes_that_build_one_cache_both_have_it(tmp_path: Path) -> None:
-    """Each is held back until the other has built as well, so that both want to name theirs."""
+def test_two_processes_can_build_the_same_cache(tmp_path: Path) -> None:
+    """Both wait until the other has built its files, so that both try to rename them."""
     corpus = corpus_of("".join(SCRIPTS.values()).encode() * 1000, tmp_path)
     processes = [
         subprocess.Popen(
@@ -237,15 +236,15 @@ def anonymous():
         return next(int(line.split()[1]) << 10 for line in status if line.startswith("RssAnon"))
 
 def growth(work):
-    before = most = anonymous()
+    before = peak = anonymous()
     worker = threading.Thread(target=work)
     worker.start()
     while worker.is_alive():
-        most = max(most, anonymous())
+        peak = max(peak, anonymous())
         time.sleep(0.001)
-    return max(most, anonymous()) - before
+    return max(peak, anonymous()) - before
 
-cache.IN_MEMORY = 0
+cache.MAX_IN_MEMORY_BYTES = 0
 kept = []
 print(growth(lambda: kept.append(cache.load_tokens(corpus.open_corpus(sys.argv[1])))))
 print(growth(lambda: corpus.open_corpus("sample", sample_size=64 << 20)))
@@ -254,8 +253,8 @@ print(len(kept[0][1]))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RssAnon is Linux's")
-def test_memory_stays_flat_while_a_text_is_encoded_and_a_sample_written(tmp_path: Path) -> None:
-    """Encoding takes less than the text, which a whole copy of text or ids would not."""
+def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
+    """Encoding allocates less than the text's size: it keeps no copy of the text or ids."""
     path = tmp_path / "long.txt"
     path.write_bytes(open_corpus("sample", sample_size=1 << 20).path.read_bytes() * 64)
     done = subprocess.run(
@@ -282,7 +281,7 @@ def truncate(path: Path, size: int) -> None:
 
 
 def flip(path: Path, at: int) -> None:
-    """In place, as a failing disk would."""
+    """Flip one bit in place, as a failing disk would."""
     with path.open("r+b") as file:
         file.seek(at)
         byte = file.read(1)[0]
@@ -290,7 +289,7 @@ def flip(path: Path, at: int) -> None:
         file.write(bytes([byte ^ 1]))
 
 
-HARM = {
+DAMAGE = {
     **{f"flip {at} of the tokens": lambda f, at=at: flip(f / "tokens.npy", at)
        for at in (0, 8, 60, 127, 128, 500, 1047)},
     **{f"cut the tokens to {n}": lambda f, n=n: truncate(f / "tokens.npy", n)
@@ -306,19 +305,21 @@ HARM = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("harm", HARM)
-def test_a_damaged_cache_is_noticed_and_built_again(
-    built: tuple[Corpus, Path, Tensor], harm: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_cache_is_rebuilt_with_a_notice(
+    built: tuple[Corpus, Path, Tensor], damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    corpus, folder, wanted = built
+    corpus, folder, expected = built
     files = {path: path.read_bytes() for path in folder.iterdir()}
-    HARM[harm](folder)
+    DAMAGE[damage](folder)
     alphabet, tokens = load_tokens(corpus)
     assert alphabet == CharTokenizer.of(corpus.path.read_text()).alphabet
-    assert torch.equal(tokens, wanted)
+    assert torch.equal(tokens, expected)
     assert {path: path.read_bytes() for path in folder.iterdir()} == files
     assert caches() == [folder]
-    assert capsys.readouterr().err == f"Notice: the token cache {folder} is damaged: made again.\n"
+    notice = capsys.readouterr().err
+    assert notice.startswith(f"Notice: the token cache {folder} is damaged")
+    assert notice.count("\n") == 1
     load_tokens(corpus)
     assert capsys.readouterr().err == ""
 
@@ -326,7 +327,7 @@ def test_a_damaged_cache_is_noticed_and_built_again(
 @pytest.mark.parametrize(
     ("tokens", "alphabet"),
     [
-        (np.array([0, 1, 9], np.uint8), "abc"),  # an id that no character has
+        (np.array([0, 1, 9], np.uint8), "abc"),  # an id outside the alphabet
         (np.array([0, -1, 1], np.int8), "abc"),
         (np.array([0, 1, 2], np.int64), "abc"),
         (np.array([0, 1, 2], np.float32), "abc"),
@@ -341,22 +342,22 @@ def test_a_damaged_cache_is_noticed_and_built_again(
     ],
     ids=str,
 )
-def test_a_cache_that_nobody_can_have_built_is_built_again(
+def test_an_invalid_cache_is_rebuilt(
     built: tuple[Corpus, Path, Tensor], tokens: Any, alphabet: str
 ) -> None:
-    """With its hashes as they should be: those of somebody who meant it."""
-    corpus, folder, wanted = built
+    """Even if its checksums are right, as of a deliberate change."""
+    corpus, folder, expected = built
     np.save(folder / "tokens.npy", tokens)
     (folder / "alphabet.txt").write_text(alphabet)
-    (folder / "SHA256SUMS").write_text(cache._sums(folder))
-    assert torch.equal(load_tokens(corpus)[1], wanted)
+    (folder / "SHA256SUMS").write_text(cache._checksums(folder))
+    assert torch.equal(load_tokens(corpus)[1], expected)
 
 
-def test_anyone_can_check_a_cache(built: tuple[Corpus, Path, Tensor]) -> None:
+def test_sha256sum_can_check_a_cache(built: tuple[Corpus, Path, Tensor]) -> None:
     subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=built[1], check=True)
 
 
-def test_no_change_of_its_files_reaches_ids_in_use(built: tuple[Corpus, Path, Tensor]) -> None:
+def test_loaded_ids_do_not_change_with_the_files(built: tuple[Corpus, Path, Tensor]) -> None:
     _, folder, tokens = built
     before = tokens.clone()
     flip(folder / "tokens.npy", 500)
@@ -366,28 +367,27 @@ def test_no_change_of_its_files_reaches_ids_in_use(built: tuple[Corpus, Path, Te
     assert torch.equal(tokens, before)
 
 
-def test_large_caches_are_mapped(
+def test_large_caches_are_memory_mapped(
     built: tuple[Corpus, Path, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same ids, read where they lie: a change of the file shows."""
+    """They hold the same ids, but changes of the file show."""
     corpus, folder, tokens = built
-    monkeypatch.setattr(cache, "IN_MEMORY", 0)
+    monkeypatch.setattr(cache, "MAX_IN_MEMORY_BYTES", 0)
     mapped = load_tokens(corpus)[1]
     assert torch.equal(mapped, tokens)
     flip(folder / "tokens.npy", 128)
     assert not torch.equal(mapped, tokens)
 
 
-def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
-    """Its cache would be another text's."""
+def test_a_text_that_changes_during_reading_is_refused(tmp_path: Path) -> None:
     corpus = corpus_of(b"abcabc", tmp_path)
     corpus.path.write_bytes(b"abcacb")
-    with pytest.raises(InputError, match="was changed while it was read"):
+    with pytest.raises(InputError, match="was changed"):
         load_tokens(corpus)
     assert caches() == []
 
 
-def test_what_a_killed_process_left_is_removed(built: tuple[Corpus, Path, Tensor]) -> None:
+def test_files_of_a_killed_process_are_removed(built: tuple[Corpus, Path, Tensor]) -> None:
     corpus, folder, _ = built
     shutil.rmtree(folder)
     (folder.parent / f".{folder.name}-12345678.partial" / "built").mkdir(parents=True)
@@ -395,8 +395,8 @@ def test_what_a_killed_process_left_is_removed(built: tuple[Corpus, Path, Tensor
     assert caches() == [folder]
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    """For the mapped file that this once wrote, it was the end of the process."""
+def test_a_full_disk_is_a_one_line_error_and_leaves_no_files(tmp_path: Path) -> None:
+    """Writing through a memory map would kill the process instead."""
     path = tmp_path / "long.txt"
     path.write_bytes(b"abcdefgh" * 100_000)
     build = f"""
@@ -411,7 +411,7 @@ try:
 except errors.InputError as error:
     print(error)
 """
-    said = subprocess.run([sys.executable, "-c", build], capture_output=True, text=True, check=True)
-    assert "cannot be encoded into" in said.stdout
-    assert said.stdout.count("\n") == 1
+    done = subprocess.run([sys.executable, "-c", build], capture_output=True, text=True, check=True)
+    assert "cannot be encoded into" in done.stdout
+    assert done.stdout.count("\n") == 1
     assert caches() == []

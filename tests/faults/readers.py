@@ -202,7 +202,7 @@ def tokens(draw: Draw, material: Material, folder: Path) -> str:
     else:
         file.write_bytes(spoil_bytes(draw, data, data[100:]))
     if kind.endswith("summed"):
-        (place / cache.SUMS).write_text(cache._sums(place))
+        (place / cache.SUMS).write_text(cache._checksums(place))
     return kind
 
 

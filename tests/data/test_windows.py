@@ -1,0 +1,63 @@
+"""Tests of `windows.py`: splits, batch sizes, random numbers, and the iterables of batches."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_gpt_scratch.data.windows import (
+    Batches,
+    TrainWindows,
+    Windows,
+    eval_batch_size,
+    random_bits,
+    split_corpus,
+)
+
+fractions = st.tuples(st.floats(0.01, 0.98), st.just(0.0) | st.floats(0.01, 0.98)).filter(
+    lambda pair: sum(pair) < 0.99
+)
+
+
+@given(st.integers(0, 10**10), fractions)
+def test_splits_are_consecutive_and_have_the_requested_sizes(
+    size: int, pair: tuple[float, float]
+) -> None:
+    parts = vars(split_corpus(size, *pair))
+    assert list(parts) == ["train", "val", "test"]
+    train, val, test = parts.values()
+    assert (train.start, train.stop, val.stop, test.stop) == (0, val.start, test.start, size)
+    assert len(val) == pytest.approx(size * pair[0], abs=2 + size * 1e-8)
+    assert len(test) == pytest.approx(size * pair[1], abs=2 + size * 1e-8)
+    assert pair[1] or not test
+
+
+@given(st.integers(1, 1 << 20), st.integers(1, 1 << 20))
+def test_an_evaluation_batch_fits_into_memory(length: int, alphabet_size: int) -> None:
+    """The limit is a number of characters for small alphabets, and of logits for large ones."""
+    count = eval_batch_size(length, alphabet_size)
+    assert count == 1 or count * length * alphabet_size <= 1 << 24
+    assert count == 1 or count * length <= 8192
+    assert alphabet_size > 2048 or (count + 1) * length > 8192
+
+
+def test_random_bits_depend_on_seed_and_number_only() -> None:
+    expected = {(seed, k): random_bits(seed, k, 5) for seed in (0, 1) for k in (0, 1, 2**63)}
+    for (seed, k), bits in reversed(expected.items()):
+        assert np.array_equal(random_bits(seed, k, 3), bits[:3])
+    assert len({tuple(bits) for bits in expected.values()}) == len(expected)
+
+
+def test_train_windows_counts_from_the_first_batch_in_every_iteration() -> None:
+    loader = TrainWindows(lambda k: Windows(torch.tensor([k]), 1, k, "train"), first=7)
+    for _ in range(2):
+        assert [batch.seed for batch in itertools.islice(loader, 3)] == [7, 8, 9]
+
+
+def test_batches_can_be_iterated_again_and_have_a_length() -> None:
+    batches = Batches(iter("abc"))
+    assert [*batches] == [*batches] == ["a", "b", "c"]
+    assert len(batches) == 3
