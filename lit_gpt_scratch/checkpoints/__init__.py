@@ -1,7 +1,4 @@
-"""Reads checkpoints from anywhere without running code in them, and exports them.
-
-A checkpoint is a .ckpt file of `fit`, or a folder of safetensors and JSON written by `export`.
-"""
+"""Read checkpoints from unknown sources without running code from them, and export them."""
 
 from lit_gpt_scratch.checkpoints.export import write_export
 from lit_gpt_scratch.checkpoints.reading import read_checkpoint

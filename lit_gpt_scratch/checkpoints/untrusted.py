@@ -1,45 +1,45 @@
-"""Whether a file is plain data and tensors, told before and after PyTorch reads it.
+"""Checks that a checkpoint from an unknown source is harmless plain data.
 
-`torch.load(weights_only=True)` runs no code. What strangers' files can do all the same is to take
-all memory, or all time, or the process: a record packed a thousandfold, a tensor of a single
-number shown as a billion, a list that holds itself, a key of tuples in tuples that Python hashes
-until its stack is full. And PyTorch never asks whether the bytes are those that were written.
+`torch.load(weights_only=True)` runs no code from a file, but a hostile file can still exhaust
+memory or time, or crash the process: with compressed records, a tensor that repeats one number a
+billion times, a list that contains itself, or a key of deeply nested tuples, whose hash overflows
+the stack. PyTorch also does not compare the archive's checksums.
 """
 
+import importlib
 import pickle
 import pickletools
+import re
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-# The opcodes of `pickletools` in what PyTorch writes of plain data: those that make a value, and
-# those that fill one.
-VALUES = {
+# Pickle opcodes of plain data that PyTorch saved: those that create a value, those that fill one.
+CREATE = {
     "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT",
     "BINUNICODE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
     "GLOBAL", "BINPERSID", "REDUCE", "PROTO", "STOP",
 }  # fmt: skip
-FILLS = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"}
-KEYS = {"BINUNICODE", "BININT", "BININT1", "BININT2"}  # quick to hash, however many
+FILL = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"}
+KEYS = {"BINUNICODE", "BININT", "BININT1", "BININT2"}  # types of keys that are quick to hash
 ORDERED, TENSOR = "collections OrderedDict", "torch._utils _rebuild_tensor_v2"
-CALLS = {TENSOR: "TUPLE", ORDERED: "EMPTY_TUPLE"}  # and what their arguments are in
-KINDS = "Float Double Half BFloat16 Long Int Short Char Byte Bool"
-STORAGES = {f"torch {kind}Storage" for kind in KINDS.split()}
+CALLS = {TENSOR: "TUPLE", ORDERED: "EMPTY_TUPLE"}  # allowed functions: opcode of their arguments
+DTYPES = ["Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool"]
+STORAGES = {f"torch {dtype}Storage" for dtype in DTYPES}
 
-MOST_PICKLED = 1 << 24  # bytes: all that is not numbers in tensors
-MOST_VALUES, MOST_DEPTH = 1 << 20, 64
+MAX_PICKLE_BYTES = 1 << 24  # everything except the numbers in tensors
+MAX_VALUES, MAX_DEPTH = 1 << 20, 64
+INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 
 
 def require_plain_archive(path: Path) -> None:
-    """Refuse a file that is not what `torch.save` makes of plain data, before it is read.
+    """Check, before it is loaded, that a file is what `torch.save` writes of plain data.
 
-    Raises:
-        pickle.UnpicklingError: It holds more than plain data, or is no archive at all.
-        ValueError: It is damaged, or made to be larger than it looks.
-        zipfile.BadZipFile: It is damaged.
+    Raises `pickle.UnpicklingError` for other contents, and other exceptions for a damaged file.
     """
     with path.open("rb") as file:
         start = file.read(2)
@@ -49,25 +49,25 @@ def require_plain_archive(path: Path) -> None:
         records = archive.infolist()
         packed = any(r.compress_type != zipfile.ZIP_STORED or r.flag_bits & 1 for r in records)
         if packed or sum(record.file_size for record in records) > path.stat().st_size:
-            raise ValueError("records that are packed, or overlap")
+            raise ValueError("compressed or overlapping records")
         if len({record.filename.lower() for record in records}) < len(records):
             raise ValueError("two records of one name")
         if damaged := archive.testzip():
             raise ValueError(f"record {damaged} is damaged")
-    # By the reader that `torch.load` has, so that it is the same record.
+    # Read it with the reader of `torch.load`, to check the same record that it will load.
     reader = torch._C.PyTorchFileReader(str(path))
     if "data.pkl" not in reader.get_all_records():
         raise pickle.UnpicklingError("TorchScript")
     pickled = reader.get_record("data.pkl")
-    if len(pickled) > MOST_PICKLED:
-        raise ValueError("absurdly large")
+    if len(pickled) > MAX_PICKLE_BYTES:
+        raise ValueError("too large")
     _require_plain_pickle(pickled)
 
 
 def _require_plain_pickle(pickled: bytes) -> None:
-    """Follow a pickle's program without running it: what opcode made each thing on its stack."""
+    """Simulate a pickle's program without running it; the stack holds what created each value."""
     stack: list[Any] = []
-    outer: list[list[Any]] = []  # what was on it at each mark
+    outer: list[list[Any]] = []  # the stack at each mark
     memo: dict[Any, Any] = {}
     for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
         name, taken = opcode.name, len(opcode.stack_before)
@@ -78,7 +78,7 @@ def _require_plain_pickle(pickled: bytes) -> None:
             stack.append(memo[argument])
         elif "PUT" in name:
             memo[argument] = stack[-1]
-        elif count > MOST_VALUES or name not in VALUES | FILLS:
+        elif count > MAX_VALUES or name not in CREATE | FILL:
             raise pickle.UnpicklingError(f"{name} is not plain data, or there is too much")
         else:
             if pickletools.stackslice in opcode.stack_before:
@@ -96,35 +96,118 @@ def _require_plain_pickle(pickled: bytes) -> None:
                 raise pickle.UnpicklingError(f"{name} of {argument or items[:2]}")
             if name in ("APPEND", "SETITEM", "BUILD"):
                 stack.append(items[0])
-            elif name in VALUES:
-                made = {"GLOBAL": argument, "REDUCE": f"{items[0]}()" if items else ""}
-                stack.append(made.get(name, name))
+            elif name in CREATE:
+                created = {"GLOBAL": argument, "REDUCE": f"{items[0]}()" if items else ""}
+                stack.append(created.get(name, name))
+
+
+def _nested(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every value nested in plain data, itself first, with its dictionary key or ''."""
+    pending, count = [("", value, 0)], 0
+    while pending:  # recursion would overflow on deep nesting
+        key, value, depth = pending.pop()
+        count += 1
+        if depth > MAX_DEPTH or count + len(pending) > MAX_VALUES:
+            raise ValueError("it has too many values, or nests them too deep")
+        yield key, value
+        if isinstance(value, dict):
+            pending += ((str(name), part, depth + 1) for name, part in value.items())
+        elif isinstance(value, list | tuple):
+            pending += (("", part, depth + 1) for part in value)
 
 
 def require_plain(value: Any, size: int) -> None:
-    """Refuse what is no data, or unfolds to more than a file of that many bytes can hold.
+    """Check that a loaded value is plain data, no larger than a file of `size` bytes can hold.
 
-    Raises:
-        ValueError: It names what.
+    Raises `ValueError` otherwise. A negative size forbids all tensors.
     """
-    found, count = [(value, 0)], 0
-    while found:  # not by recursion, which deep nesting would end
-        value, depth = found.pop()
-        count += 1
-        if depth > MOST_DEPTH or count + len(found) > MOST_VALUES:
-            raise ValueError("parts without end, or too many of them")
-        if type(value) in (dict, OrderedDict):
-            if not {"_metadata"}.issuperset(getattr(value, "__dict__", ())):
-                raise ValueError("a dictionary with attributes")
-            found += ((part, depth + 1) for item in value.items() for part in item)
-        elif type(value) in (list, tuple):
-            found += ((part, depth + 1) for part in value)
-        elif type(value) is torch.Tensor:
-            size -= value.numel()
-            if value.layout != torch.strided or value.device.type != "cpu" or size < 0:
-                raise ValueError("tensors where none belong, or that its bytes cannot fill")
-        elif type(value) is int:
-            if not -(1 << 63) <= value < 1 << 63:
-                raise ValueError("a number of more than 64 bits")
-        elif value is not None and type(value) not in (bool, float, str):
-            raise ValueError(f"a {type(value).__name__}, which is no plain data")
+    for _, part in _nested(value):
+        if type(part) in (dict, OrderedDict):
+            if not {"_metadata"}.issuperset(getattr(part, "__dict__", ())):
+                raise ValueError("it has a dictionary with attributes")
+            if not all(type(key) in (str, int) for key in part):
+                raise ValueError("it has a dictionary whose keys are not texts or integers")
+        elif type(part) is torch.Tensor:
+            size -= part.numel()
+            if part.layout != torch.strided or part.device.type != "cpu" or size < 0:
+                raise ValueError("it has tensors where none belong, or larger than the file")
+        elif type(part) is int:
+            if not -(1 << 63) <= part < 1 << 63:
+                raise ValueError("it has a number of more than 64 bits")
+        elif part is not None and type(part) not in (list, tuple, bool, float, str):
+            raise ValueError(f"it has a {type(part).__name__}, which is not plain data")
+
+
+def require_own_state(checkpoint: dict[str, Any]) -> None:
+    """Check everything but class paths that training and validation would act on.
+
+    Raises `ValueError` if the loops would not continue at global_step, callbacks name files
+    elsewhere, weights are not finite, or a key names code to run.
+    """
+    if not isinstance(checkpoint.get("global_step", 0), int):
+        raise ValueError("its global_step is not a whole number")
+    for _, state in _nested(checkpoint.get("loops", {})):
+        is_count = isinstance(state, int) and 0 <= state < 1 << 53
+        if not is_count and not isinstance(state, dict | list):
+            raise ValueError("its loops hold more than counts")
+    try:
+        steps = checkpoint["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
+        agree = steps["optimizer"]["step"]["total"]["completed"] == checkpoint["global_step"]
+    except (KeyError, TypeError):
+        agree = "loops" not in checkpoint  # exports have no loops
+    if not agree:
+        raise ValueError("its loops are not at its global_step")
+    for key, state in _nested(checkpoint.get("callbacks", {})):
+        if key.endswith("_path") and not isinstance(state, str):
+            raise ValueError("it holds a path that is not text")
+        for text in (key, state):  # ModelCheckpoint deletes the files that its state names
+            if isinstance(text, str) and re.search(r"\.\.|::|://|^data:", text):
+                raise ValueError("it names files outside its run")
+    weights = checkpoint["state_dict"].values()
+    if not all(isinstance(w, torch.Tensor) and bool(w.isfinite().all()) for w in weights):
+        raise ValueError("its weights are not all finite: use one from before training diverged")
+    for part in ("hyper_parameters", "datamodule_hyper_parameters"):
+        values = checkpoint[part]
+        if values.get("_instantiator", INSTANTIATOR) != INSTANTIATOR or "_class_path" in values:
+            raise ValueError("it names code of its own to run")
+    wandb_id = checkpoint.get("wandb_id")
+    is_id = isinstance(wandb_id, str) and re.fullmatch("[A-Za-z0-9_-]{1,64}", wandb_id)
+    if wandb_id is not None and not is_id:
+        raise ValueError("its wandb_id is not the id of a W&B run")
+
+
+def require_classes_of(hyper_parameters: dict[str, Any], modules: Sequence[str]) -> None:
+    """Check that the model's hyperparameters name only classes of the given modules.
+
+    jsonargparse may read any text as a class path, as YAML, or as the name of a config file. So no
+    other text is allowed except, with a plugin (a second module), plain words such as `gelu`.
+    Raises `ValueError` otherwise.
+    """
+    for name in ("net", "optimizer", "schedule"):
+        if not isinstance(hyper_parameters.get(name) or {}, dict):
+            raise ValueError(f"its {name} is not a class with arguments")
+    for key, text in _nested(hyper_parameters):
+        if not isinstance(text, str) or key in ("alphabet", "_instantiator"):
+            continue
+        is_word = len(modules) > 1 and key != "class_path" and re.fullmatch("[a-z0-9_-]*", text)
+        if (not is_word or Path(text).exists()) and not _is_class_of(text, modules):
+            raise ValueError(
+                f"it names {text!r}, which is not part of {modules[0]}: if you trust the module "
+                "that it is from, name that module with --plugin"
+            )
+
+
+def _is_class_of(class_path: str, modules: Sequence[str]) -> bool:
+    """Return whether a path names a class that is defined in or below one of the modules."""
+
+    def is_inside(module: str) -> bool:
+        return any(module == allowed or module.startswith(f"{allowed}.") for allowed in modules)
+
+    module, _, name = class_path.rpartition(".")
+    if not is_inside(module):
+        return False
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except Exception:  # no such module, or a malformed name
+        return False
+    return isinstance(found, type) and is_inside(found.__module__)

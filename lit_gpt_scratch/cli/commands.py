@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lit_gpt_scratch.checkpoints.reading import import_plugin, no_larger_than
+from lit_gpt_scratch.checkpoints.reading import import_plugin, limit_parameters
 from lit_gpt_scratch.cli.parsing import CheckpointCLI
 from lit_gpt_scratch.cli.predict import PredictSettings, TextWriter, make_batches
 from lit_gpt_scratch.cli.program import PROGRAM
@@ -61,7 +61,7 @@ class CharCLI(CheckpointCLI):
 
     def instantiate_classes(self) -> None:
         resumed = self.config[self.subcommand].ckpt_path
-        with no_larger_than(self.ckpt_path) if resumed else nullcontext():
+        with limit_parameters(self.ckpt_path) if resumed else nullcontext():
             super().instantiate_classes()
         if self.subcommand != "fit":
             self.model.load_state_dict(self.weights)

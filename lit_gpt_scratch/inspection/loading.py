@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch.cli import instantiate_module
 
-from lit_gpt_scratch.checkpoints.reading import import_plugin, no_larger_than, read_checkpoint
+from lit_gpt_scratch.checkpoints.reading import import_plugin, limit_parameters, read_checkpoint
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.training.module import LitCharLM
 
@@ -19,7 +19,7 @@ def build_model(checkpoint: dict[str, Any], path: Path) -> LitCharLM:
     arguments = dict(checkpoint["hyper_parameters"])
     arguments.pop("_instantiator", None)
     try:
-        with no_larger_than(path):
+        with limit_parameters(path):
             model = instantiate_module(LitCharLM, arguments)
         model.load_state_dict(checkpoint["state_dict"])
     except Exception as error:  # its parts contradict each other, in any of a hundred ways

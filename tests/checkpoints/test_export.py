@@ -1,4 +1,4 @@
-"""Exported weights: the same model to the bit, and what is refused from wherever a folder came."""
+"""Tests of exports: the exported model is identical, and invalid folders are refused."""
 
 import json
 import pickle
@@ -44,7 +44,7 @@ class Exported(NamedTuple):
 
 
 def save_and_export(folder: Path, model: LitCharLM) -> Exported:
-    """As `fit` saves it, but without training."""
+    """Save a checkpoint as `fit` does, but without training, and export it."""
     (folder / "text.txt").write_text(TEXT)
     data = CharDataModule(str(folder / "text.txt"), model.context, 4, 0.5, 0.2, alphabet=ALPHABET)
     trainer = pl.Trainer(
@@ -59,7 +59,7 @@ def save_and_export(folder: Path, model: LitCharLM) -> Exported:
 
 @pytest.fixture(scope="module", params=CONFIGS, ids=lambda config: config.stem)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """Every shipped config's model, small, with weights of which all count for something."""
+    """Export a small model of every shipped config, with all weights randomized."""
     model = small(request.param)
     model.net = with_random_weights(model.net)
     return save_and_export(tmp_path_factory.mktemp("exported"), model)
@@ -70,21 +70,21 @@ def config(name: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return save_and_export(tmp_path_factory.mktemp("kept"), small(config("gpt_cpu")))
+def gpt_export(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return save_and_export(tmp_path_factory.mktemp("gpt"), small(config("gpt_cpu")))
 
 
 @pytest.fixture
-def one(kept: Exported, tmp_path: Path) -> Exported:
-    """A copy of one of them, to be spoiled."""
-    shutil.copy(kept.checkpoint, tmp_path)
-    shutil.copytree(kept.folder, tmp_path / "exported")
-    return kept._replace(checkpoint=tmp_path / "model.ckpt", folder=tmp_path / "exported")
+def one(gpt_export: Exported, tmp_path: Path) -> Exported:
+    """A copy of the GPT's checkpoint and export, which the test may change."""
+    shutil.copy(gpt_export.checkpoint, tmp_path)
+    shutil.copytree(gpt_export.folder, tmp_path / "exported")
+    return gpt_export._replace(checkpoint=tmp_path / "model.ckpt", folder=tmp_path / "exported")
 
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a real run whose best validation is not its last."""
+    """The folder of a run whose best validation was not its last."""
     args = [
         "--trainer.val_check_interval=1",
         "--model.schedule=null",
@@ -98,8 +98,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @torch.no_grad()
-def test_an_exports_logits_are_the_checkpoints_to_the_bit(exported: Exported) -> None:
-    """And the checkpoint's are the model's; so are alphabet and context."""
+def test_an_export_has_exactly_the_checkpoints_logits(exported: Exported) -> None:
     ids = random_ids(len(ALPHABET), 3, exported.model.context)
     for path in (exported.checkpoint, exported.folder):
         model = inspection.load(path)
@@ -109,10 +108,10 @@ def test_an_exports_logits_are_the_checkpoints_to_the_bit(exported: Exported) ->
         assert not model.training
 
 
-def test_the_command_line_takes_an_export_as_it_takes_the_checkpoint(
+def test_predict_and_validate_treat_an_export_like_its_checkpoint(
     exported: Exported, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What it writes is the checkpoint's text, and its loss is the one before it was saved."""
+    """`predict` writes the checkpoint's text; `validate` gives the loss from before saving."""
     capsys.readouterr()
     path = ["--ckpt_path", str(exported.folder), "--trainer.accelerator", "cpu"]
     cli.main(["predict", *path, "--max_new_tokens", "20"])
@@ -125,8 +124,8 @@ def test_the_command_line_takes_an_export_as_it_takes_the_checkpoint(
     assert f"{exported.folder} on" in capsys.readouterr().err
 
 
-def test_so_do_the_other_commands(one: Exported) -> None:
-    """`test` gives the checkpoint's figure; and a flag still outdoes what is in the folder."""
+def test_the_test_command_treats_an_export_like_its_checkpoint(one: Exported) -> None:
+    """`test` gives the checkpoint's loss, and flags override the folder's settings."""
     losses = []
     for path in (one.checkpoint, one.folder):
         ask = ["test", "--ckpt_path", str(path), "--data.batch_size", "3"]
@@ -136,8 +135,8 @@ def test_so_do_the_other_commands(one: Exported) -> None:
     assert losses[0] == losses[1] > 0
 
 
-def test_weights_and_settings_are_the_checkpoints(exported: Exported) -> None:
-    """They are all that there is, and can be read by anything that reads safetensors and JSON."""
+def test_an_export_holds_the_checkpoints_weights_and_settings(exported: Exported) -> None:
+    """The folder holds nothing else, in plain safetensors and JSON."""
     assert {file.name for file in exported.folder.iterdir()} == {"model.safetensors", "config.json"}
     saved = torch.load(exported.checkpoint, weights_only=True)
     weights = load_file(exported.folder / "model.safetensors")
@@ -145,12 +144,12 @@ def test_weights_and_settings_are_the_checkpoints(exported: Exported) -> None:
     assert all(torch.equal(weights[name], w) for name, w in saved["state_dict"].items())
     facts = json.loads((exported.folder / "config.json").read_text("utf-8"))
     assert facts.pop("datamodule_hyper_parameters") == saved["datamodule_hyper_parameters"]
-    assert saved["hyper_parameters"].pop("_instantiator")  # a name of Lightning's, for itself
+    assert saved["hyper_parameters"].pop("_instantiator")  # Lightning's own key
     assert facts.pop("hyper_parameters") == saved["hyper_parameters"]
     assert facts == {"format": "lit_gpt_scratch 1", "val_loss": None, "global_step": 0}
 
 
-def test_only_a_best_checkpoint_tells_its_loss(fitted: Path, tmp_path: Path) -> None:
+def test_only_the_export_of_best_has_a_loss(fitted: Path, tmp_path: Path) -> None:
     facts = {}
     for name in ("best", "last"):
         export.export(fitted / f"checkpoints/{name}.ckpt", tmp_path / name)
@@ -167,7 +166,7 @@ def test_only_a_best_checkpoint_tells_its_loss(fitted: Path, tmp_path: Path) -> 
 
 
 @torch.no_grad()
-def test_shared_and_transposed_weights_are_exported(tmp_path: Path) -> None:
+def test_tied_and_transposed_weights_are_exported(tmp_path: Path) -> None:
     model = small(config("gpt_cpu_classic"))
     model.net = net = with_random_weights(model.net)
     net.unembed[1].weight = net.embed.character.weight
@@ -178,19 +177,19 @@ def test_shared_and_transposed_weights_are_exported(tmp_path: Path) -> None:
     assert torch.equal(inspection.load(tied.folder)(ids), model(ids))
 
 
-def test_an_export_takes_its_place_whole_or_not_at_all(
+def test_a_failed_export_leaves_no_files(
     one: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> bytes:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(exporting, "save", fail)
-    with pytest.raises(InputError, match="other cannot be written: No space left on device"):
+    with pytest.raises(InputError, match="other cannot be written: No space left"):
         export.export(one.checkpoint, tmp_path / "deep" / "other")
     assert list((tmp_path / "deep").iterdir()) == []
 
 
-def test_an_export_can_be_read_by_whoever_may_read_its_surroundings(one: Exported) -> None:
+def test_an_export_has_the_usual_permissions(one: Exported) -> None:
     (one.folder.parent / "new").mkdir()
     (one.folder.parent / "new/file").touch()
     export.export(one.checkpoint, one.folder.parent / "made")
@@ -199,8 +198,8 @@ def test_an_export_can_be_read_by_whoever_may_read_its_surroundings(one: Exporte
         assert ours.stat().st_mode == theirs.stat().st_mode
 
 
-def test_a_folder_of_another_place_and_name_is_the_same_export(one: Exported) -> None:
-    """It may hold other files; and the checkpoint is not asked for again."""
+def test_an_export_can_be_moved_and_renamed(one: Exported) -> None:
+    """It may hold other files, and the checkpoint is not needed."""
     moved = one.folder.rename(one.folder.parent / "moved")
     one.checkpoint.unlink()
     (moved / "README.md").write_text("About this model")
@@ -213,25 +212,25 @@ def test_a_folder_of_another_place_and_name_is_the_same_export(one: Exported) ->
 
 @pytest.fixture
 def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must be refused, and gives the one line that it says."""
+    """Run a command that must fail with a one-line error; return the line."""
 
     def refuse(main: Callable[[list[str]], Any], *args: object) -> str:
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
             main([str(arg) for arg in args])
-        said = capsys.readouterr()
+        printed = capsys.readouterr()
         assert stop.value.code == 2
-        assert said.out == ""
-        assert re.fullmatch(r"[^\n]+: error: [^\n]+\n", said.err)
-        return said.err
+        assert printed.out == ""
+        assert re.fullmatch(r"[^\n]+: error: [^\n]+\n", printed.err)
+        return printed.err
 
     return refuse
 
 
-def test_the_command_says_what_it_made_and_what_comes_next(
+def test_the_command_prints_the_size_and_the_next_command(
     fitted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`best` and `last` are the newest run's, as everywhere."""
+    """`best` and `last` mean the newest run's, as in the other commands."""
     monkeypatch.chdir(fitted.parents[2])
     capsys.readouterr()
     for name in ("best", "last"):
@@ -244,17 +243,17 @@ def test_the_command_says_what_it_made_and_what_comes_next(
         assert all(torch.equal(ours[key], w) for key, w in saved["state_dict"].items())
 
 
-def test_nothing_is_written_over(one: Exported, tmp_path: Path, refusal: Any) -> None:
+def test_export_overwrites_nothing(one: Exported, tmp_path: Path, refusal: Any) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.txt").write_text("mine")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     before = {path: path.stat() for path in tmp_path.rglob("*") if path.exists()}
     for name in ("exported", "text.txt", "model.ckpt", "empty"):
-        said = refusal(export.main, "--ckpt_path", one.checkpoint, "--output", tmp_path / name)
-        assert f"{name} exists already: name a new folder" in said
+        printed = refusal(export.main, "--ckpt_path", one.checkpoint, "--output", tmp_path / name)
+        assert f"{name} exists already: name a new folder" in printed
     for name in ("text.txt/sub", "dangling"):
-        said = refusal(export.main, "--ckpt_path", one.checkpoint, "--output", tmp_path / name)
-        assert f"{name} cannot be written: " in said
+        printed = refusal(export.main, "--ckpt_path", one.checkpoint, "--output", tmp_path / name)
+        assert f"{name} cannot be written: " in printed
     after = {path: path.stat() for path in tmp_path.rglob("*") if path.exists()}
     assert {path: stat.st_mtime_ns for path, stat in after.items() if path.is_file()} == {
         path: stat.st_mtime_ns for path, stat in before.items() if path.is_file()
@@ -262,7 +261,7 @@ def test_nothing_is_written_over(one: Exported, tmp_path: Path, refusal: Any) ->
     assert after.keys() == before.keys()
 
 
-def test_a_mistake_of_the_command_is_one_line(
+def test_wrong_arguments_are_one_line_errors(
     one: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -287,22 +286,22 @@ def test_a_mistake_of_the_command_is_one_line(
         (lambda c: c["datamodule_hyper_parameters"].update(extra=float("inf")), "JSON"),
     ],
 )
-def test_what_cannot_be_loaded_again_is_not_exported(
+def test_an_invalid_checkpoint_is_not_exported(
     one: Exported, tmp_path: Path, refusal: Any, edit: Any, message: str
 ) -> None:
     contents = torch.load(one.checkpoint, weights_only=True)
     edit(contents)
     torch.save(contents, one.checkpoint)
-    said = refusal(export.main, "--ckpt_path", one.checkpoint, "--output", tmp_path / "new")
-    assert message in said
+    printed = refusal(export.main, "--ckpt_path", one.checkpoint, "--output", tmp_path / "new")
+    assert message in printed
     assert not (tmp_path / "new").exists()
 
 
-def test_fit_does_not_go_on_from_an_export(one: Exported, tmp_path: Path, refusal: Any) -> None:
+def test_fit_does_not_resume_from_an_export(one: Exported, tmp_path: Path, refusal: Any) -> None:
     (tmp_path / "fit.yaml").write_text(f"ckpt_path: {one.folder}\n")
     for flags in (["--ckpt_path", one.folder], ["--config", tmp_path / "fit.yaml"]):
-        said = refusal(cli.main, "fit", *flags, "--trainer.default_root_dir", tmp_path)
-        assert "is an export, without the optimizer's state" in said
+        printed = refusal(cli.main, "fit", *flags, "--trainer.default_root_dir", tmp_path)
+        assert "is an export, without the optimizer's state" in printed
     assert not (tmp_path / "runs").exists()
 
 
@@ -310,7 +309,7 @@ def test_fit_does_not_go_on_from_an_export(one: Exported, tmp_path: Path, refusa
 
 
 def facts(edit: Callable[[Facts], Any]) -> Edit:
-    """A change of a folder's JSON."""
+    """Return an edit of a folder's JSON."""
 
     def change(folder: Path) -> None:
         found = json.loads((folder / "config.json").read_text("utf-8"))
@@ -333,7 +332,7 @@ def data(**values: Any) -> Edit:
 
 
 def weights(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Edit:
-    """A change of a folder's weights."""
+    """Return an edit of a folder's weights."""
 
     def change(folder: Path) -> None:
         found = {k: w.clone() for k, w in load_file(folder / "model.safetensors").items()}
@@ -356,21 +355,21 @@ def cut(part: float) -> Edit:
 
 
 def header(size: int) -> Edit:
-    """Weights whose header says that it has that size, in a file of a GB."""
+    """Claim a header of that size, in a weights file of 1 GiB."""
 
     def change(folder: Path) -> None:
         with (folder / "model.safetensors").open("wb") as file:
             file.write(struct.pack("<Q", size))
-            file.truncate(1 << 30)  # no more than a hole
+            file.truncate(1 << 30)  # sparse
 
     return change
 
 
-def remark(folder: Path) -> None:
-    """Genuine weights, with a header that is long."""
+def long_header(folder: Path) -> None:
+    """Save the same weights with a long header."""
     file = folder / "model.safetensors"
     found = {k: w.clone() for k, w in load_file(file).items()}
-    save_file(found, file, {"remark": "x" * (1 << 22)})
+    save_file(found, file, {"long_header": "x" * (1 << 22)})
 
 
 def link(name: str) -> Edit:
@@ -388,95 +387,96 @@ def set_weight(value: float) -> Edit:
     return weights(change)
 
 
-OURS = "was not written by"
+FOREIGN = "was not written by"
 DAMAGED = "is damaged or not a checkpoint: export it again"
-UNFIT = "does not fit together|do not fit this network|too few weights|another version|must be"
-UNLIKE = "is refused: it"
+MISMATCH = "does not fit together|do not fit this network|too few weights|another version|must be"
+REFUSED = "is refused: it"
 DEEP = b'{"hyper_parameters": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
-SPOILED: dict[str, tuple[Edit, str]] = {
-    "no JSON": (lambda folder: (folder / "config.json").unlink(), "config.json of its own"),
+INVALID: dict[str, tuple[Edit, str]] = {
+    "no JSON": (lambda folder: (folder / "config.json").unlink(), "which has a file config.json"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "is a folder"),
-    "a link to JSON": (link("config.json"), r"config.json of its own \(not a link\)"),
-    "a link to weights": (link("model.safetensors"), "model.safetensors of its own"),
+    "a link to JSON": (link("config.json"), r"config.json \(not a link\)"),
+    "a link to weights": (link("model.safetensors"), r"model.safetensors \(not a link\)"),
     "an empty JSON": (text(b""), DAMAGED),
     "bytes for JSON": (text(b"\x80\xff\x00"), DAMAGED),
     "half a JSON": (text(b'{"format": "lit_gpt'), DAMAGED),
     "deep JSON": (text(DEEP), DAMAGED),
     "a large JSON": (text(b" " * (1 << 22) + b"{}"), DAMAGED),
-    "a list": (text(b"[]"), OURS),
-    "another program's": (text(b'{"model_type": "gpt2"}'), OURS),
+    "a list": (text(b"[]"), FOREIGN),
+    "another program's": (text(b'{"model_type": "gpt2"}'), FOREIGN),
     "another format": (
         facts(lambda f: f.update(format="lit_gpt_scratch 2")),
         "'lit_gpt_scratch 2'",
     ),
-    "a list for a format": (facts(lambda f: f.update(format=["x\n"] * 99)), OURS),
+    "a list for a format": (facts(lambda f: f.update(format=["x\n"] * 99)), FOREIGN),
     "NaN": (net(dropout=float("nan")), DAMAGED),
-    "no model": (facts(lambda f: f.pop("hyper_parameters")), OURS),
-    "a list for a model": (facts(lambda f: f.update(hyper_parameters=[1])), OURS),
-    "no net": (facts(lambda f: f["hyper_parameters"].pop("net")), OURS),
-    "a text for data": (facts(lambda f: f.update(datamodule_hyper_parameters="x")), OURS),
-    "no fraction": (facts(lambda f: f["datamodule_hyper_parameters"].pop("val_fraction")), OURS),
+    "no model": (facts(lambda f: f.pop("hyper_parameters")), FOREIGN),
+    "a list for a model": (facts(lambda f: f.update(hyper_parameters=[1])), FOREIGN),
+    "no net": (facts(lambda f: f["hyper_parameters"].pop("net")), FOREIGN),
+    "a text for data": (facts(lambda f: f.update(datamodule_hyper_parameters="x")), FOREIGN),
+    "no fraction": (facts(lambda f: f["datamodule_hyper_parameters"].pop("val_fraction")), FOREIGN),
     "a text for a step": (facts(lambda f: f.update(global_step="x")), "not a whole number"),
     "another's class": (model(net={"class_path": "os.system"}), "names 'os.system'"),
     "an instantiator": (model(_instantiator="os.system"), "names code of its own"),
     "a class of models": (model(_class_path="os.system"), "names code of its own"),
-    "an unknown setting": (model(of_tomorrow=1), UNFIT),
-    "an unknown size": (net(of_tomorrow=1), UNFIT),
-    "a text for a width": (net(width="wide"), UNLIKE),
+    "an unknown setting": (model(of_tomorrow=1), MISMATCH),
+    "an unknown size": (net(of_tomorrow=1), MISMATCH),
+    "a text for a width": (net(width="wide"), REFUSED),
     "a list for a net": (model(net=[1, 2]), "is refused: its net"),
-    "a number for an alphabet": (model(alphabet=7), UNFIT),
-    "a deep net": (net(layers=json.loads("[" * 500 + "]" * 500)), UNLIKE),
-    "an absurd width": (net(width=1 << 12), UNFIT),
-    "a width beyond all memory": (net(width=1 << 40), UNFIT),
-    "a width beyond all numbers": (net(width=10**30), UNLIKE),
-    "absurdly many layers": (net(layers=10**12), UNFIT),
-    "another width": (net(width=64), UNFIT),
-    "another alphabet": (model(alphabet="abc"), UNFIT),
-    "no weight": (weights(lambda found: found.popitem()), UNFIT),
-    "a weight more": (weights(lambda found: found.update(x=torch.ones(2))), UNFIT),
-    "another shape": (weights(lambda f: f.update({min(f): torch.ones(2, 2)})), UNFIT),
+    "a number for an alphabet": (model(alphabet=7), MISMATCH),
+    "a deep net": (net(layers=json.loads("[" * 500 + "]" * 500)), REFUSED),
+    "an absurd width": (net(width=1 << 12), MISMATCH),
+    "a width beyond all memory": (net(width=1 << 40), MISMATCH),
+    "a width beyond all numbers": (net(width=10**30), REFUSED),
+    "absurdly many layers": (net(layers=10**12), MISMATCH),
+    "another width": (net(width=64), MISMATCH),
+    "another alphabet": (model(alphabet="abc"), MISMATCH),
+    "no weight": (weights(lambda found: found.popitem()), MISMATCH),
+    "a weight more": (weights(lambda found: found.update(x=torch.ones(2))), MISMATCH),
+    "another shape": (weights(lambda f: f.update({min(f): torch.ones(2, 2)})), MISMATCH),
     "a weight of NaN": (set_weight(torch.nan), "not all finite"),
     "an infinite weight": (set_weight(-torch.inf), "not all finite"),
     "a long header": (header(1 << 40), DAMAGED),
-    "a rather long header": (remark, DAMAGED),
+    "a rather long header": (long_header, DAMAGED),
     "a header of zeros": (header(1 << 26), DAMAGED),
     "an empty header": (header(0), DAMAGED),
     **{f"{part} of the weights": (cut(part), DAMAGED) for part in (0.0, 0.001, 0.5, 0.9999)},
 }
-# What is not asked for is not read: of the data, and, by commands, the network's own alphabet.
-DATA: dict[str, Edit] = {
+# Invalid data settings: only commands that read the data refuse them.
+INVALID_DATA: dict[str, Edit] = {
     "a number for an alphabet": data(alphabet=7),
     "no alphabet": data(alphabet=""),
     "a text for a context": data(context="long"),
     "no context": data(context=0),
     "a list for a corpus": data(corpus=["x"]),
     "a null for a batch": data(batch_size=None),
-    "a setting of tomorrow": data(of_tomorrow=1),
+    "an unknown setting": data(of_tomorrow=1),
 }
-LOADED_ONLY = {"another alphabet", "a number for an alphabet"}
+# Only `load` reads the model's own alphabet; commands take the data's.
+LOAD_ONLY = {"another alphabet", "a number for an alphabet"}
 
 
-@pytest.mark.parametrize("spoil", SPOILED)
-def test_a_spoiled_folder_is_refused_in_one_line(one: Exported, refusal: Any, spoil: str) -> None:
-    """By whatever reads it, and before it takes memory that the folder's size does not justify."""
-    edit, message = SPOILED[spoil]
+@pytest.mark.parametrize("case", INVALID)
+def test_an_invalid_folder_is_refused_in_one_line(one: Exported, refusal: Any, case: str) -> None:
+    """By `load` and by commands, without allocating much more than the folder's size."""
+    edit, message = INVALID[case]
     edit(one.folder)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(InputError, match=message) as error:
         inspection.load(one.folder)
     assert str(one.folder) in str(error.value)
     assert len(str(error.value)) < 600
-    if spoil not in LOADED_ONLY:
+    if case not in LOAD_ONLY:
         assert re.search(message, refusal(cli.main, "predict", "--ckpt_path", one.folder))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 300_000, f"{grown} KiB more"
 
 
-@pytest.mark.parametrize("spoil", DATA)
-def test_spoiled_settings_of_data_are_refused_in_one_line(
-    one: Exported, refusal: Any, spoil: str
+@pytest.mark.parametrize("case", INVALID_DATA)
+def test_invalid_data_settings_are_refused_in_one_line(
+    one: Exported, refusal: Any, case: str
 ) -> None:
-    DATA[spoil](one.folder)
+    INVALID_DATA[case](one.folder)
     assert "error" in refusal(cli.main, "validate", "--ckpt_path", one.folder)
 
 
@@ -484,7 +484,7 @@ def test_spoiled_settings_of_data_are_refused_in_one_line(
 def test_pickled_code_in_a_folder_is_never_run(one: Exported, tmp_path: Path, name: str) -> None:
     marker = tmp_path / "marker"
     (one.folder / name).write_bytes(pickle.dumps(RunsCommand(marker)))
-    if name in ("model.ckpt", ".metadata"):  # nobody asks for it
+    if name in ("model.ckpt", ".metadata"):  # not read
         inspection.load(one.folder)
     else:
         with pytest.raises(InputError, match="damaged"):
@@ -494,10 +494,10 @@ def test_pickled_code_in_a_folder_is_never_run(one: Exported, tmp_path: Path, na
     assert marker.exists(), "the gadget is harmless, so this test shows nothing"
 
 
-def test_a_class_of_a_plugin_needs_the_users_word(
+def test_a_plugin_class_needs_the_plugin_flag(
     one: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Any
 ) -> None:
-    """When it is exported, and when the export is read."""
+    """Both for exporting and for reading the export."""
     (tmp_path / "exported_more.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(tmp_path)
     contents = torch.load(one.checkpoint, weights_only=True)
@@ -505,14 +505,14 @@ def test_a_class_of_a_plugin_needs_the_users_word(
     contents["state_dict"] = small(config("gpt_cpu_classic")).state_dict()
     torch.save(contents, one.checkpoint)
     ask = ["--ckpt_path", str(one.checkpoint), "--output", str(tmp_path / "mine")]
-    assert "name that with --plugin" in refusal(export.main, *ask)
+    assert "--plugin" in refusal(export.main, *ask)
     export.main([*ask, "--plugin", "exported_more"])
-    assert "name that with --plugin" in refusal(cli.main, "predict", "--ckpt_path", ask[3])
+    assert "--plugin" in refusal(cli.main, "predict", "--ckpt_path", ask[3])
     assert type(inspection.load(ask[3], "exported_more").net).__name__ == "Mine"
 
 
-def test_a_folder_holds_no_more_than_it_says(one: Exported) -> None:
-    """No optimizer state, no callbacks, nothing of the machine but the corpus' name."""
+def test_an_export_holds_only_weights(one: Exported) -> None:
+    """No optimizer state, no callbacks, no metadata."""
     with safe_open(one.folder / "model.safetensors", "pt") as found:
         assert set(found.keys()) == set(one.model.state_dict())
         assert not found.metadata()

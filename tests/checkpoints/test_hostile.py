@@ -1,4 +1,4 @@
-"""Files from strangers, given to real commands: no code in them runs, one line refuses them."""
+"""Hostile files given to real commands: their code never runs, and they are refused in one line."""
 
 import pickle
 import re
@@ -19,7 +19,7 @@ from lit_gpt_scratch.cli import main
 
 pytestmark = pytest.mark.slow
 
-# Reads a checkpoint as a notebook does, in place of the command line.
+# Reads a checkpoint as a notebook does, without the command line.
 LOAD = """
 import sys
 from lit_gpt_scratch import inspection
@@ -34,7 +34,7 @@ COMMANDS = {
     "fit": ["-m", "lit_gpt_scratch", *FIT, "--ckpt_path"],
     "load": ["-c", LOAD],
 }
-# Runs one command with each of several files, and prints how each ends.
+# Runs one command with each of several files, and prints the exit codes.
 EACH = """
 import runpy, sys
 count, command = int(sys.argv[1]), sys.argv[2:]
@@ -58,8 +58,8 @@ finally:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A genuine checkpoint."""
+def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A valid checkpoint."""
     cli = train_small(
         tmp_path_factory.mktemp("fit"), "--model.net.layers=2", "--model.net.width=16"
     )
@@ -73,18 +73,18 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def assert_refused(ended: subprocess.CompletedProcess[str], message: str) -> None:
-    """In one line, before anything is printed or written."""
+    """Check that a process ended with a one-line error, without other output."""
     assert ended.returncode == 2, ended.stderr
     assert re.fullmatch(rf"[^\n]*error: [^\n]*({message})[^\n]*\n", ended.stderr), ended.stderr
     assert not ended.stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_no_gadget_runs_in_any_command(whole: Path, tmp_path: Path, command: str) -> None:
-    """One after the other in a process, since each start takes seconds."""
+def test_no_command_runs_pickled_code(valid: Path, tmp_path: Path, command: str) -> None:
+    """One process reads all files, since each start takes seconds."""
     marker, paths = tmp_path / "marker", []
     for i, gadget in enumerate(GADGETS):
-        contents = torch.load(whole, weights_only=True)
+        contents = torch.load(valid, weights_only=True)
         contents[PARTS[i % len(PARTS)]]["gadget"] = gadget(marker)
         paths.append(tmp_path / f"{gadget.__name__}.ckpt")
         torch.save(contents, paths[-1])
@@ -102,7 +102,7 @@ def test_no_gadget_runs_in_any_command(whole: Path, tmp_path: Path, command: str
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_folder_of_lightnings_is_refused_and_its_pickle_never_run(
+def test_a_sharded_checkpoint_is_refused_and_its_pickle_never_run(
     tmp_path: Path, command: str
 ) -> None:
     """A distributed checkpoint's `.metadata` is a raw pickle, which Lightning would read."""
@@ -131,12 +131,12 @@ def ensemble(contents: dict[str, Any]) -> None:
 
 
 def longer(contents: dict[str, Any]) -> None:
-    """ModernGPT has nothing of its context's size, so that only buffers could have it."""
+    """No parameter of ModernGPT has the context's size; buffers could have it."""
     for part in ("hyper_parameters", "datamodule_hyper_parameters"):
         contents[part]["context"] = 1 << 20
 
 
-ABSURD: dict[str, tuple[Edit, int]] = {
+HUGE: dict[str, tuple[Edit, int]] = {
     "layers": (net(layers=10**12), 2),
     "width": (net(width=1 << 40), 2),
     "an ensemble": (ensemble, 2),
@@ -146,38 +146,40 @@ ABSURD: dict[str, tuple[Edit, int]] = {
 
 
 def peak(path: Path) -> tuple[subprocess.CompletedProcess[str], int]:
-    """How `predict` ends, and the most memory that it had, in MiB."""
+    """Run `predict`; return its result and its peak memory in MiB."""
     ended = run(["-c", PEAK, *COMMANDS["predict"][1:], str(path)], path.parent)
     return ended, int(ended.stdout.rpartition("PEAK ")[2])
 
 
 @pytest.fixture(scope="module")
-def usual(whole: Path) -> int:
-    return peak(whole)[1]
+def normal_peak(valid: Path) -> int:
+    return peak(valid)[1]
 
 
-@pytest.mark.parametrize("what", ABSURD)
-def test_absurd_sizes_take_no_memory(whole: Path, usual: int, tmp_path: Path, what: str) -> None:
-    """They are refused in one line, or are never reserved."""
-    edit, code = ABSURD[what]
-    contents = torch.load(whole, weights_only=True)
+@pytest.mark.parametrize("what", HUGE)
+def test_huge_sizes_allocate_no_memory(
+    valid: Path, normal_peak: int, tmp_path: Path, what: str
+) -> None:
+    """They are refused in one line, or the memory is never allocated."""
+    edit, code = HUGE[what]
+    contents = torch.load(valid, weights_only=True)
     edit(contents)
     torch.save(contents, tmp_path / "absurd.ckpt")
     ended, memory = peak(tmp_path / "absurd.ckpt")
     assert ended.returncode == code, ended.stderr
     assert ended.stderr.count("\n") == bool(code)
-    assert memory - usual < 100
+    assert memory - normal_peak < 100
 
 
-def test_state_that_does_not_fit_is_one_line_and_leaves_the_run_whole(
-    whole: Path, tmp_path: Path
+def test_a_wrong_optimizer_state_is_a_one_line_error_and_keeps_the_run(
+    valid: Path, tmp_path: Path
 ) -> None:
-    """What is wrong with an optimizer's state is seen at the first step only."""
-    contents = torch.load(whole, weights_only=True)
+    """A wrong optimizer state shows only at the first step."""
+    contents = torch.load(valid, weights_only=True)
     state = contents["optimizer_states"][0]["state"]
     state[0] = {name: torch.ones(3) for name in state[0]}
     root = tmp_path / "runs" / "hostile" / "version_0"
-    shutil.copytree(whole.parents[1], root)
+    shutil.copytree(valid.parents[1], root)
     path = root / "checkpoints" / "last.ckpt"
     torch.save(contents, path)
     before = {p: p.read_bytes() for p in (root / "checkpoints").iterdir()}
@@ -190,9 +192,9 @@ def test_state_that_does_not_fit_is_one_line_and_leaves_the_run_whole(
     assert {p: p.read_bytes() for p in (root / "checkpoints").iterdir()} == before
 
 
-def test_out_of_memory_is_one_line(whole: Path, tmp_path: Path) -> None:
+def test_out_of_memory_is_a_one_line_error(valid: Path, tmp_path: Path) -> None:
     flags = ["--max_new_tokens=1000000000000"]
-    ended = run([*COMMANDS["predict"], str(whole), *flags], tmp_path)
+    ended = run([*COMMANDS["predict"], str(valid), *flags], tmp_path)
     assert ended.returncode == 2
     assert re.fullmatch(r"[^\n]*error: there is not enough memory [^\n]*\n", ended.stderr)
     assert not [*tmp_path.iterdir()]
@@ -200,12 +202,12 @@ def test_out_of_memory_is_one_line(whole: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["[", "- ", "{a: [", "? "])
 @pytest.mark.parametrize("rounds", [3000, 25_000])
-def test_a_prompt_that_nests_deep_is_no_crash(
-    whole: Path, text: str, rounds: int, capsys: pytest.CaptureFixture[str]
+def test_a_deeply_nested_prompt_does_not_crash(
+    valid: Path, text: str, rounds: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The parser tries every text as YAML; that reader is written in C, and has a stack to end."""
+    """jsonargparse parses every text as YAML, in C code whose stack could overflow."""
     flags = ["--max_new_tokens=1", f"--prompt={text * rounds}"]
     refused = pytest.raises(SystemExit, match=r"^2$")
     with refused if text != "? " or rounds > 10_000 else nullcontext():
-        main(["predict", "--ckpt_path", str(whole), *flags])
+        main(["predict", "--ckpt_path", str(valid), *flags])
     assert re.fullmatch(r"([^\n]*error: [^\n]*\n)?", capsys.readouterr().err)
