@@ -1,7 +1,7 @@
-"""From a text to batches: corpus, characters as ids, and the Lightning data module.
+"""From a text to batches: corpus, tokenizer, and the Lightning data module.
 
-Public names are imported when they are first used: Lightning and torch take seconds, and a report
-of runs needs neither.
+Public names are imported on first use: `report` needs this package, but not Lightning or PyTorch,
+which take seconds to import.
 """
 
 from importlib import import_module

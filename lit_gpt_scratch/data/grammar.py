@@ -99,10 +99,7 @@ class Grammar:
         return np.stack([turn, speaker, subject, verb, *middle, end], axis=1)
 
     def chunks(self, size: int) -> Iterator[tuple[bytes, NDArray[np.int64], NDArray[np.float64]]]:
-        """Yield the first `size` characters in chunks: text, positions and losses of its words.
-
-        Positions count from the beginning of the play. A longer play begins with the shorter one.
-        """
+        """Yield the first `size` characters in chunks: text; positions and losses of its words."""
         random = np.random.Philox(key=SEED)
         done = 0
         while done < size:

@@ -192,10 +192,13 @@ def test_a_failed_export_leaves_no_files(
 def test_an_export_has_the_usual_permissions(one: Exported) -> None:
     (one.folder.parent / "new").mkdir()
     (one.folder.parent / "new/file").touch()
-    export.export(one.checkpoint, one.folder.parent / "made")
+    export.export(one.checkpoint, one.folder.parent / "export")
     for name, usual in {"": "", "model.safetensors": "file", "config.json": "file"}.items():
-        ours, theirs = (one.folder.parent / part for part in (f"made/{name}", f"new/{usual}"))
-        assert ours.stat().st_mode == theirs.stat().st_mode
+        exported, ordinary = (
+            one.folder.parent / f"export/{name}",
+            one.folder.parent / f"new/{usual}",
+        )
+        assert exported.stat().st_mode == ordinary.stat().st_mode
 
 
 def test_an_export_can_be_moved_and_renamed(one: Exported) -> None:
@@ -239,8 +242,8 @@ def test_the_command_prints_the_size_and_the_next_command(
         assert re.fullmatch(rf"out/a {name}  0\.0 MB", size)
         assert after == f"  lit-gpt-scratch predict --ckpt_path 'out/a {name}'"
         saved = torch.load(fitted / f"checkpoints/{name}.ckpt", weights_only=True)
-        ours = inspection.load(f"out/a {name}").state_dict()
-        assert all(torch.equal(ours[key], w) for key, w in saved["state_dict"].items())
+        exported = inspection.load(f"out/a {name}").state_dict()
+        assert all(torch.equal(exported[key], w) for key, w in saved["state_dict"].items())
 
 
 def test_export_overwrites_nothing(one: Exported, tmp_path: Path, refusal: Any) -> None:
@@ -348,8 +351,8 @@ def text(contents: bytes) -> Edit:
 
 def cut(part: float) -> Edit:
     def change(folder: Path) -> None:
-        whole = (folder / "model.safetensors").read_bytes()
-        (folder / "model.safetensors").write_bytes(whole[: int(part * len(whole))])
+        content = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(content[: int(part * len(content))])
 
     return change
 

@@ -123,9 +123,11 @@ def test_the_play_has_the_form_of_tiny_shakespeare(text: str) -> None:
         for number, subjects in (("singular", grammar.SINGULAR), ("plural", grammar.PLURAL))
     ]
     speech = f"{one_of(grammar.SPEAKERS)}(?:{lines[0]}|{lines[1]})+"
-    whole = text[: text.rindex("\n\n") + 1]  # the last speech may be cut short
-    assert re.fullmatch(rf"{speech}(?:\n{speech})*", whole)
-    assert all(re.fullmatch(r"\w[\w ]*:", speech.split("\n")[0]) for speech in whole.split("\n\n"))
+    complete = text[: text.rindex("\n\n") + 1]  # without the last speech, which may be cut short
+    assert re.fullmatch(rf"{speech}(?:\n{speech})*", complete)
+    assert all(
+        re.fullmatch(r"\w[\w ]*:", speech.split("\n")[0]) for speech in complete.split("\n\n")
+    )
 
 
 @pytest.mark.parametrize("slot", SLOTS)
@@ -158,9 +160,9 @@ def test_play_log_loss_is_the_loss_of_a_parser(parsed: Parsed, part: list[int]) 
 
 def test_the_standard_error_is_calibrated(parsed: Parsed) -> None:
     """The parts of the play deviate from its mean by about the reported error."""
-    whole = parsed.losses.mean()
+    overall = parsed.losses.mean()
     parts = [play_log_loss(first, first + 10_000) for first in range(0, SIZE, 50_000)]
-    deviations = [(mean - whole) / error for mean, error in parts]
+    deviations = [(mean - overall) / error for mean, error in parts]
     assert 0.7 < np.std(deviations) < 1.4
 
 
