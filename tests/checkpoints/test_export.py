@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import pytest
 import torch
-from malicious_pickles import RunsCommand
 from laws import ALPHABET, CONFIGS, random_ids, small, train_small, with_random_weights
+from malicious_pickles import RunsCommand
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
