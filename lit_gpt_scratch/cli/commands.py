@@ -26,20 +26,29 @@ from lit_gpt_scratch.data.windows import Batches, require_divisible_batch
 from lit_gpt_scratch.errors import InputError, exit_with_error, is_out_of_memory, require_positive
 from lit_gpt_scratch.runs.callbacks import make_callbacks
 from lit_gpt_scratch.runs.folder import (
-    check_whole,
     default_name,
-    folder_to_go_on_in,
-    hold,
+    find_unfinished_run,
     last_checkpoint,
+    lock_run_folder,
     new_run_folder,
+    refuse_truncated_config,
+    resume_folder,
     runs_folder,
-    say_how_to_go_on,
-    unfinished,
-    write_facts,
+    write_yaml_files,
 )
-from lit_gpt_scratch.runs.metrics_logger import MetricsCSV, cut_after
-from lit_gpt_scratch.runs.summary import about, describe, summarize
-from lit_gpt_scratch.runs.wandb_logger import finish_wandb, make_wandb_logger, wandb_mode, wandb_run
+from lit_gpt_scratch.runs.metrics_logger import MetricsCSV, trim_after_step
+from lit_gpt_scratch.runs.summary import (
+    format_header,
+    format_summary,
+    print_resume_command,
+    run_facts,
+)
+from lit_gpt_scratch.runs.wandb_logger import (
+    finish_wandb_run,
+    get_wandb_run,
+    make_wandb_loggers,
+    resolve_wandb_mode,
+)
 from lit_gpt_scratch.training.checkpointing import AtomicCheckpointIO, GracefulStop
 from lit_gpt_scratch.training.distributed import exit_with_parent, is_rank_zero, report_errors_once
 from lit_gpt_scratch.training.hardware import keep_freed_memory
@@ -92,40 +101,40 @@ class CharCLI(CheckpointCLI):
         data = self.datamodule
         first = Path(ours.config[0].relative) if ours.config and ours.config[0] else None
         if first:
-            check_whole(first)
+            refuse_truncated_config(first)
         resumed = self.ckpt_path if ours.ckpt_path else None
         name = ours.name or default_name(first, resumed) + "-sample" * data.fell_back
         require_divisible_batch(data.batch_size, trainer.num_devices * trainer.num_nodes)
-        wandb_mode(self.config_init.fit.wandb)
+        resolve_wandb_mode(self.config_init.fit.wandb)
         runs = runs_folder(ours.trainer.default_root_dir)
-        if not resumed and is_rank_zero() and (left := unfinished(runs / name)):
-            say_how_to_go_on(left, f"Notice: {left} is not finished.")
-        going_on = folder_to_go_on_in(resumed, ours.name) if resumed else None
+        if not resumed and is_rank_zero() and (left := find_unfinished_run(runs / name)):
+            print_resume_command(left, f"Notice: {left} is not finished.")
+        going_on = resume_folder(resumed, ours.name) if resumed else None
         self.folder = going_on or new_run_folder(runs, name)
         if trainer.is_global_zero:
-            self._held = hold(self.folder)
+            self._held = lock_run_folder(self.folder)
             if going_on:
-                cut_after(self.folder, self.ckpt_step)
+                trim_after_step(self.folder, self.ckpt_step)
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         # What was used, not only what was asked for: the seed, and the text that was opened.
         for key in ("corpus", "sha256", "fallback"):
             ours.data[key] = data.hparams[key]
         config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))["fit"]
-        facts = about(trainer, self.model, data)
+        facts = run_facts(trainer, self.model, data)
         if ours.trainer.logger is None:
             wandb = self.config_init.fit.wandb
             trainer.loggers = [
                 MetricsCSV(self.folder),
-                *make_wandb_logger(self.folder, config | facts, wandb, self.wandb_id),
+                *make_wandb_loggers(self.folder, config | facts, wandb, self.wandb_id),
             ]
         trainer.callbacks += make_callbacks(
             self.folder, ours.trainer.enable_progress_bar, self.wandb_id
         )
-        if run := wandb_run(trainer):
+        if run := get_wandb_run(trainer):
             facts["wandb_id"] = run.id
         if trainer.is_global_zero:
-            write_facts(self.folder, config=config, about=facts)
-            print(describe(self.model, data, self.folder), file=sys.stderr)
+            write_yaml_files(self.folder, config=config, about=facts)
+            print(format_header(self.model, data, self.folder), file=sys.stderr)
 
     def fit(self, **kwargs: Any) -> None:
         """Train; a run that is refused before its first step leaves no folder."""
@@ -134,25 +143,25 @@ class CharCLI(CheckpointCLI):
         try:
             self.trainer.fit(**kwargs)
         except GracefulStop as stop:
-            finish_wandb(self.folder)
+            finish_wandb_run(self.folder)
             done = f"step {self.trainer.global_step:,} of {self.trainer.max_steps:,}"
-            say_how_to_go_on(self.folder, f"\nStopped at {done}, and saved.")
+            print_resume_command(self.folder, f"\nStopped at {done}, and saved.")
             # Lightning kills the first where one of its others ends before it, but for a 0.
             raise SystemExit(128 + stop.signal_number if is_rank_zero() else 0) from None
         except SystemExit as end:
             if not isinstance(end.__context__, KeyboardInterrupt):
                 raise
             # What Lightning makes of Ctrl-C.
-            say_how_to_go_on(self.folder, "\nStopped at once.")
+            print_resume_command(self.folder, "\nStopped at once.")
             raise SystemExit(128 + signal.SIGINT) from None
         except Exception as error:
             written = any((self.folder / name).exists() for name in ("metrics.csv", "checkpoints"))
             if is_rank_zero() and not written:  # only its own, and only while it is empty
-                finish_wandb(self.folder)
+                finish_wandb_run(self.folder)
                 shutil.rmtree(self.folder, ignore_errors=True)
             if self.config.fit.ckpt_path and not isinstance(error, InputError):
                 self._blame_checkpoint(error, begun)
-            say_how_to_go_on(self.folder, "The last good checkpoint is there.")
+            print_resume_command(self.folder, "The last good checkpoint is there.")
             raise
         finally:
             if self._held is not None:
@@ -197,13 +206,13 @@ class CharCLI(CheckpointCLI):
         return super()._prepare_subcommand_kwargs(subcommand) | path
 
     def after_fit(self) -> None:
-        finish_wandb(self.folder)
+        finish_wandb_run(self.folder)
         trainer: Any = self.trainer
         # Asked of the metrics, which all processes share; only the first knows the folder.
         if "val/loss" not in trainer.callback_metrics and not trainer.fast_dev_run:
             trainer.save_checkpoint(last_checkpoint(self.folder))
         if trainer.is_global_zero:
-            print(summarize(trainer, self.model, self.datamodule, self.folder))
+            print(format_summary(trainer, self.model, self.datamodule, self.folder))
 
     def predict(self, model: LitCharLM, datamodule: CharDataModule, **checkpoint: Any) -> None:
         """Print texts that continue the prompt."""

@@ -1,4 +1,4 @@
-"""The callbacks of every `fit`. Their order matters."""
+"""The callbacks of `fit`. Their order matters: tests/runs/test_callbacks.py gives the reasons."""
 
 import sys
 from pathlib import Path
@@ -8,8 +8,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lit_gpt_scratch.runs.folder import last_checkpoint
 from lit_gpt_scratch.runs.metrics_logger import RowCounts
-from lit_gpt_scratch.runs.recorders import AttentionPictures, Samples, SymbolLosses
-from lit_gpt_scratch.runs.wandb_logger import WandbRun
+from lit_gpt_scratch.runs.recorders import AttentionRecorder, SampleRecorder, SymbolLossRecorder
+from lit_gpt_scratch.runs.wandb_logger import WandbCheckpoints
 from lit_gpt_scratch.training.checkpointing import SignalCheckpoint
 from lit_gpt_scratch.training.distributed import RankConsistencyCheck
 from lit_gpt_scratch.training.progress import LogLines, ProgressBar
@@ -17,14 +17,14 @@ from lit_gpt_scratch.training.throughput import Throughput
 
 
 def make_callbacks(folder: Path, bar: bool | None, wandb_id: str | None = None) -> list[Callback]:
-    """What every `fit` has: checkpoints, throughput, bar, and what validations leave behind.
+    """Return the callbacks of a run: checks, recorders, checkpoints, throughput and progress.
 
     Args:
-        folder: The run's.
-        bar: Whether to show the bar; None: on a terminal.
-        wandb_id: That of the run which this one resumes.
+        folder: The run's folder.
+        bar: Whether to show a progress bar; by default, if the output is a terminal.
+        wandb_id: Id of the W&B run that this run resumes.
     """
-    kept: dict[str, Any] = {
+    options: dict[str, Any] = {
         "dirpath": folder / "checkpoints",
         "auto_insert_metric_name": False,
         "enable_version_counter": False,
@@ -32,14 +32,14 @@ def make_callbacks(folder: Path, bar: bool | None, wandb_id: str | None = None) 
     }
     return [
         RankConsistencyCheck(),
-        Samples(folder),
-        SymbolLosses(folder),
-        AttentionPictures(folder),
-        WandbRun(wandb_id),
+        SampleRecorder(folder),
+        SymbolLossRecorder(folder),
+        AttentionRecorder(folder),
+        WandbCheckpoints(wandb_id),
         RowCounts(folder),
         SignalCheckpoint(last_checkpoint(folder)),
-        Throughput(),  # after these, so that its clock of training leaves them out
+        Throughput(),
         ProgressBar() if (sys.stdout.isatty() if bar is None else bar) else LogLines(),
-        ModelCheckpoint(filename="best", monitor="val/loss", **kept),
-        ModelCheckpoint(filename="last", monitor=None, **kept),
+        ModelCheckpoint(filename="best", monitor="val/loss", **options),
+        ModelCheckpoint(filename="last", monitor=None, **options),
     ]

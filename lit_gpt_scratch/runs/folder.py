@@ -1,8 +1,14 @@
-"""The folder of a run: where it is, what is written into it, and what is said of it at the end."""
+"""The folder of a run: its name, lock and resume command; and which run is the newest.
+
+Of one name's runs, the newest has the highest version number. `--ckpt_path best` and `last` look
+at all names: they take the file that was saved last.
+
+This module does not import Lightning, so that `report` starts fast.
+"""
 
 import os
+import re
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +17,38 @@ import yaml
 from lit_gpt_scratch.errors import InputError, write_errors_as_input_errors
 from lit_gpt_scratch.files import atomic_write, lock
 from lit_gpt_scratch.runs.tables import read_rows
-from lit_gpt_scratch.training.distributed import is_rank_zero
 
 DEFAULT_NAME = "gpt_cpu"
 
 
 def runs_folder(root: str | Path | None) -> Path:
-    """The folder of all runs under the Trainer's `default_root_dir` (default: this folder)."""
+    """Return the folder of all runs below the Trainer's `default_root_dir`."""
     return Path(root or ".").expanduser() / "runs"
 
 
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is a run: it has config.yaml or, if that is lost, metrics.csv."""
+    return any((folder / name).is_file() for name in ("config.yaml", "metrics.csv"))
+
+
+def version_order(path: Path) -> list[Any]:
+    """Return a sort key that compares numbers in folder names by value: 9 before 10."""
+    return [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", path.name)]
+
+
+def newest_run(folder: Path) -> Path | None:
+    """Return the run with the highest version number inside a folder, if there is one."""
+    return max(filter(is_run, folder.glob("*")), key=version_order, default=None)
+
+
 def new_run_folder(runs: Path, name: str) -> Path:
-    """The next `NAME/version_N`, made now, so that two runs that start together get two folders.
+    """Return the next `NAME/version_N`; rank 0 creates it, so concurrent runs never share it.
 
     Raises:
         InputError: The name is a path, or the folder cannot be written.
     """
+    from lit_gpt_scratch.training.distributed import is_rank_zero  # imports Lightning
+
     if not name or name != Path(name).name or name.startswith("."):
         raise InputError(f"name is {name!r}: it must be a plain folder name, without slashes.")
     try:
@@ -34,14 +56,12 @@ def new_run_folder(runs: Path, name: str) -> Path:
         taken = [int(p.name[8:]) for p in (runs / name).glob("version_*") if p.name[8:].isdigit()]
         version = max(taken, default=-1) + 1
         while True:
+            folder = runs / name / f"version_{version}"
             try:
-                folder = runs / name / f"version_{version}"
                 if is_rank_zero():
                     folder.mkdir()
                 return folder
-            except FileExistsError:
-                if not folder.is_dir():
-                    raise
+            except FileExistsError:  # another run has just created it
                 version += 1
     except OSError as error:
         raise InputError(
@@ -51,8 +71,8 @@ def new_run_folder(runs: Path, name: str) -> Path:
 
 
 def default_name(config: Path | None, checkpoint: Path | None) -> str:
-    """A run's, from its first config file, else from the run that its checkpoint lies in."""
-    if config and config.name != "config.yaml":  # a run's own, whose name says nothing
+    """Return a run's name: its config's file name, or the name of the run that it comes from."""
+    if config and config.name != "config.yaml":
         return config.stem
     folder = Path()
     if config:
@@ -62,9 +82,9 @@ def default_name(config: Path | None, checkpoint: Path | None) -> str:
     return folder.parent.name if folder.name.startswith("version_") else DEFAULT_NAME
 
 
-def write_facts(folder: Path, **parts: dict[str, Any]) -> None:
-    """NAME.yaml of each, whole."""
-    for name, values in parts.items():
+def write_yaml_files(folder: Path, **contents: dict[str, Any]) -> None:
+    """Write each keyword argument to a file NAME.yaml in a folder, atomically."""
+    for name, values in contents.items():
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         path = folder / f"{name}.yaml"
         with write_errors_as_input_errors(path), atomic_write(path) as file:
@@ -72,94 +92,95 @@ def write_facts(folder: Path, **parts: dict[str, Any]) -> None:
 
 
 def last_checkpoint(folder: Path) -> Path:
-    """Where the run in a folder keeps what it goes on from."""
+    """Return the path of the checkpoint that a run resumes from."""
     return folder / "checkpoints" / "last.ckpt"
 
 
 def resume_command(folder: Path) -> str:
-    """What goes on with a run from its last checkpoint."""
+    """Return the command that resumes a run from its last checkpoint."""
     config, last = (shlex.quote(str(p)) for p in (folder / "config.yaml", last_checkpoint(folder)))
     return f"lit-gpt-scratch fit --config {config} --ckpt_path {last}"
 
 
-def folder_to_go_on_in(checkpoint: Path, name: str | None) -> Path | None:
-    """That of the run which a checkpoint lies in, unless a run of another name is asked for."""
+def resume_folder(checkpoint: Path, name: str | None) -> Path | None:
+    """Return the folder of the run that a checkpoint belongs to, to resume in that folder.
+
+    Returns:
+        The folder; None if the checkpoint lies outside a run, or `name` asks for another run.
+    """
     path = checkpoint.resolve()
     folder = path.parents[1]
-    # Either of them: the other may be what was lost.
-    ours = any((folder / file).is_file() for file in ("config.yaml", "metrics.csv"))
-    inside = path.parent.name == "checkpoints" and ours
+    inside = path.parent.name == "checkpoints" and is_run(folder)
     return folder if inside and name in (None, folder.parent.name) else None
 
 
-def check_whole(config: Path) -> None:
-    """Refuse a run's own config.yaml of which only the beginning is left: defaults would follow.
+def refuse_truncated_config(config: Path) -> None:
+    """Refuse a run's own config.yaml that has lost its end: defaults would replace that part.
+
+    `fit` writes the file atomically, and its last key is `wandb.tags`. A failed copy or a damaged
+    disk can truncate it later.
 
     Raises:
-        InputError: Its end is missing. Any other config is as its user wrote it.
+        InputError: The end is missing.
     """
     if config.name != "config.yaml" or not (config.parent / "checkpoints").is_dir():
         return
     text = config.read_text(encoding="utf-8")
-    found = yaml.safe_load(text)
-    last = found.get("wandb") if isinstance(found, dict) else None
+    values = yaml.safe_load(text)
+    last = values.get("wandb") if isinstance(values, dict) else None
     if "tags" not in (last or ()) or not text.endswith("\n"):
         raise InputError(
-            f"{config} is torn: it lacks its end. Give the configs and flags that the run was "
-            "begun with instead, and it is written anew."
+            f"--config {config} is truncated: its end is missing. Give the configs and flags that "
+            "the run was started with instead; fit then writes a new config.yaml."
         )
 
 
-def say_how_to_go_on(folder: Path, what: str) -> None:
-    """On standard error, where the run in a folder has a checkpoint."""
-    if is_rank_zero() and last_checkpoint(folder).exists():
-        print(f"{what} To go on:\n  {resume_command(folder)}", file=sys.stderr)
+def find_unfinished_run(folder: Path) -> Path | None:
+    """Return the newest run in runs/NAME if it stopped before its last step and nobody trains it.
 
-
-def unfinished(runs: Path) -> Path | None:
-    """The newest run in a folder of versions, if it ended before its last step."""
-    folders = [p for p in runs.glob("version_*") if p.name[8:].isdecimal()]
-    folder = max(folders, key=lambda path: int(path.name[8:]), default=None)
-    if folder is None:
+    A run without metrics.csv has another logger; it is not reported.
+    """
+    newest = newest_run(folder)
+    if newest is None or not (newest / "metrics.csv").is_file():
         return None
     try:
-        steps = int(yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_steps"])
-        _, rows = read_rows(folder / "metrics.csv")
-        reached = max((int(row["step"]) for row in rows), default=0)
-        os.close(hold(folder))  # or somebody is at it
+        config = yaml.safe_load((newest / "config.yaml").read_text())
+        step = max((int(row["step"]) for row in read_rows(newest / "metrics.csv")[1]), default=0)
+        unfinished = step < int(config["trainer"]["max_steps"])
+        os.close(lock_run_folder(newest))
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
         return None
-    return folder if reached < steps else None
+    return newest if unfinished else None
 
 
-def hold(folder: Path) -> int:
-    """Keep others from training in a folder, for as long as this process lives.
+def lock_run_folder(folder: Path) -> int:
+    """Lock a run's folder, so that no other process trains in it.
 
     Returns:
-        A descriptor, to be kept.
+        A file descriptor. Closing it, or the end of this process, releases the lock.
 
     Raises:
-        InputError: Another process holds it.
+        InputError: Another process holds the lock.
     """
-    held = lock(folder)
-    if held is None:
+    descriptor = lock(folder)
+    if descriptor is None:
         raise InputError(
-            f"run {folder} is being trained by another process: wait for its end, or leave "
-            "--ckpt_path out for a run of its own."
+            f"run {folder} is being trained by another process: wait until it ends, or omit "
+            "--ckpt_path to start a new run."
         )
-    return held
+    return descriptor
 
 
 def find_checkpoint(wanted: str, runs: Path) -> Path:
-    """The file that `wanted` means: a path, or `best` or `last` of the newest run.
+    """Return the checkpoint file that `--ckpt_path` names: a path, or `best` or `last`.
 
     Raises:
-        InputError: There is no run yet.
+        InputError: No run has a checkpoint of that name.
     """
     if wanted not in ("best", "last"):
         return Path(wanted).expanduser()
-    found = runs.glob(f"*/version_*/checkpoints/{wanted}.ckpt")
-    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    files = runs.glob(f"*/version_*/checkpoints/{wanted}.ckpt")
+    newest = max(files, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
         raise InputError(f"ckpt_path {wanted}: no run under {runs} has one. Run fit first.")
     return newest

@@ -1,4 +1,4 @@
-"""Writes metrics.csv, and keeps a run's tables in step with its checkpoints."""
+"""Writes metrics.csv during training, and trims a run's tables when it resumes."""
 
 import os
 import shutil
@@ -17,18 +17,15 @@ TABLES = ("metrics.csv", "samples.csv", "symbols.csv")
 
 
 class MetricsCSV(Logger):
-    """metrics.csv: a row for each log, appended as it comes; new columns are added to all rows.
+    """Appends one row to metrics.csv for each log call; a new column is added to all rows.
 
-    Lightning's own would delete the file of a run that goes on.
-
-    Args:
-        folder: The run's.
+    Lightning's CSVLogger would delete the file of a run that resumes.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.path = folder / "metrics.csv"
-        self._columns = [*read_rows(self.path)[0]] if self.path.exists() else []
+        self._columns, _ = read_rows(self.path)
 
     @property
     def name(self) -> str:
@@ -39,55 +36,50 @@ class MetricsCSV(Logger):
         return self.path.parent.name
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """The run's config.yaml has them."""
+        """Do nothing: the run's config.yaml has the hyperparameters."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         row = {"step": step, **metrics}
         if new := [key for key in row if key not in self._columns]:
-            rows = read_rows(self.path)[1] if self._columns else []
+            _, rows = read_rows(self.path)
             self._columns += new
             write_rows(self.path, self._columns, rows)
         append_rows(self.path, self._columns, [[row.get(key, "") for key in self._columns]])
 
 
 def count_lines(folder: Path) -> dict[str, int]:
-    """Of each of a run's tables, as a measure of whether it is whole."""
+    """Return the number of lines of each table in a run's folder, after a sync to disk."""
     counts = {}
     for name in TABLES:
         if (folder / name).is_file():
             with (folder / name).open("rb") as file:
-                os.fsync(file.fileno())  # a power cut must not take rows that a checkpoint counts
+                os.fsync(file.fileno())  # a power cut must not lose rows that a checkpoint counts
                 counts[name] = file.read().count(b"\n")
     return counts
 
 
-def cut_after(folder: Path, step: int) -> None:
-    """Take away what a run logged after a step, since it is about to do so again.
+def trim_after_step(folder: Path, step: int) -> None:
+    """Remove what a run logged after a step, and the partial files of a killed process.
 
-    And what a killed process did not finish: whoever calls this holds the folder.
+    The resumed run logs these steps again. The caller must hold the lock of the folder.
     """
-    for left in [*folder.glob(".*.partial"), *folder.glob("checkpoints/.*.partial")]:
-        shutil.rmtree(left)
+    for partial in [*folder.glob(".*.partial"), *folder.glob("checkpoints/.*.partial")]:
+        shutil.rmtree(partial)
     for path in (folder / name for name in TABLES):
         if path.is_file():
             columns, rows = read_rows(path)
             with_step = [row for row in rows if row.get("step", "").isdecimal()]
-            kept = [row for row in with_step if int(row["step"]) <= step]
-            write_rows(path, columns, kept)
+            write_rows(path, columns, [row for row in with_step if int(row["step"]) <= step])
     for path in folder.glob("attention/step_*.png"):
         if int(path.stem.removeprefix("step_")) > step:
             path.unlink()
 
 
 class RowCounts(Callback):
-    """Saves how many rows the tables have, and tells a resumed run which of them lost some.
+    """Saves the length of each table in the checkpoint; reports lost rows when a run resumes."""
 
-    Args:
-        folder: The run's.
-    """
-
-    state_key = "Saver"  # the name that this state has always had in checkpoints
+    state_key = "Saver"  # part of the checkpoint format
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -97,11 +89,11 @@ class RowCounts(Callback):
 
     @rank_zero_only
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        there = count_lines(self.folder)
-        lost = [name for name, count in state_dict["lines"].items() if there.get(name, 0) < count]
-        if lost and (self.folder / "checkpoints").exists():  # else the run goes on in a new folder
+        counts, saved = count_lines(self.folder), state_dict["lines"]
+        lost = [name for name, count in saved.items() if counts.get(name, 0) < count]
+        if lost and (self.folder / "checkpoints").exists():  # a new folder starts without rows
             print(
-                f"Notice: {', '.join(lost)} lacks rows that were there when the checkpoint was "
-                "saved. The run goes on without them.",
+                f"Notice: {', '.join(lost)} lacks rows that existed when the checkpoint was saved. "
+                "Training continues; the lost rows stay missing.",
                 file=sys.stderr,
             )

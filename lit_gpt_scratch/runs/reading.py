@@ -1,6 +1,7 @@
-"""What runs left on disk, read back: whole, cut short, or from before a file was invented.
+"""Finds and reads runs on disk: complete ones, interrupted ones, and old ones that lack files.
 
-Runs may come from strangers: nothing here runs code of theirs, and all that they say is text.
+A run may come from an untrusted source: this module executes none of its content and treats all
+values as text.
 """
 
 import base64
@@ -8,7 +9,6 @@ import contextlib
 import io
 import json
 import math
-import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,28 +18,28 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 
 from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.runs.dashboard import AXES, PANELS, Panel
+from lit_gpt_scratch.runs.folder import is_run, newest_run, version_order
+from lit_gpt_scratch.runs.panels import AXES, PANELS, Panel
 from lit_gpt_scratch.runs.tables import Row, read_rows
 
-STEPS = 8  # of a run's samples and images
-FILES = ("config.yaml", "metrics.csv")  # a folder with one of them is a run
+MAX_STEPS = 8  # number of steps whose samples and images a run shows
 
 T = TypeVar("T")
 Columns = dict[str, list[float | None]]
 
 
 class Run(NamedTuple):
-    """What a run's folder says.
+    """The contents of a run's folder.
 
     Attributes:
-        label: The end of its path, long enough to tell it from the others.
-        config: Dotted names and values.
-        about: The facts of about.yaml.
-        train: Columns of what was logged in training.
-        val: Columns of what each validation logged.
-        symbols: Of each character of the last validation, its count and loss.
-        samples: Steps, each with its prompts and how they go on.
-        attention: Steps, each with its image as a data URL.
+        label: End of the folder's path, long enough to be unique.
+        config: Settings by dotted name.
+        about: Contents of about.yaml.
+        train: Columns of the rows of metrics.csv that training logged.
+        val: Columns of the rows that validation logged.
+        symbols: Count and loss of each character in the last validation.
+        samples: Steps, each with pairs of prompt and continuation.
+        attention: Steps, each with an image as a data URL.
     """
 
     label: str
@@ -53,142 +53,137 @@ class Run(NamedTuple):
 
     @property
     def network(self) -> str:
-        """The name of its class."""
+        """Class name of the network."""
         return self.config.get("model.net.class_path", "").rpartition(".")[2]
 
     @property
-    def text(self) -> tuple[str | None, ...]:
-        """What it was validated on: losses on other texts do not compare."""
+    def validation_text(self) -> tuple[str | None, ...]:
+        """What identifies the validation split: only losses on the same text are comparable."""
         names = ("sha256", "val_fraction", "test_fraction")
         return tuple(self.config.get(f"data.{name}") for name in names)
 
-    def shows(self, panel: Panel) -> bool:
-        """Whether it has something for a panel."""
+    def has_panel(self, panel: Panel) -> bool:
+        """Return whether the run has data for a panel."""
         if panel.kind == "line":
             return panel.key in self.train or panel.key in self.val
         return bool(getattr(self, panel.key))
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """The folders of runs among `paths` and below them; without any, each name's newest in ./runs.
+    """Return the runs among `paths` and below; without paths, each name's newest run in ./runs.
 
     Raises:
-        InputError: A folder is not there, or there is no run in it.
+        InputError: A folder does not exist, or has no run in it.
     """
     found: list[Path] = []
     for path in paths or [Path("runs")]:
         if not path.is_dir():
-            raise InputError(f"runs folder {path} is not there: name another, or run fit first.")
+            raise InputError(f"runs folder {path} does not exist: name another, or run fit first.")
         below = list(runs_below(path.resolve()))
         if not below:
             raise InputError(f"folder {path} has no run in it: name one such as runs/NAME.")
-        if not paths:  # they come in order, and the last of a name stays
-            below = list({run.parent: run for run in below}.values())
+        if not paths:
+            names = dict.fromkeys(run.parent for run in below)
+            below = [run for run in map(newest_run, names) if run]
         found += below
     return list(dict.fromkeys(found))
 
 
 def runs_below(folder: Path) -> Iterator[Path]:
-    """The folder if it is a run, else those in it, version_9 before version_10."""
-    if any((folder / name).is_file() for name in FILES):
+    """Yield the folder itself if it is a run, else the runs inside it in version order."""
+    if is_run(folder):
         yield folder
-        return
-    inner = [path for path in folder.iterdir() if path.is_dir()]
-    # Words and numbers in turn, so that like is compared with like.
-    inner.sort(key=lambda p: [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", p.name)])
-    for path in inner:
-        yield from runs_below(path)
+    else:
+        for path in sorted(filter(Path.is_dir, folder.iterdir()), key=version_order):
+            yield from runs_below(path)
 
 
-def labels(folders: Sequence[Path]) -> list[str]:
-    """The last two parts of each path, or as many as tell them all apart."""
+def unique_labels(folders: Sequence[Path]) -> list[str]:
+    """Return the last two parts of each path, or as many parts as make the labels unique."""
     parts = 2
     while True:
-        found = ["/".join(folder.parts[-parts:]) for folder in folders]
-        if len(set(found)) == len(found):
-            return found
+        labels = ["/".join(folder.parts[-parts:]) for folder in folders]
+        if len(set(labels)) == len(labels):
+            return labels
         parts += 1
 
 
-def read_table(path: Path) -> list[Row]:
-    """The rows of a CSV file, less a last one that a killed run left torn; none without a file."""
-    return read_rows(path)[1] if path.is_file() else []
-
-
 def read_mapping(path: Path) -> dict[str, Any]:
-    """A YAML file's mapping; empty where the file is missing, torn or something else."""
+    """Return the mapping in a YAML file; empty if the file is missing, truncated or no mapping."""
     with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return values if isinstance(values, dict) else {}
     return {}
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings under the dotted names that are their flags."""
+def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield nested settings by dotted name, as on the command line."""
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from flat(value, prefix if key == "init_args" else f"{prefix}{key}.")
+            yield from flatten(value, prefix if key == "init_args" else f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", "null" if value is None else str(value)
 
 
-def number(text: Any) -> float | None:
-    """A finite number to six digits, or None."""
+def parse_number(text: Any) -> float | None:
+    """Return a finite number, rounded to six digits, or None."""
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         value = float(text)
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return None
 
 
-def thinned(items: Sequence[T], most: int) -> list[T]:
-    """At most so many items, evenly spaced, the first and the last among them."""
-    if len(items) <= most:
+def subsample(items: Sequence[T], count: int) -> list[T]:
+    """Return at most `count` items, evenly spaced, with the first and the last."""
+    if len(items) <= count:
         return list(items)
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
-def columns(rows: Iterable[Row], anchor: str, keys: Iterable[str]) -> Columns:
-    """Those of `keys` that have a value, over the rows that have one of `anchor`."""
-    kept = [row for row in rows if row.get(anchor)]
-    found = {key: [number(row.get(key)) for row in kept] for key in keys}
-    return {key: column for key, column in found.items() if any(v is not None for v in column)}
+def metric_columns(rows: Iterable[Row], required: str) -> Columns:
+    """Return the metrics of all rows that have a value of `required`, without empty columns."""
+    kept = [row for row in rows if row.get(required)]
+    keys = [*AXES, *(panel.key for panel in PANELS if panel.kind == "line")]
+    columns = {key: [parse_number(row.get(key)) for row in kept] for key in keys}
+    return {key: column for key, column in columns.items() if any(v is not None for v in column)}
 
 
-def read_run(folder: Path, label: str, images: int = STEPS, size: int = 1 << 20) -> Run:
-    """All that a run's folder has to show, which may be little.
+def read_run(
+    folder: Path, label: str, max_images: int = MAX_STEPS, max_bytes: int = 1 << 20
+) -> Run:
+    """Read a run's folder; whatever is missing stays empty.
 
     Args:
-        folder: The run's.
-        label: Its name in the report.
-        images: How many images it may show.
-        size: How many bytes each of them may have.
+        folder: The run's folder.
+        label: The run's name in the report.
+        max_images: Number of attention images.
+        max_bytes: Size of each image; a larger one is scaled down.
     """
-    metrics = read_table(folder / "metrics.csv")
-    lines = [panel.key for panel in PANELS if panel.kind == "line"]
+    _, metrics = read_rows(folder / "metrics.csv")
     samples: dict[str, list[tuple[str, str]]] = {}
-    for row in read_table(folder / "samples.csv"):
+    for row in read_rows(folder / "samples.csv")[1]:
         prompt, text = row.get("prompt", ""), row.get("text", "")
         samples.setdefault(row.get("step", ""), []).append((prompt, text.removeprefix(prompt)))
     symbols: dict[str, dict[str, tuple[float, float]]] = {}
-    for row in read_table(folder / "symbols.csv"):
-        count, loss = number(row.get("count")), number(row.get("loss"))
+    for row in read_rows(folder / "symbols.csv")[1]:
+        count, loss = parse_number(row.get("count")), parse_number(row.get("loss"))
         if count and loss is not None:
             symbols.setdefault(row.get("step", ""), {})[row.get("symbol", "")] = (count, loss)
-    paths = thinned(sorted(folder.glob("attention/step_*.png")), images)
+    paths = subsample(sorted(folder.glob("attention/step_*.png")), max_images)
     return Run(
         label=label,
-        config=dict(flat(read_mapping(folder / "config.yaml"))),
+        config=dict(flatten(read_mapping(folder / "config.yaml"))),
         about=read_mapping(folder / "about.yaml"),
-        train=columns(metrics, "train/loss", [*AXES, *lines]),
-        val=columns(metrics, "val/loss", [*AXES, *lines]),
+        train=metric_columns(metrics, "train/loss"),
+        val=metric_columns(metrics, "val/loss"),
         symbols=[{}, *symbols.values()][-1],
-        samples=thinned(list(samples.items()), STEPS),
-        attention=[(step, url) for path in paths for step, url in read_image(path, size)],
+        samples=subsample(list(samples.items()), MAX_STEPS),
+        attention=[(step, url) for path in paths for step, url in read_image(path, max_bytes)],
     )
 
 
-def read_image(path: Path, size: int) -> Iterator[tuple[str, str]]:
-    """The step of an image and its data URL, smaller where it has more bytes; nothing if torn."""
+def read_image(path: Path, max_bytes: int) -> Iterator[tuple[str, str]]:
+    """Yield an image's step and data URL, scaled down to `max_bytes`; nothing if it is damaged."""
     from PIL import Image
 
     try:
@@ -197,38 +192,37 @@ def read_image(path: Path, size: int) -> Iterator[tuple[str, str]]:
     except (OSError, SyntaxError):
         return
     data, kind = path.read_bytes(), "png"
-    side, how = max(full.size), dict[str, Any](lossless=True)
-    while len(data) > size:
+    side, options = max(full.size), dict[str, Any](lossless=True)
+    while len(data) > max_bytes:
         buffer = io.BytesIO()
         full.thumbnail((side, side))
-        full.save(buffer, "WEBP", **how)
+        full.save(buffer, "WEBP", **options)
         data, kind = buffer.getvalue(), "webp"
-        side, how = side * 3 // 4, {"quality": 50}
+        side, options = side * 3 // 4, {"quality": 50}
     url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     yield path.stem.removeprefix("step_").lstrip("0"), url
 
 
 def read_wandb(*segments: Path) -> dict[int, dict[str, Any]]:
-    """What W&B recorded of one run offline, by step: the values that it logged there.
+    """Return the values that W&B recorded offline for one run, by step.
 
-    A resumed run has one segment for each start. From where a later one begins, what an earlier
-    one still said counts no more: it had gone on past its last checkpoint.
+    W&B starts a new segment each time a run resumes. Rows of an earlier segment are dropped from
+    the first step of the next one: the run logged them after its last checkpoint, then again.
 
     Args:
-        segments: W&B's own folders, `offline-run-TIME-ID`, in any order.
+        segments: W&B's folders `offline-run-TIME-ID`, in any order.
 
     Raises:
         InputError: A folder is not one of W&B's.
     """
-    found: dict[int, dict[str, Any]] = {}
+    rows: dict[int, dict[str, Any]] = {}
     for segment in sorted(segments, key=lambda path: path.name):
         command = [sys.executable, "-m", "wandb", "leet", "inspect", str(segment), "--json"]
-        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-        records = [json.loads(line) for line in said.splitlines()]
+        output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        records = [json.loads(line) for line in output.splitlines()]
         if not records:
             raise InputError(f"{segment} is not a run that W&B recorded: name an offline-run-*.")
-        rows = [record["history"] for record in records if record["type"] == "history"]
-        new = {int(row["step"]["num"]): row["item"] for row in rows}
-        found = {step: row for step, row in found.items() if step < min(new, default=step + 1)}
-        found |= new
-    return found
+        history = [record["history"] for record in records if record["type"] == "history"]
+        new = {int(row["step"]["num"]): row["item"] for row in history}
+        rows = {step: row for step, row in rows.items() if step < min(new, default=step + 1)} | new
+    return rows

@@ -1,6 +1,6 @@
-"""What happens beside the training step: throughput, progress, and what a validation leaves behind.
+"""Callbacks that record each validation: samples, the loss of each character, attention images.
 
-Files of a run's folder are written by the first process alone; W&B gets the same.
+Only rank 0 writes the files in the run's folder. W&B gets the same data.
 
 Shapes: T time, H heads.
 """
@@ -21,35 +21,33 @@ from lit_gpt_scratch.generation.text import default_prompt
 from lit_gpt_scratch.inspection.draw_heads import draw_heads
 from lit_gpt_scratch.inspection.explore import attention, visible
 from lit_gpt_scratch.runs.tables import append_rows
-from lit_gpt_scratch.runs.wandb_logger import wandb_run
+from lit_gpt_scratch.runs.wandb_logger import get_wandb_run
 from lit_gpt_scratch.training.progress import progress_line
 
-# What each validation leaves behind, as files and in W&B
 
-
-class Record(Callback):
-    """Something that each validation of a `fit` adds to the run's folder and to W&B."""
+class Recorder(Callback):
+    """Base class: adds something to the run's folder and to W&B at each validation of `fit`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._table: Any = None
 
-    def add(
-        self, trainer: pl.Trainer, key: str, header: list[str], rows: Sequence[Sequence[object]]
+    def add_rows(
+        self, trainer: pl.Trainer, key: str, columns: list[str], rows: Sequence[Sequence[object]]
     ) -> None:
-        """Rows of a table, to KEY.csv and to W&B's table KEY, which grows."""
-        append_rows(self.folder / f"{key}.csv", header, rows)
-        if run := wandb_run(trainer):
+        """Append rows to KEY.csv and to the W&B table KEY."""
+        append_rows(self.folder / f"{key}.csv", columns, rows)
+        if run := get_wandb_run(trainer):
             import wandb
 
-            self._table = self._table or wandb.Table(columns=[*header], log_mode="INCREMENTAL")
+            self._table = self._table or wandb.Table(columns=[*columns], log_mode="INCREMENTAL")
             for row in rows:
                 self._table.add_data(*row)
             run.log({key: self._table}, step=trainer.global_step)
 
 
-class Samples(Record):
-    """Texts of one prompt, always with the same draws: samples.csv, and above the progress bar."""
+class SampleRecorder(Recorder):
+    """Writes samples to samples.csv and prints the first; prompt and seed are always the same."""
 
     settings = SamplingSettings(max_new_tokens=100, temperature=0.8)
     count = 2
@@ -62,27 +60,26 @@ class Samples(Record):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         texts = pl_module.generate(ids, replace(self.settings, seed=data.seed))
         rows = [(step, prompt, text) for text in texts]
-        self.add(trainer, "samples", ["step", "prompt", "text"], rows)
+        self.add_rows(trainer, "samples", ["step", "prompt", "text"], rows)
         if bar := trainer.progress_bar_callback:
-            bar.print("\n".join([progress_line(trainer), *quoted(texts[0])]))
+            bar.print("\n".join([progress_line(trainer), *printable_lines(texts[0])]))
 
 
-def quoted(text: str) -> list[str]:
-    """The lines of a text, set off from what stands around it, and harmless to a terminal."""
-    lines = text.strip().splitlines()
-    return ["  | " + "".join(map(_harmless, line)) for line in lines]
+def printable_lines(text: str) -> list[str]:
+    """Return the lines of a text, each after a `|`, without control characters."""
+    return ["  | " + "".join(map(_printable, line)) for line in text.strip().splitlines()]
 
 
-def _harmless(character: str) -> str:
+def _printable(character: str) -> str:
     return "�" if category(character) == "Cc" and character != "\t" else character
 
 
-class SymbolLosses(Record):
-    """The validation loss of each character of the alphabet: symbols.csv."""
+class SymbolLossRecorder(Recorder):
+    """Writes the validation loss of each character of the alphabet to symbols.csv."""
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         size = len(pl_module.tokenizer)
-        self.sums = torch.zeros(2, size, dtype=torch.float64)
+        self.sums = torch.zeros(2, size, dtype=torch.float64)  # counts, then losses
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any
@@ -98,30 +95,29 @@ class SymbolLosses(Record):
         if trainer.world_size > 1:
             sums = trainer.strategy.reduce(sums.to(pl_module.device), reduce_op="sum")
         if trainer.is_global_zero:
-            counts, losses = sums.tolist()
-            seen = zip(pl_module.tokenizer.alphabet, counts, losses, strict=True)
+            totals = zip(pl_module.tokenizer.alphabet, *sums.tolist(), strict=True)
             step = trainer.global_step
-            rows = [(step, c, int(n), round(total / n, 6)) for c, n, total in seen if n]
-            self.add(trainer, "symbols", ["step", "symbol", "count", "loss"], rows)
+            rows = [(step, c, int(n), round(total / n, 6)) for c, n, total in totals if n]
+            self.add_rows(trainer, "symbols", ["step", "symbol", "count", "loss"], rows)
 
 
-class AttentionPictures(Record):
-    """What every head reads in one text, the start of validation's: attention/step_N.png."""
+class AttentionRecorder(Recorder):
+    """Draws every head's weights (H, T, T) on the start of validation: attention/step_N.png."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        looks = any(hasattr(module, "weights") for module in pl_module.net.modules())
-        if not looks or not trainer.is_global_zero:
+        has_weights = any(hasattr(module, "weights") for module in pl_module.net.modules())
+        if not has_weights or not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         start = data.splits.val.start
         text = data.tokenizer.decode(data.tokens[start : start + min(32, data.context)].cpu())
-        picture = draw_heads(attention(pl_module, text), text)
+        image = draw_heads(attention(pl_module, text), text)
         path = self.folder / "attention" / f"step_{trainer.global_step:06}.png"
         with write_errors_as_input_errors(path):
             path.parent.mkdir(exist_ok=True)
-            picture.save(path)
-        if run := wandb_run(trainer):
+            image.save(path)
+        if run := get_wandb_run(trainer):
             import wandb
 
-            image = wandb.Image(str(path), caption=visible(text))
-            run.log({"attention": image}, step=trainer.global_step)
+            media = wandb.Image(str(path), caption=visible(text))
+            run.log({"attention": media}, step=trainer.global_step)

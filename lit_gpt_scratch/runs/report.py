@@ -1,9 +1,7 @@
-"""The offline report: runs on disk as one HTML file that needs no network and no account.
+"""`lit-gpt-scratch report`: writes one HTML file about runs; it needs no network and no account.
 
-    lit-gpt-scratch report [RUNS...] [--output report.html]
-
-Runs may come from strangers, and corpora hold anything: the template `report.html` escapes every
-text, and the page may not call out.
+Runs may come from untrusted sources and corpora may contain any text: the template `report.html`
+escapes all text, and its content security policy forbids network requests.
 """
 
 import math
@@ -20,24 +18,16 @@ from tqdm import tqdm
 from lit_gpt_scratch.data.corpus import TINY_SHAKESPEARE_SHA256
 from lit_gpt_scratch.errors import InputError, exit_on_input_error
 from lit_gpt_scratch.files import atomic_write
-from lit_gpt_scratch.runs.dashboard import AXES, PANELS
-from lit_gpt_scratch.runs.reading import (
-    STEPS,
-    Columns,
-    Run,
-    find_runs,
-    labels,
-    number,
-    read_run,
-    thinned,
-)
+from lit_gpt_scratch.runs import reading
+from lit_gpt_scratch.runs.panels import AXES, PANELS
+from lit_gpt_scratch.runs.reading import Columns, Run, parse_number, subsample
 
-POINTS = 500  # of a curve
-SYMBOLS = 120  # of an alphabet: the most frequent ones
-IMAGES, IMAGE_BYTES = 40, 1_000_000  # of all runs together
-MARK = b"<!doctype html>\n<!-- lit_gpt_scratch report -->"
+MAX_POINTS = 500  # of each curve
+MAX_SYMBOLS = 120  # the most frequent ones
+MAX_IMAGES, MAX_IMAGE_BYTES = 40, 1_000_000  # of all runs together
+FIRST_LINES = b"<!doctype html>\n<!-- lit_gpt_scratch report -->"
 
-# Validation losses on Tiny Shakespeare in nats: the reference's at its step 4,800, and nanoGPT's.
+# Validation losses on Tiny Shakespeare in nats: the reference's at step 4,800, and nanoGPT's.
 REFERENCES = {
     "reference, bigram": 2.5804,
     "reference, single head": 2.4116,
@@ -49,7 +39,7 @@ REFERENCES = {
 }
 REFERENCE_TEXT = (TINY_SHAKESPEARE_SHA256, "0.1", "0.0")
 
-# How each score is written, and which of several is the best.
+# Columns of the scoreboard: format, and which of several values is the best.
 SCORES: dict[str, tuple[str, Callable[[list[float]], float] | None]] = {
     "parameters": ("{:,.0f}", None),
     "validation loss, last": ("{:.4f}", min),
@@ -61,69 +51,72 @@ SCORES: dict[str, tuple[str, Callable[[list[float]], float] | None]] = {
 }
 
 
-def scores(run: Run) -> list[float | None]:
-    """A run's values of SCORES; None: it does not say."""
+def compute_scores(run: Run) -> list[float | None]:
+    """Return a run's values in the order of SCORES; None where the run has no value."""
 
     def known(columns: Columns, key: str) -> list[float]:
         return [value for value in columns.get(key, ()) if value is not None]
 
     losses, seconds = known(run.val, "val/loss"), known(run.train, "train_seconds")
-    speeds, shares = known(run.train, "chars_per_sec"), known(run.train, "mfu")
+    speeds, mfu = known(run.train, "chars_per_sec"), known(run.train, "mfu")
     return [
-        number(run.about.get("parameters")),
+        parse_number(run.about.get("parameters")),
         losses[-1] if losses else None,
         min(losses, default=None),
         min(losses) / math.log(2) if losses else None,
         seconds[-1] if seconds else None,
         statistics.median(speeds) if speeds else None,
-        statistics.median(shares) if shares else None,
+        statistics.median(mfu) if mfu else None,
     ]
 
 
-def scoreboard(runs: Sequence[Run]) -> list[list[tuple[str, bool]]]:
-    """For each run and score, its text and whether it beats all that were measured on its text."""
+def make_scoreboard(runs: Sequence[Run]) -> list[list[tuple[str, bool]]]:
+    """Return each run's scores as text, and whether each is the best on the same text."""
     board = []
     for run in runs:
-        rivals = zip(*(scores(other) for other in runs if other.text == run.text), strict=True)
+        comparable = [other for other in runs if other.validation_text == run.validation_text]
+        columns = zip(*map(compute_scores, comparable), strict=True)
         row = []
-        for (form, best), value, others in zip(SCORES.values(), scores(run), rivals, strict=True):
-            known = [other for other in others if other is not None]
-            wins = best is not None and len(known) > 1 and value == best(known)
-            row.append(("" if value is None else form.format(value), wins))
+        for (form, best), value, column in zip(
+            SCORES.values(), compute_scores(run), columns, strict=True
+        ):
+            known = [other for other in column if other is not None]
+            is_best = best is not None and len(known) > 1 and value == best(known)
+            row.append(("" if value is None else form.format(value), is_best))
         board.append(row)
     return board
 
 
-def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The settings that are not the same in all runs, with each run's value."""
+def find_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """Return the settings that differ between runs, with each run's value."""
     names = sorted({name for run in runs for name in run.config})
     values = [(name, [run.config.get(name, "") for run in runs]) for name in names]
     return [(name, row) for name, row in values if len(set(row)) > 1]
 
 
-def visible(symbol: str) -> str:
-    """A character as something to see."""
-    shown = {"\n": "⏎", " ": "␣", "\t": "⇥"}.get(symbol, symbol)
-    return shown if shown.isprintable() else f"U+{ord(shown[0]):04X}"
+def symbol_name(symbol: str) -> str:
+    """Return a visible name of a character, unique within a plot's axis."""
+    name = {"\n": "⏎", " ": "␣", "\t": "⇥"}.get(symbol, symbol)
+    return name if name.isprintable() else f"U+{ord(name[0]):04X}"
 
 
-def report(runs: Sequence[Run]) -> str:
-    """The page."""
+def render_report(runs: Sequence[Run]) -> str:
+    """Return the HTML page."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    panels = [panel for panel in PANELS if any(run.shows(panel) for run in runs)]
+    panels = [panel for panel in PANELS if any(run.has_panel(panel) for run in runs)]
     counts: Counter[str] = Counter()
     for run in runs:
         counts.update({symbol: round(count) for symbol, (count, _) in run.symbols.items()})
-    symbols = [symbol for symbol, _ in counts.most_common(SYMBOLS)]
-    references = REFERENCES if any(run.text == REFERENCE_TEXT for run in runs) else {}
+    symbols = [symbol for symbol, _ in counts.most_common(MAX_SYMBOLS)]
+    references = REFERENCES if any(run.validation_text == REFERENCE_TEXT for run in runs) else {}
     curves = [
         {
             "label": run.label,
-            "train": {key: thinned(column, POINTS) for key, column in run.train.items()},
-            "val": {key: thinned(column, POINTS) for key, column in run.val.items()},
+            "train": {key: subsample(column, MAX_POINTS) for key, column in run.train.items()},
+            "val": {key: subsample(column, MAX_POINTS) for key, column in run.val.items()},
             "symbols": [run.symbols.get(symbol) for symbol in symbols],
         }
         for run in runs
@@ -136,55 +129,53 @@ def report(runs: Sequence[Run]) -> str:
     return environment.from_string(source).render(
         runs=runs,
         titles=[*SCORES],
-        board=scoreboard(runs),
+        board=make_scoreboard(runs),
         references={name: (loss, loss / math.log(2)) for name, loss in references.items()},
-        differences=differences(runs),
+        differences=find_differences(runs),
         sections=[(n, list(p)) for n, p in groupby(panels, lambda panel: panel.section)],
         axes=AXES,
         data={
             "runs": curves,
             "panels": {panel.key: panel._asdict() for panel in panels},
             "references": references,
-            "symbols": [visible(symbol) for symbol in symbols],
+            "symbols": [symbol_name(symbol) for symbol in symbols],
         },
         plotly=Markup(get_plotlyjs()),
     )
 
 
 def write_report(paths: Sequence[Path], output: Path) -> None:
-    """Make the report of runs.
-
-    Args:
-        paths: Folders of runs, or of folders of them; none: see `find_runs`.
-        output: An HTML file, new or an older report.
+    """Write the report about the runs in some folders; see `find_runs` for the default.
 
     Raises:
-        InputError: There is no run, or the output is something else or cannot be written.
+        InputError: There is no run, or `output` is another file or cannot be written.
     """
-    folders = find_runs(paths)
-    images = min(STEPS, max(2, IMAGES // len(folders)))
-    size = IMAGE_BYTES // (images * len(folders))
-    named = list(zip(folders, labels(folders), strict=True))
+    folders = reading.find_runs(paths)
+    images = min(reading.MAX_STEPS, max(2, MAX_IMAGES // len(folders)))
+    size = MAX_IMAGE_BYTES // (images * len(folders))
+    labelled = list(zip(folders, reading.unique_labels(folders), strict=True))
     try:
-        if output.exists() and not output.read_bytes().startswith(MARK):
-            raise InputError(f"output {output} is there and is no report: choose another --output.")
-        bar = tqdm(named, desc="report", unit="run", disable=None)
-        runs = [read_run(folder, label, images, size) for folder, label in bar]
+        if output.exists() and not output.read_bytes().startswith(FIRST_LINES):
+            raise InputError(f"output {output} exists and is no report: choose another --output.")
+        bar = tqdm(labelled, desc="report", unit="run", disable=None)
+        runs = [reading.read_run(folder, label, images, size) for folder, label in bar]
         with atomic_write(output) as file:
-            file.write(report(runs).encode("utf-8", "replace"))
+            file.write(render_report(runs).encode("utf-8", "replace"))
     except OSError as error:
         raise InputError(f"output {output} cannot be written ({error.strerror}).") from error
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Make one HTML file of runs on disk: scores, curves, settings, samples and attention."""
+    """Make one HTML file about runs: scores, curves, settings, samples and attention."""
     parser = ArgumentParser(
         prog="lit-gpt-scratch report", description=main.__doc__, exit_on_error=False
     )
-    where = "Folders of runs, or of folders of them. By default, each name's newest in ./runs."
+    where = "Folders of runs, or folders that contain runs. Default: each name's newest in ./runs."
     parser.add_argument("runs", nargs="*", type=Path, help=where)
-    parser.add_argument("--output", type=Path, default=Path("report.html"), help="The file.")
+    parser.add_argument(
+        "--output", type=Path, default=Path("report.html"), help="The HTML file to write."
+    )
     with exit_on_input_error(parser.prog):
-        asked = parser.parse_args(args)
-        write_report(asked.runs or [], asked.output)
-    print(asked.output)
+        options = parser.parse_args(args)
+        write_report(options.runs or [], options.output)
+    print(options.output)

@@ -1,9 +1,10 @@
-"""What `fit` prints about a run: what it is about to train, and its results."""
+"""What `fit` prints about a run: the header, the resume command and the results."""
 
 import math
 import platform
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +14,30 @@ import torch
 from lit_gpt_scratch.generation.sampling import SamplingSettings
 from lit_gpt_scratch.generation.text import default_prompt
 from lit_gpt_scratch.models.gpt import count_parameters
-from lit_gpt_scratch.runs.recorders import quoted
+from lit_gpt_scratch.runs.folder import last_checkpoint, resume_command
+from lit_gpt_scratch.runs.recorders import printable_lines
 from lit_gpt_scratch.training.checkpointing import best_checkpoint
+from lit_gpt_scratch.training.distributed import is_rank_zero
 from lit_gpt_scratch.training.optim import parameter_groups
 from lit_gpt_scratch.training.throughput import Throughput
 
-LARGE_ALPHABET = 1000  # below it, its parameters cost nothing worth a word
+LARGE_ALPHABET = 1000  # a smaller alphabet never dominates a network
 
 
 def git_commit() -> str | None:
-    """Of the repository that this package lies in; None where it was installed without one."""
-    here = Path(__file__).parents[1]
-    command = ["git", "-C", str(here), "rev-parse", "--show-prefix", "HEAD"]
+    """Return the commit of this package's own repository, or None if it has none."""
+    package = Path(__file__).parents[1]
+    command = ["git", "-C", str(package), "rev-parse", "--show-prefix", "HEAD"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
-    except OSError:  # there is no git
+        output = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    except OSError:  # git is not installed
         return None
-    # An environment in somebody's own repository has another prefix.
-    return said[1] if said[:1] == [f"{here.name}/"] else None
+    # The prefix differs if the package is installed inside another repository.
+    return output[1] if output[:1] == [f"{package.name}/"] else None
 
 
-def about(trainer: Any, model: Any, data: Any) -> dict[str, Any]:
-    """What a reader of a run asks that its config does not say."""
+def run_facts(trainer: Any, model: Any, data: Any) -> dict[str, Any]:
+    """Return the contents of about.yaml: facts about a run that its config lacks."""
     device = trainer.strategy.root_device
     cuda = device.type == "cuda"
     return {
@@ -53,16 +56,8 @@ def about(trainer: Any, model: Any, data: Any) -> dict[str, Any]:
     }
 
 
-def sample_text(model: Any, seed: int) -> str:
-    """A text of 300 characters, to show what a model has learnt."""
-    prompt = model.tokenizer.encode(default_prompt(model.tokenizer))[None].to(model.device)
-    settings = SamplingSettings(max_new_tokens=300, temperature=0.8, seed=seed)
-    text: str = model.generate(prompt, settings)[0]
-    return text.strip()
-
-
-def describe(model: Any, data: Any, folder: Path) -> str:
-    """What is about to be trained, on what, and where to."""
+def format_header(model: Any, data: Any, folder: Path) -> str:
+    """Return the lines that `fit` prints before training."""
     net, splits = model.net, data.splits
     parts = [f"{name} {count_parameters(part):,}" for name, part in net.named_children()]
     return "\n".join(
@@ -70,19 +65,16 @@ def describe(model: Any, data: Any, folder: Path) -> str:
             f"network      {type(net).__name__}, {count_parameters(net):,} parameters "
             f"({', '.join(parts)})",
             f"corpus       {data.hparams.corpus}: {len(splits.train):,} characters to train on, "
-            f"{len(splits.val):,} to validate, of an alphabet of {len(data.alphabet)}",
+            f"{len(splits.val):,} to validate, alphabet of {len(data.alphabet)}",
             f"batch        {data.batch_size} windows of {data.context} characters",
             f"run          {folder}",
-            *alphabet_lines(model),
+            *large_alphabet_notice(model),
         ]
     )
 
 
-def alphabet_lines(model: Any) -> list[str]:
-    """A warning where a large alphabet has most of a network's parameters.
-
-    None for a bigram, which is nothing but a table of characters.
-    """
+def large_alphabet_notice(model: Any) -> list[str]:
+    """Return a notice if a large alphabet takes most of the parameters; never for a bigram."""
     net, size = model.net, len(model.tokenizer)
     if size < LARGE_ALPHABET or not any(hasattr(module, "unembed") for module in net.modules()):
         return []
@@ -91,58 +83,70 @@ def alphabet_lines(model: Any) -> list[str]:
     if share <= 0.5:
         return []
     return [
-        f"Notice: {share:.0%} of the parameters are in the embedding and the output layer, for an "
-        f"alphabet of {size:,}, and little is left between them. Give a larger --model.net.width "
-        "or --model.net.layers, or a text of fewer different characters."
+        f"Notice: {share:.0%} of the parameters are in the embedding and the output layer, because "
+        f"of an alphabet of {size:,}. Give a larger --model.net.width or --model.net.layers, or a "
+        "text with fewer different characters."
     ]
 
 
-def bits(loss: Any) -> str:
+def print_resume_command(folder: Path, message: str) -> None:
+    """Print a message and how to resume the run, if it has a checkpoint, to standard error."""
+    if is_rank_zero() and last_checkpoint(folder).exists():
+        print(f"{message} To resume:\n  {resume_command(folder)}", file=sys.stderr)
+
+
+def sample_text(model: Any, seed: int) -> str:
+    """Return a sample of 300 characters."""
+    prompt = model.tokenizer.encode(default_prompt(model.tokenizer))[None].to(model.device)
+    settings = SamplingSettings(max_new_tokens=300, temperature=0.8, seed=seed)
+    text: str = model.generate(prompt, settings)[0]
+    return text.strip()
+
+
+def format_loss(loss: Any) -> str:
     if loss is None:
         return "not validated"
     loss = float(loss)
     return f"{loss:.4f} nats ({loss / math.log(2):.3f} bits) per character"
 
 
-def summarize(trainer: Any, model: Any, data: Any, folder: Path) -> str:
-    """What a user wants to know when training ends."""
-    best = best_checkpoint(trainer)
-    throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))
+def format_summary(trainer: Any, model: Any, data: Any, folder: Path) -> str:
+    """Return the results and the next commands, which `fit` prints after training."""
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    loss, best_loss = metrics.get("val/loss"), best.best_model_score
-    above = f", {metrics['val/gap']:+.4f} above training text" if "val/gap" in metrics else ""
-    shown = " --prompt ROMEO:" if set("ROMEO:") <= set(data.alphabet) else ""
-    fell_back = " (THE DOWNLOAD FAILED: this is not the corpus that was asked for)"
-    kept = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
+    gap = f", {metrics['val/gap']:+.4f} above training loss" if "val/gap" in metrics else ""
+    throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))
+    fell_back = " (THE DOWNLOAD FAILED: this is not the corpus that you asked for)"
     lines = [
         f"corpus       {data.hparams.corpus}{fell_back * data.fell_back}",
         f"parameters   {count_parameters(model.net):,}",
-        f"last         {bits(loss)} at step {trainer.global_step}{above}",
-        f"best         {bits(best_loss)}",
+        f"last         {format_loss(metrics.get('val/loss'))} at step {trainer.global_step}{gap}",
+        f"best         {format_loss(best_checkpoint(trainer).best_model_score)}",
         f"time         {throughput.train_seconds:.0f} s of training",
-        *floor_lines(data),
+        *grammar_loss_line(data),
         f"run          {folder}",
         "",
         "A sample:",
         "",
-        *quoted(sample_text(model, data.seed)),
+        *printable_lines(sample_text(model, data.seed)),
         "",
     ]
-    for checkpoint in [path for path in kept if path.exists()][:1]:
+    prompt = " --prompt ROMEO:" if set("ROMEO:") <= set(data.alphabet) else ""
+    checkpoints = [folder / "checkpoints" / "best.ckpt", last_checkpoint(folder)]
+    for checkpoint in [path for path in checkpoints if path.exists()][:1]:
         path = shlex.quote(str(checkpoint))
-        lines += ["Next:", f"  lit-gpt-scratch predict --ckpt_path {path}{shown}"]
+        lines += ["Next:", f"  lit-gpt-scratch predict --ckpt_path {path}{prompt}"]
         lines += [f"  lit-gpt-scratch validate --ckpt_path {path}"]
         lines += [f"  lit-gpt-scratch report {shlex.quote(str(folder))}"]
     offline = sorted(folder.glob("wandb/offline-run-*"))
     return "\n".join(lines + [f"  wandb sync {shlex.quote(str(run))}" for run in offline])
 
 
-def floor_lines(data: Any) -> list[str]:
-    """The sample knows its own entropy: what no model can beat but by luck."""
+def grammar_loss_line(data: Any) -> list[str]:
+    """Return the loss of the built-in grammar itself, or nothing for another corpus."""
     if data.hparams.corpus != "sample":
         return []
     from lit_gpt_scratch.data.grammar import play_log_loss
 
     val = data.splits.val
     floor, error = play_log_loss(val.start + 1, val.stop)
-    return [f"floor        {bits(floor)}, standard error {error:.4f}: the grammar's own loss"]
+    return [f"floor        {format_loss(floor)}, standard error {error:.4f}: the grammar itself"]

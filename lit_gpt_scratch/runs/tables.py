@@ -1,4 +1,4 @@
-"""A run's CSV files: rows are added as they come, and read back also where a process was killed."""
+"""Reads and writes a run's CSV files; a last row that was cut off by a crash is ignored."""
 
 import contextlib
 import csv
@@ -13,30 +13,30 @@ Row = dict[str, str]
 
 
 def append_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Add rows to a file, which is begun where there is none."""
-    begun = path.exists()
+    """Append rows to a CSV file; a new file starts with the column names."""
+    is_new = not path.exists()
     with write_errors_as_input_errors(path), path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        if not begun:
+        if is_new:
             writer.writerow(columns)
         writer.writerows(rows)
 
 
 def read_rows(path: Path) -> tuple[list[str], list[Row]]:
-    """The columns of a file and its rows, less a last one that was not written to its end."""
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1].decode("utf-8", "replace")
-    reader = csv.DictReader(io.StringIO(whole, newline=""), restval="", strict=True)
+    """Return a CSV file's columns and its complete rows; both are empty if there is no file."""
+    data = path.read_bytes() if path.is_file() else b""
+    complete = data[: data.rfind(b"\n") + 1].decode("utf-8", "replace")
+    reader = csv.DictReader(io.StringIO(complete, newline=""), restval="", strict=True)
     rows: list[Row] = []
     columns: list[str] = []
-    with contextlib.suppress(csv.Error):  # torn within quotes: those before stay
+    with contextlib.suppress(csv.Error):  # cut off inside quotes: keep the rows before
         columns += reader.fieldnames or ()
         rows.extend(reader)
     return columns, rows
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
-    """A file, whole, with an empty cell where a row has no value of a column."""
+    """Replace a CSV file atomically; a column that a row lacks becomes an empty cell."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(columns)

@@ -1,4 +1,4 @@
-"""What W&B records of a run: on this machine alone, unless it is asked for more."""
+"""Records runs with Weights & Biases: offline by default, in the run's own folder."""
 
 import os
 import shutil
@@ -21,14 +21,14 @@ WANDB_MODES = get_args(Mode)
 
 @dataclass(frozen=True)
 class WandbSettings:
-    """Weights & Biases. By default nothing leaves this machine and no account is asked for.
+    """Weights & Biases. By default it records offline: no upload, no account.
 
     Attributes:
         mode: offline, online or disabled; the default is WANDB_MODE, else offline.
-        project: The project's name.
-        entity: User or team; the default is the account's.
-        group: What this run is compared with.
-        tags: Labels.
+        project: Project name.
+        entity: User or team; the default is your account's.
+        group: Group of runs that this run belongs to.
+        tags: Tags of the run.
     """
 
     mode: Mode | None = None
@@ -38,11 +38,11 @@ class WandbSettings:
     tags: list[str] = field(default_factory=list)
 
 
-def wandb_mode(settings: WandbSettings) -> Any:
-    """The mode asked for, by the settings, else by WANDB_MODE; else offline.
+def resolve_wandb_mode(settings: WandbSettings) -> Any:
+    """Return the mode of the settings, else of WANDB_MODE, else offline.
 
     Raises:
-        InputError: WANDB_MODE is another word.
+        InputError: WANDB_MODE is not a mode.
     """
     mode = settings.mode or os.environ.get("WANDB_MODE", "offline")
     if mode not in WANDB_MODES:
@@ -51,34 +51,32 @@ def wandb_mode(settings: WandbSettings) -> Any:
 
 
 class StepWandbLogger(WandbLogger):
-    """W&B counts optimizer steps, as all else does, so that a resumed run's curves go on."""
+    """Logs by optimizer step, so that the curves of a resumed run continue."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self.experiment.log(dict(metrics), step=step)
 
 
-def make_wandb_logger(
+def make_wandb_loggers(
     folder: Path, config: dict[str, Any], settings: WandbSettings, wandb_id: str | None = None
 ) -> list[Logger]:
-    """W&B's logger, if any, with its files in the run's folder.
+    """Return the W&B logger; none if the mode is `disabled` or this process is not rank 0.
 
     Args:
-        folder: The run's.
-        config: For W&B to show.
-        settings: Of W&B.
-        wandb_id: That of the run which this one resumes.
+        folder: The run's folder, where W&B keeps its files.
+        config: The settings that W&B shows.
+        settings: Mode and place of the W&B run.
+        wandb_id: Id of the W&B run that this run resumes.
 
     Raises:
-        InputError: W&B refuses, or WANDB_MODE is another word.
+        InputError: W&B refuses the run, or WANDB_MODE is not a mode.
     """
-    mode = wandb_mode(settings)
+    mode = resolve_wandb_mode(settings)
     if mode == "disabled" or not is_rank_zero():
         return []
-    import wandb  # here, since it alone takes two seconds
+    import wandb  # not at the top: it takes two seconds
 
-    # What W&B puts aside until it is uploaded stays with the run, too.
-    os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))
-    # Offline there is nothing to say but the run's folder, which the summary names.
+    os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))  # staging area for uploads
     try:
         run = wandb.init(
             name=f"{folder.parent.name}/{folder.name}",
@@ -91,7 +89,7 @@ def make_wandb_logger(
             group=settings.group,
             tags=settings.tags,
             config=config,
-            # By default what a killed run logged in its last 15 seconds would be lost.
+            # With W&B's default, a killed run loses its last 15 seconds of log.
             settings=wandb.Settings(
                 silent=mode == "offline", console="off", x_transaction_log_flush_interval=0.1
             ),
@@ -103,41 +101,41 @@ def make_wandb_logger(
     return [StepWandbLogger(experiment=run)]
 
 
-def wandb_run(trainer: Any) -> Any:
-    """The run that W&B records in this process, or None."""
-    found = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-    return found[0].experiment if found else None
+def get_wandb_run(trainer: Any) -> Any:
+    """Return the W&B run of this process, or None."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+    return loggers[0].experiment if loggers else None
 
 
-def finish_wandb(folder: Path) -> None:
-    """Close what W&B recorded of a run, if it did."""
+def finish_wandb_run(folder: Path) -> None:
+    """Finish the W&B run of a folder, if there is one."""
     if wandb := sys.modules.get("wandb"):
         wandb.finish()
         if os.environ.get("WANDB_DATA_DIR") == str(folder / "wandb"):
             del os.environ["WANDB_DATA_DIR"]
 
 
-class WandbRun(Callback):
-    """The id of W&B's run travels in the checkpoint, and the best checkpoint goes to W&B.
+class WandbCheckpoints(Callback):
+    """Saves the W&B run's id in each checkpoint, and logs the best checkpoint as an artifact.
 
     Args:
-        wandb_id: That of the run which this one resumes, kept where W&B is off this time.
+        wandb_id: Id of the W&B run that this run resumes; kept if W&B is now disabled.
     """
 
     def __init__(self, wandb_id: str | None = None) -> None:
         self.wandb_id = wandb_id
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        run = wandb_run(trainer)
+        run = get_wandb_run(trainer)
         checkpoint["wandb_id"] = run.id if run else self.wandb_id
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Have the row of this step written now: the checkpoint that follows goes on after it."""
-        if run := wandb_run(trainer):
+        """Commit this step's row before the checkpoint is saved: a resumed run logs later steps."""
+        if run := get_wandb_run(trainer):
             run.log({}, step=trainer.global_step, commit=True)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        run, best = wandb_run(trainer), best_checkpoint(trainer)
+        run, best = get_wandb_run(trainer), best_checkpoint(trainer)
         if run and Path(best.best_model_path).is_file():
             import wandb
 
@@ -145,6 +143,6 @@ class WandbRun(Callback):
             assert best.best_model_score is not None
             metrics["best val/loss"] = float(best.best_model_score)
             artifact = wandb.Artifact(f"checkpoint-{run.id}", "model", metadata=metrics)
-            # The file stays as it is, where it is: no copy is made of it.
+            # Refer to the file in its place instead of copying it.
             artifact.add_file(best.best_model_path, policy="immutable", skip_cache=True)
             run.log_artifact(artifact, aliases=["best"])

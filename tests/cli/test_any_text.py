@@ -27,8 +27,8 @@ from lit_gpt_scratch.cli.commands import CharCLI
 from lit_gpt_scratch.inspection import plots
 from lit_gpt_scratch.inspection.draw_heads import draw_heads
 from lit_gpt_scratch.runs import report
-from lit_gpt_scratch.runs.recorders import quoted
-from lit_gpt_scratch.runs.summary import alphabet_lines
+from lit_gpt_scratch.runs.recorders import printable_lines
+from lit_gpt_scratch.runs.summary import large_alphabet_notice
 from lit_gpt_scratch.runs.tables import read_rows
 from lit_gpt_scratch.training.module import LitCharLM
 
@@ -253,9 +253,9 @@ def test_what_is_visible_is_as_long_as_its_text_and_can_be_printed(trained: Trai
 
 def test_a_sample_leaves_the_terminal_as_it_was(trained: Trained) -> None:
     """No escape, bell or carriage return gets through."""
-    lines = quoted(trained.text)
+    lines = printable_lines(trained.text)
     assert all(unicodedata.category(c) != "Cc" for line in lines for c in line if c != "\t")
-    assert quoted("a\tb\x1b[2J\r\n c") == ["  | a\tb�[2J", "  |  c"]
+    assert printable_lines("a\tb\x1b[2J\r\n c") == ["  | a\tb�[2J", "  |  c"]
 
 
 class Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -293,8 +293,12 @@ def test_a_report_shows_every_text_and_each_in_its_direction(
     browser = Chromium(tmp_path / "profile")
     try:
         page = Page(browser, tmp_path / "report.html")
-        complaints, requests, traces = page.complaints(), page.requests(), page.traces()
-        shown = page.js(
+        complaints, requests, traces = (
+            page.console_messages(),
+            page.requested_urls(),
+            page.count_traces(),
+        )
+        shown = page.evaluate(
             "[...document.querySelectorAll('pre')].map(pre => "
             "[pre.dir, getComputedStyle(pre).unicodeBidi, pre.textContent])"
         )
@@ -336,6 +340,6 @@ def test_a_network_of_width_and_depth_is_not_and_a_bigram_never(
         f"--config={CONFIGS[0].with_stem(config)}",
         *([f"--model.net.width={width}"] if width else []),
     ]
-    lines = alphabet_lines(parse(*args, f"--data.alphabet={alphabet}").model)
+    lines = large_alphabet_notice(parse(*args, f"--data.alphabet={alphabet}").model)
     assert len(lines) == pointed_at
     assert all("alphabet of 2,000" in line for line in lines)

@@ -1,4 +1,4 @@
-"""The dashboard shows what runs log, and all of it can be built without an account."""
+"""The panels show everything that `fit` logs; the W&B workspace builds without an account."""
 
 import csv
 import sys
@@ -10,7 +10,7 @@ import pytest
 from laws import train_small
 
 from lit_gpt_scratch.runs import dashboard
-from lit_gpt_scratch.runs.dashboard import AXES, PANELS
+from lit_gpt_scratch.runs.panels import AXES, PANELS, Panel
 
 WORKSPACES = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")
 KEYS = {panel.key for panel in PANELS}
@@ -18,7 +18,7 @@ KEYS = {panel.key for panel in PANELS}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a real run of the default network."""
+    """The folder of a short run of the default network."""
     return train_small(tmp_path_factory.mktemp("root"), "--trainer.max_steps=4").folder
 
 
@@ -28,7 +28,7 @@ def header(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel.key)
-def test_a_run_logs_what_a_panel_shows(panel: dashboard.Panel, run: Path) -> None:
+def test_a_run_logs_the_data_of_each_panel(panel: Panel, run: Path) -> None:
     if panel.kind == "line":
         assert {panel.key, *panel.axes} <= set(header(run / "metrics.csv"))
     elif panel.kind == "image":
@@ -38,28 +38,28 @@ def test_a_run_logs_what_a_panel_shows(panel: dashboard.Panel, run: Path) -> Non
         assert header(run / f"{panel.key}.csv") == ["step", *columns]
 
 
-def test_what_a_run_logs_is_shown(run: Path) -> None:
-    """All of metrics.csv is a panel or an axis."""
+def test_every_column_has_a_panel(run: Path) -> None:
+    """Each column of metrics.csv is a panel or an axis."""
     assert set(header(run / "metrics.csv")) <= KEYS | AXES.keys() | {"epoch"}
 
 
-def test_sections_hold_together_and_keys_are_shown_once() -> None:
-    """So that grouping by section makes each one once."""
+def test_sections_are_contiguous_and_keys_are_unique() -> None:
+    """groupby would split a section whose panels are apart."""
     sections = [name for name, _ in groupby(panel.section for panel in PANELS)]
     assert sections == ["Loss", "Optimisation", "Speed", "Samples", "Attention"]
     assert len(KEYS) == len(PANELS)
 
 
 def keys_of(panel: Any) -> set[str]:
-    """The keys of a run that a panel of W&B's reads."""
+    """Return the metric keys that a W&B panel reads."""
     single = {getattr(panel, name) for name in ("x", "table_name") if getattr(panel, name, None)}
     several = [key for name in ("y", "media_keys") for key in getattr(panel, name, None) or []]
     return {str(key) for key in (*single, *several)}
 
 
 @WORKSPACES
-def test_the_workspace_builds_offline_and_shows_every_key() -> None:
-    workspace = dashboard.workspace("project", "entity")
+def test_the_workspace_builds_offline_with_every_key() -> None:
+    workspace = dashboard.build_workspace("project", "entity")
     assert (workspace.project, workspace.entity) == ("project", "entity")
     shown = {
         section.name: set().union(*map(keys_of, section.panels)) for section in workspace.sections
@@ -69,11 +69,11 @@ def test_the_workspace_builds_offline_and_shows_every_key() -> None:
         panels = [panel for panel in PANELS if panel.section == name]
         axes = {axis for panel in panels if panel.kind == "line" for axis in panel.axes}
         assert keys == {panel.key for panel in panels} | axes
-    assert workspace._spec  # what would be sent
+    assert workspace._spec  # what save() would send
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """The one line that the command says when it refuses."""
+    """Return the error line of a command that is refused."""
     with pytest.raises(SystemExit) as stop:
         dashboard.main(args)
     line = capsys.readouterr().err
@@ -84,10 +84,10 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 
 
 @WORKSPACES
-def test_a_mistake_is_one_line(
+def test_an_error_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A flag is missing, there is no account, or wandb-workspaces is not installed."""
+    """A missing flag, a missing login, or wandb-workspaces not installed."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     assert "entity" in refusal(capsys)

@@ -1,211 +1,149 @@
-"""What W&B records of a run, with the real W&B, offline: read back by its own reader."""
+"""Run folders: locks, resuming in the same folder, unfinished runs and truncated configs."""
 
-import csv
-import json
 import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
+import re
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 import yaml
+from compare_runs import last
 from laws import train_small
 
-from lit_gpt_scratch.cli.commands import CharCLI
 from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.runs import reading as logged
-from lit_gpt_scratch.runs.dashboard import PANELS
-
-OFFLINE = [
-    "--wandb.mode=offline",
-    "--trainer.log_every_n_steps=2",
-    "--trainer.val_check_interval=2",
-]
-
-
-def segments(*folders: Path) -> list[Path]:
-    """W&B's own folders in those of runs."""
-    return [segment for folder in folders for segment in folder.glob("wandb/offline-run-*")]
-
-
-def records(segment: Path) -> list[dict[str, Any]]:
-    """All that W&B wrote, by its own reader."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", str(segment), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
+from lit_gpt_scratch.runs.folder import (
+    find_unfinished_run,
+    lock_run_folder,
+    newest_run,
+    refuse_truncated_config,
+    resume_folder,
+)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> CharCLI:
-    """Of no account, offline."""
-    return train_small(tmp_path_factory.mktemp("offline"), *OFFLINE)
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a complete run of four steps; tests only read it."""
+    return train_small(tmp_path_factory.mktemp("root")).folder
 
 
-@pytest.mark.slow
-def test_wandb_holds_what_the_csv_file_holds(run: CharCLI) -> None:
-    """Every metric of every step, and every panel's key."""
-    (segment,) = segments(run.folder)
-    rows = logged.read_wandb(segment)
-    expected: dict[int, dict[str, float]] = {2: {}, 4: {}}
-    with (run.folder / "metrics.csv").open() as file:
-        for row in csv.DictReader(file):  # of training, then of validation
-            values = {k: float(v) for k, v in row.items() if v and k != "step"}
-            expected[int(row["step"])].update(values)
-    assert [*rows] == [*expected]
-    for step, values in expected.items():
-        assert {key: rows[step][key] for key in values} == pytest.approx(values, rel=1e-5)
-    for panel in PANELS:
-        assert any(key == panel.key or key.startswith(f"{panel.key}.") for key in rows[4]), panel
+def test_only_one_process_locks_a_run_folder(tmp_path: Path) -> None:
+    descriptor = lock_run_folder(tmp_path)
+    with pytest.raises(InputError, match=r"is being trained by another process.*--ckpt_path"):
+        lock_run_folder(tmp_path)
+    os.close(descriptor)
+    os.close(lock_run_folder(tmp_path))
 
 
-@pytest.mark.slow
-def test_the_tables_grow_and_each_validation_has_a_picture(run: CharCLI) -> None:
-    (segment,) = segments(run.folder)
-    for key in ("samples", "symbols"):
-        rows = logged.read_wandb(segment)
-        assert [rows[step][f"{key}.increment_num"] for step in rows] == [0, 1]
-        written = logged.read_table(run.folder / f"{key}.csv")
-        parts = sorted(
-            segment.glob(f"files/media/table/{key}_*"), key=lambda p: p.name.split("_")[1]
-        )
-        table = [row for part in parts for row in json.loads(part.read_text())["data"]]
-        assert [[str(cell) for cell in row] for row in table] == [
-            [*row.values()] for row in written
-        ]
-    pictures = [row["attention.path"] for row in rows.values()]
-    assert len({(segment / "files" / path).read_bytes() for path in pictures}) == 2
-
-
-@pytest.mark.slow
-def test_wandb_knows_what_was_trained_on_what(run: CharCLI) -> None:
-    (segment,) = segments(run.folder)
-    (config,) = [r["run"]["config"]["update"] for r in records(segment) if r["type"] == "run"]
-    about = yaml.safe_load((run.folder / "about.yaml").read_text())
-    assert {name: config[name] for name in about if name != "wandb_id"} == {
-        name: value for name, value in about.items() if name != "wandb_id"
-    }
-    assert about["parameters"] == sum(p.numel() for p in run.model.net.parameters())
-    assert about["sha256"] == run.datamodule.hparams["sha256"]
-    assert segment.name.endswith(about["wandb_id"])
-    head = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        check=False,
-    )
-    assert about["git_commit"] == (head.stdout.strip() or None)
-
-
-@pytest.mark.slow
-def test_the_best_checkpoint_is_an_artifact_with_its_metrics(run: CharCLI) -> None:
-    (segment,) = segments(run.folder)
-    found = [r["artifact"] for r in records(segment) if r["type"] == "artifact"]
-    (model,) = [artifact for artifact in found if artifact["type"] == "model"]
-    (content,) = model["manifest"]["contents"]
-    assert Path(content["local_path"]) == run.folder / "checkpoints" / "best.ckpt"
-    assert json.loads(model["metadata"])["best val/loss"] == pytest.approx(
-        float(run.trainer.callback_metrics["val/loss"]), rel=1e-5
-    )
-    assert "best" in model["aliases"]
-
-
-@pytest.mark.slow
-def test_nothing_is_left_outside_the_runs_folder(run: CharCLI) -> None:
-    (segment,) = segments(run.folder)
-    found = [r["artifact"] for r in records(segment) if r["type"] == "artifact"]
-    paths = [Path(entry["local_path"]) for a in found for entry in a["manifest"]["contents"]]
-    assert paths
-    assert all(path.is_relative_to(run.folder) and path.is_file() for path in paths)
-    assert "WANDB_DATA_DIR" not in os.environ
-
-
-def fit(root: Path, *args: str) -> subprocess.Popen[str]:
-    """The command line's `fit` as a process, small and offline, half a second from save to save."""
-    flags = ["--data.corpus=sample", "--data.sample_size=20000", "--data.context=64"]
-    flags += ["--data.batch_size=1024", "--model.schedule=null"]
-    flags += ["--model.net=lit_gpt_scratch.models.Bigram", "--trainer.log_every_n_steps=10"]
-    flags += ["--trainer.val_check_interval=20", "--wandb.mode=offline"]
-    flags += ["--trainer.accelerator=cpu", f"--trainer.default_root_dir={root}", "--name=run"]
-    # Of its own accord: W&B's helper process of these tests is not to be its own.
-    own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "lit_gpt_scratch", "fit", *flags, *args],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=own,
-    )  # fmt: skip
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_in_the_same_wandb_run_with_one_continuous_curve(
-    tmp_path: Path,
+def test_resume_is_refused_while_the_folder_is_locked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The segments' rows together are those of a run that was never killed."""
-    first = fit(tmp_path, "--trainer.max_steps=1000000")
-    last = tmp_path / "runs/run/version_0/checkpoints/last.ckpt"
-    deadline = time.monotonic() + 60
-    while not last.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.3)  # it may lose what it logged in the last instant
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    step = torch.load(last, weights_only=True)["global_step"]
-    total = step + 40
-    second = fit(tmp_path, f"--trainer.max_steps={total}", f"--ckpt_path={last}")
-    assert second.wait() == 0, second.stderr.read() if second.stderr else ""
-    third = fit(tmp_path / "whole", f"--trainer.max_steps={total}")
-    assert third.wait() == 0
-
-    one, two = sorted(segments(tmp_path / "runs/run/version_0"), key=lambda path: path.name)
-    assert one.name.rpartition("-")[2] == two.name.rpartition("-")[2]
-    merged = logged.read_wandb(two, one)  # in whatever order they are named
-    whole = logged.read_wandb(*segments(tmp_path / "whole/runs/run/version_0"))
-    assert [*merged] == [*range(10, total + 1, 10)] == [*whole]
-    for at in range(20, total + 1, 20):
-        assert merged[at]["val/loss"] == whole[at]["val/loss"]
-        assert merged[at]["tokens_seen"] == whole[at]["tokens_seen"]
+    """The refused command changes no file; after the lock is released, resume works."""
+    folder = train_small(tmp_path).folder
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    descriptor = lock_run_folder(folder)
+    flags = [f"--ckpt_path={last(folder)}", "--trainer.max_steps=6"]
+    with pytest.raises(SystemExit) as stop:
+        train_small(tmp_path, *flags)
+    assert stop.value.code == 2
+    assert "is being trained by another process" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    os.close(descriptor)
+    assert train_small(tmp_path, *flags).folder == folder
 
 
-@pytest.mark.slow
-def test_what_a_run_logged_after_its_checkpoint_counts_no_more(tmp_path: Path) -> None:
-    """Also where the run that goes on logs at other steps."""
-    first = train_small(tmp_path, "--trainer.max_steps=2", *OFFLINE).folder
-    saved = shutil.copy(first / "checkpoints" / "last.ckpt", tmp_path / "saved.ckpt")
-    folders = [first]
-    for steps, every in ((6, 1), (5, 3)):
-        more = [f"--trainer.max_steps={steps}", f"--ckpt_path={saved}", *OFFLINE]
-        more += [f"--trainer.log_every_n_steps={every}", "--trainer.val_check_interval=100"]
-        folders.append(train_small(tmp_path, *more).folder)
-        time.sleep(1)  # W&B names its folders by the second
-    assert [*logged.read_wandb(*segments(*folders[:2]))] == [2, 3, 4, 5, 6]
-    assert [*logged.read_wandb(*segments(*folders))] == [2, 3, 5]
+@pytest.mark.parametrize("file", ["config.yaml", "metrics.csv"])
+@pytest.mark.parametrize(
+    ("place", "name", "inside"),
+    [
+        ("runs/a/version_0/checkpoints", None, True),
+        ("runs/a/version_0/checkpoints", "a", True),
+        ("runs/a/version_0/checkpoints", "b", False),
+        ("runs/a/version_0/kept", None, False),
+        ("elsewhere/checkpoints", None, False),
+    ],
+)
+def test_a_run_resumes_only_in_its_own_folder(
+    place: str, name: str | None, inside: bool, file: str, tmp_path: Path
+) -> None:
+    """One of the two files is enough: the other one may be lost."""
+    folder = tmp_path / "runs" / "a" / "version_0"
+    folder.mkdir(parents=True)
+    (folder / file).touch()
+    checkpoint = tmp_path / place / "last.ckpt"
+    assert resume_folder(checkpoint, name) == (folder if inside else None)
 
 
-@pytest.mark.slow
-def test_the_id_travels_through_a_run_without_wandb(tmp_path: Path, run: CharCLI) -> None:
-    last = shutil.copy(run.folder / "checkpoints" / "last.ckpt", tmp_path / "elsewhere.ckpt")
-    silent = train_small(tmp_path, "--trainer.max_steps=6", f"--ckpt_path={last}")
-    again = silent.folder / "checkpoints" / "last.ckpt"
-    heard = train_small(tmp_path, "--trainer.max_steps=8", f"--ckpt_path={again}", *OFFLINE)
-    assert heard.folder == silent.folder
-    (first,), (second,) = segments(run.folder), segments(heard.folder)
-    assert first.name.rpartition("-")[2] == second.name.rpartition("-")[2]
-    assert [*logged.read_wandb(first, second)] == [2, 4, 8]
+def test_the_newest_run_of_a_name_has_the_highest_version_number(tmp_path: Path) -> None:
+    """The time of the files and the number of digits do not matter; an empty folder is no run."""
+    for age, number in enumerate((10, 9, 2)):
+        folder = tmp_path / f"version_{number}"
+        folder.mkdir()
+        (folder / "config.yaml").touch()
+        os.utime(folder / "config.yaml", (1e9 + age, 1e9 + age))
+    (tmp_path / "version_11").mkdir()
+    assert newest_run(tmp_path) == tmp_path / "version_10"
+    assert newest_run(tmp_path / "missing") is None
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["../../elsewhere", "a b", 7, "x" * 65])
-def test_a_strange_id_in_a_checkpoint_is_refused(tmp_path: Path, run: CharCLI, name: Any) -> None:
-    checkpoint = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)
-    torch.save(checkpoint | {"wandb_id": name}, tmp_path / "strange.ckpt")
-    with pytest.raises((SystemExit, InputError)):
-        train_small(tmp_path, "--trainer.max_steps=6", f"--ckpt_path={tmp_path / 'strange.ckpt'}")
+def test_an_unfinished_run_of_the_same_name_is_reported_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train_small(tmp_path).folder
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["trainer"]["max_steps"] = 6
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    capsys.readouterr()
+    train_small(tmp_path)
+    message = capsys.readouterr().err
+    assert "version_0 is not finished" in message
+    assert f"--ckpt_path {last(folder)}" in message
+    train_small(tmp_path)  # version_1 is finished
+    assert "is not finished" not in capsys.readouterr().err
 
 
-def test_reading_what_is_no_segment_of_wandbs_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is not a run that W&B recorded"):
-        logged.read_wandb(tmp_path)
+def test_a_run_that_is_locked_or_has_another_logger_is_not_reported(tmp_path: Path) -> None:
+    folder = tmp_path / "version_0"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("trainer: {max_steps: 5}")
+    assert find_unfinished_run(tmp_path) is None  # no metrics.csv
+    for step, unfinished in ((4, folder), (5, None)):
+        (folder / "metrics.csv").write_text(f"step,lr\n{step},1\n")
+        assert find_unfinished_run(tmp_path) == unfinished
+    (folder / "metrics.csv").write_text("step,lr\n4,1\n")
+    descriptor = lock_run_folder(folder)
+    assert find_unfinished_run(tmp_path) is None
+    os.close(descriptor)
+
+
+def test_every_truncated_config_of_a_run_is_refused(run_folder: Path, tmp_path: Path) -> None:
+    """Defaults would replace the missing part. A config of the user may be as short as it is."""
+    text = (run_folder / "config.yaml").read_text()
+    config = tmp_path / "config.yaml"
+    (tmp_path / "checkpoints").mkdir()
+    for end in {*range(0, len(text), 7), *(m.end() for m in re.finditer("\n", text[:-1]))}:
+        config.write_text(text[:end])
+        with pytest.raises((InputError, yaml.YAMLError)):  # the parser reports the latter earlier
+            refuse_truncated_config(config)
+    config.write_text(text)
+    refuse_truncated_config(config)
+    elsewhere = tmp_path / "mine" / "config.yaml"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text("data:\n  context: 8\n")
+    refuse_truncated_config(elsewhere)
+
+
+def test_resume_refuses_a_truncated_config_and_replaces_a_missing_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train_small(tmp_path).folder
+    config = folder / "config.yaml"
+    text = config.read_text()
+    flags = [f"--ckpt_path={last(folder)}", "--trainer.max_steps=5"]
+    for part in (text[: text.index("trainer:")], text[: text.index("wandb:")], text[:-2]):
+        config.write_text(part)
+        with pytest.raises(SystemExit) as stop:
+            train_small(tmp_path, f"--config={config}", *flags)
+        assert stop.value.code == 2
+        assert "config" in capsys.readouterr().err
+    config.unlink()
+    assert train_small(tmp_path, *flags).folder == folder
+    assert config.read_text().count("\n") == text.count("\n")

@@ -1,7 +1,4 @@
-"""What a run leaves behind at each validation, and what it says on the way.
-
-Shapes: T time, H heads.
-"""
+"""What `fit` records at each validation, and its progress output."""
 
 import csv
 import io
@@ -22,7 +19,7 @@ from lit_gpt_scratch import inspection
 from lit_gpt_scratch.cli.commands import CharCLI
 from lit_gpt_scratch.generation import default_prompt
 from lit_gpt_scratch.inspection.draw_heads import draw_heads
-from lit_gpt_scratch.runs.recorders import Samples
+from lit_gpt_scratch.runs.recorders import SampleRecorder
 from lit_gpt_scratch.training.hardware import measured_flops
 
 EVERY = ["--trainer.val_check_interval=2", "--trainer.log_every_n_steps=2"]
@@ -38,19 +35,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> CharCLI:
     return train_small(tmp_path_factory.mktemp("run"), *EVERY, "--seed_everything=7")
 
 
-def test_the_same_texts_are_drawn_at_each_validation(run: CharCLI) -> None:
-    """Those that the checkpoint of that step would write."""
+def test_each_validation_draws_samples_with_the_same_prompt_and_seed(run: CharCLI) -> None:
+    """The checkpoint of a step generates the same texts."""
     found = rows(run.folder / "samples.csv")
     assert [int(row["step"]) for row in found] == [2, 2, 4, 4]
     model = inspection.load(run.folder / "checkpoints" / "last.ckpt")
     prompt = model.tokenizer.encode(default_prompt(model.tokenizer)).repeat(2, 1)
-    settings = replace(Samples.settings, seed=7)
+    settings = replace(SampleRecorder.settings, seed=7)
     assert [row["text"] for row in found[2:]] == model.generate(prompt, settings)
     assert {row["prompt"] for row in found} == {default_prompt(model.tokenizer)}
 
 
 @torch.no_grad()
-def test_each_characters_loss_is_that_of_all_places_where_it_stands(run: CharCLI) -> None:
+def test_a_characters_loss_is_the_mean_over_its_occurrences(run: CharCLI) -> None:
     model, data = run.model.eval(), run.datamodule
     ids = data.tokens[data.splits.val.start : data.splits.val.stop].long()
     found = [row for row in rows(run.folder / "symbols.csv") if row["step"] == "4"]
@@ -67,15 +64,14 @@ def test_each_characters_loss_is_that_of_all_places_where_it_stands(run: CharCLI
     for row in found:
         expected = sum(losses[row["symbol"]]) / len(losses[row["symbol"]])
         assert float(row["loss"]) == pytest.approx(expected, abs=1e-2)  # trained in bf16
-    whole = sum(int(row["count"]) * float(row["loss"]) for row in found) / (len(ids) - 1)
+    mean = sum(int(row["count"]) * float(row["loss"]) for row in found) / (len(ids) - 1)
     (last,) = [
         row for row in rows(run.folder / "metrics.csv") if row["step"] == "4" and row["val/loss"]
     ]
-    assert whole == pytest.approx(float(last["val/loss"]), abs=1e-4)
+    assert mean == pytest.approx(float(last["val/loss"]), abs=1e-4)
 
 
-def test_every_rung_leaves_the_same_files(tmp_path: Path) -> None:
-    """A bigram, which has no attention, all but the pictures of it."""
+def test_a_bigram_leaves_all_files_except_attention_images(tmp_path: Path) -> None:
     bigram = next(path for path in CONFIGS if path.stem == "bigram")
     folder = train_small(tmp_path, config=bigram).folder
     assert {"about.yaml", "config.yaml", "metrics.csv", "samples.csv", "symbols.csv"} <= {
@@ -84,13 +80,13 @@ def test_every_rung_leaves_the_same_files(tmp_path: Path) -> None:
     assert not (folder / "attention").exists()
 
 
-def test_a_picture_is_drawn_at_each_validation(run: CharCLI) -> None:
+def test_an_attention_image_is_drawn_at_each_validation(run: CharCLI) -> None:
     names = sorted(path.name for path in (run.folder / "attention").iterdir())
     assert names == ["step_000002.png", "step_000004.png"]
 
 
-def test_a_grid_shows_each_weight_of_each_head_in_its_place() -> None:
-    """Row reads column; darker is more; what is to come is grey."""
+def test_an_attention_image_shows_each_weight_of_each_head_in_its_place() -> None:
+    """Rows are queries, columns are keys; darker is more; masked cells are grey."""
     first = [[1.0, 0, 0], [0.5, 0.5, 0], [0, 0.25, 0.75]]
     weights = torch.tensor([first, [[1, 0, 0], [0, 1, 0], [1, 0, 0]]])
     layers = [
@@ -98,17 +94,17 @@ def test_a_grid_shows_each_weight_of_each_head_in_its_place() -> None:
         inspection.LayerAttention("second", weights[:1]),
     ]
     cell = 20
-    picture = draw_heads(layers, "a\nb", cell).convert("RGB")
+    image = draw_heads(layers, "a\nb", cell).convert("RGB")
     left, top, gap = 2 * cell, 4 * cell, 2 * cell
     for row, (_, drawn) in enumerate(layers):
         for head, matrix in enumerate(drawn):
             x = head * (left + 3 * cell + gap) + gap + left + cell // 2
             y = row * (top + 3 * cell + gap) + top + cell // 2
             by_weight: dict[float, set[tuple[int, ...]]] = {}
-            for reader in range(3):
-                for read in range(3):
-                    seen = picture.getpixel((x + read * cell, y + reader * cell))
-                    weight = -1.0 if read > reader else float(matrix[reader, read])
+            for query in range(3):
+                for key in range(3):
+                    seen = image.getpixel((x + key * cell, y + query * cell))
+                    weight = -1.0 if key > query else float(matrix[query, key])
                     by_weight.setdefault(weight, set()).add(seen)
             assert all(len(colours) == 1 for colours in by_weight.values())
             (grey,) = by_weight.pop(-1.0)
@@ -119,7 +115,7 @@ def test_a_grid_shows_each_weight_of_each_head_in_its_place() -> None:
             assert len(set(bright)) == len(bright)
 
 
-def test_the_use_of_the_device_is_the_passes_operations_over_what_it_can_do(
+def test_mfu_is_the_flops_of_the_passes_over_the_peak_of_the_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lit_gpt_scratch.training.throughput.measured_flops", lambda _: 1e9)
@@ -130,23 +126,23 @@ def test_the_use_of_the_device_is_the_passes_operations_over_what_it_can_do(
         model.net.train()(batch.inputs).sum().backward()
     for row in rows(run.folder / "metrics.csv"):
         if row["mfu"]:
-            of_a_character = counter.get_total_flops() / batch.inputs.numel()
-            expected = float(row["chars_per_sec"]) * of_a_character / 1e9
+            flops_per_character = counter.get_total_flops() / batch.inputs.numel()
+            expected = float(row["chars_per_sec"]) * flops_per_character / 1e9
             assert float(row["mfu"]) == pytest.approx(expected, rel=0.02)
 
 
-def test_the_machines_peak_is_that_of_a_product() -> None:
+def test_the_measured_peak_is_plausible() -> None:
     assert 1e8 < measured_flops(torch.float32, 256) < 1e15
 
 
 class Terminal(io.StringIO):
-    """What somebody watches."""
+    """Output that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
 
 
-def test_a_terminal_shows_a_bar_and_each_validations_sample_above_it(
+def test_a_terminal_shows_a_progress_bar_and_a_sample_of_each_validation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     screen = Terminal()
@@ -161,12 +157,12 @@ def test_a_terminal_shows_a_bar_and_each_validations_sample_above_it(
     assert f"  | {first}" in text
 
 
-def test_a_log_file_gets_a_line_for_each_validation_and_no_bar(
+def test_a_log_file_gets_one_line_per_validation_and_no_progress_bar(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = train_small(tmp_path, *EVERY)
-    said = capsys.readouterr()
-    lines = [line for line in said.err.splitlines() if line.startswith("step")]
+    output = capsys.readouterr()
+    lines = [line for line in output.err.splitlines() if line.startswith("step")]
     assert len(lines) == 2
     (last,) = [
         row for row in rows(run.folder / "metrics.csv") if row["step"] == "4" and row["val/bpc"]
@@ -175,10 +171,10 @@ def test_a_log_file_gets_a_line_for_each_validation_and_no_bar(
         f"step      4 of 4: val/loss {float(last['val/loss']):.4f}, "
         f"{float(last['val/loss']) / math.log(2):.3f} bits per character"
     )
-    assert "\r" not in said.out + said.err
+    assert "\r" not in output.out + output.err
 
 
-def test_a_picture_file_is_small(run: CharCLI) -> None:
+def test_an_attention_image_is_a_small_file(run: CharCLI) -> None:
     path = run.folder / "attention" / "step_000004.png"
     assert Image.open(path).width > 100
     assert path.stat().st_size < 100_000

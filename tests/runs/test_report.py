@@ -1,4 +1,4 @@
-"""The offline report: it shows what is on disk, in a real browser, and never calls out."""
+"""The offline report, in a real browser: it shows what is on disk and makes no requests."""
 
 import math
 import shutil
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from chromium import CHROMIUM, Chromium, Page
-from made_runs import make_run, measured, write_csv
+from fake_runs import metric_rows, write_csv, write_fake_run
 
 from lit_gpt_scratch.data.corpus import TINY_SHAKESPEARE_SHA256
 from lit_gpt_scratch.runs import report
-from lit_gpt_scratch.runs.dashboard import AXES, PANELS
-from lit_gpt_scratch.runs.reading import STEPS, Run, read_run
+from lit_gpt_scratch.runs.panels import AXES, PANELS
+from lit_gpt_scratch.runs.reading import MAX_STEPS, Run, read_run
 
 RUNGS = ["bigram", "mean", "single_head", "multi_head", "transformer", "gpt_cpu_classic", "gpt_cpu"]
 EVIL = "</script><script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'>&amp;\u2028"
@@ -32,11 +32,11 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
 
 
 def choose(selector: str, value: str) -> str:
-    """Code that sets what a reader can set, and ends with it."""
+    """Return JavaScript that sets the value of an input; its result is the input."""
     return f"box = document.querySelector({selector!r}); box.value = {value!r}; box"
 
 
-def page_of(browser: Chromium, folder: Path, output: Path) -> Page:
+def open_report(browser: Chromium, folder: Path, output: Path) -> Page:
     report.write_report([folder], output)
     return Page(browser, output)
 
@@ -45,26 +45,32 @@ def page_of(browser: Chromium, folder: Path, output: Path) -> Page:
 
 
 @pytest.mark.parametrize("names", [["gpt_cpu"], RUNGS, [f"run_{i}" for i in range(20)]], ids=len)
-def test_every_panel_is_drawn_without_a_request_or_a_word(
+def test_every_panel_is_drawn_without_requests_or_console_messages(
     names: list[str], browser: Chromium, tmp_path: Path
 ) -> None:
-    """However many runs, with more of everything than they show, and images that do not shrink."""
+    """Runs have more samples and images than the report shows; noise images do not compress."""
     for i, name in enumerate(names):
-        make_run(tmp_path / "runs" / name / "version_0", 1.3 + i / 20, 700, "To be " * 50, side=200)
+        write_fake_run(
+            tmp_path / "runs" / name / "version_0", 1.3 + i / 20, 700, "To be " * 50, side=200
+        )
     start = time.perf_counter()
-    page = page_of(browser, tmp_path / "runs", tmp_path / "report.html")
+    page = open_report(browser, tmp_path / "runs", tmp_path / "report.html")
     print(f"{len(names)} runs: made and drawn in {time.perf_counter() - start:.1f} s")
     assert (tmp_path / "report.html").stat().st_size < 8e6
-    assert page.traces() == {panel.key: len(names) for panel in PLOTS}
-    titles = page.js(f"{ALL}('h2, h3')].map(heading => heading.innerText)")
+    assert page.count_traces() == {panel.key: len(names) for panel in PLOTS}
+    titles = page.evaluate(f"{ALL}('h2, h3')].map(heading => heading.innerText)")
     assert {panel.title for panel in PLOTS} | {panel.section for panel in PANELS} <= set(titles)
-    assert page.js("document.querySelectorAll('details pre').length") == STEPS * len(names)
-    images = {1: 8, 7: 5, 20: 2}[len(names)]  # of each run
-    assert page.js("document.images.length") == images * len(names)
-    assert page.js("[...document.images].every(image => image.complete && image.naturalWidth)")
-    assert page.js("document.querySelectorAll('figure').length") == len(names)
-    assert page.requests() == []
-    assert page.complaints() == []
+    assert page.evaluate("document.querySelectorAll('details pre').length") == MAX_STEPS * len(
+        names
+    )
+    images = {1: 8, 7: 5, 20: 2}[len(names)]  # per run
+    assert page.evaluate("document.images.length") == images * len(names)
+    assert page.evaluate(
+        "[...document.images].every(image => image.complete && image.naturalWidth)"
+    )
+    assert page.evaluate("document.querySelectorAll('figure').length") == len(names)
+    assert page.requested_urls() == []
+    assert page.console_messages() == []
 
 
 @pytest.fixture(scope="module")
@@ -72,143 +78,148 @@ def rungs(browser: Chromium, tmp_path_factory: pytest.TempPathFactory) -> Page:
     """A report of three runs."""
     folder = tmp_path_factory.mktemp("rungs")
     for i, name in enumerate(RUNGS[:3]):
-        make_run(folder / "runs" / name / "version_0", scale=2 - i / 10)
-    return page_of(browser, folder / "runs", folder / "report.html")
+        write_fake_run(folder / "runs" / name / "version_0", scale=2 - i / 10)
+    return open_report(browser, folder / "runs", folder / "report.html")
 
 
-def test_a_run_is_switched_off_everywhere_at_once(rungs: Page) -> None:
-    """In all plots, in the samples, in the images; and comes back."""
+def test_a_run_is_hidden_everywhere_at_once(rungs: Page) -> None:
+    """In all plots, samples and images; it can be shown again."""
     hidden = f"{ALL}('.plot')].map(plot => plot.data.map(trace => trace.visible === false))"
     parts = f"{ALL}('[data-run]')].filter(part => part.hidden).map(part => part.dataset.run)"
-    rungs.js("document.querySelectorAll('.chips input')[1].click()")
-    assert rungs.js(hidden) == [[False, True, False]] * len(PLOTS)
-    assert rungs.js(parts) == ["1", "1"]
-    rungs.js("document.querySelector('button[value=none]').click()")
-    assert rungs.js(hidden) == [[True, True, True]] * len(PLOTS)
-    rungs.js("document.querySelector('button[value=all]').click()")
-    assert rungs.js(hidden) == [[False, False, False]] * len(PLOTS)
-    assert rungs.js(parts) == []
+    rungs.evaluate("document.querySelectorAll('.chips input')[1].click()")
+    assert rungs.evaluate(hidden) == [[False, True, False]] * len(PLOTS)
+    assert rungs.evaluate(parts) == ["1", "1"]
+    rungs.evaluate("document.querySelector('button[value=none]').click()")
+    assert rungs.evaluate(hidden) == [[True, True, True]] * len(PLOTS)
+    rungs.evaluate("document.querySelector('button[value=all]').click()")
+    assert rungs.evaluate(hidden) == [[False, False, False]] * len(PLOTS)
+    assert rungs.evaluate(parts) == []
 
 
 @pytest.mark.parametrize("axis", AXES)
-def test_curves_are_those_of_the_file_against_any_axis(axis: str, rungs: Page) -> None:
-    rungs.js(f"{choose('#axis', axis)}.onchange({{target: box}})")
-    drawn = rungs.js(
+def test_curves_match_metrics_csv_against_any_axis(axis: str, rungs: Page) -> None:
+    rungs.evaluate(f"{choose('#axis', axis)}.onchange({{target: box}})")
+    drawn = rungs.evaluate(
         f"Object.fromEntries({ALL}('.plot')]"
         ".map(plot => [plot.dataset.key, [plot.data[0].x, plot.data[0].y]]))"
     )
-    rows = [row for i in range(12) for row in measured(100 * (i + 1), 2.0)]
+    rows = [row for i in range(12) for row in metric_rows(100 * (i + 1), 2.0)]
     for panel in PANELS:
         if panel.kind == "line":
             there = [row for row in rows if panel.key in row]
             assert drawn[panel.key][0] == pytest.approx([row[axis] for row in there], rel=1e-5)
             assert drawn[panel.key][1] == pytest.approx([row[panel.key] for row in there], rel=1e-5)
     title = "document.querySelector('.plot .xtitle').textContent"
-    assert rungs.js(title) == AXES[axis]
+    assert rungs.evaluate(title) == AXES[axis]
 
 
-def test_long_curves_are_thinned_and_keep_both_ends(browser: Chromium, tmp_path: Path) -> None:
-    """And the scoreboard knows a best loss that the curve skips."""
-    run = make_run(tmp_path / "run")
-    rows = [row for i in range(5000) for row in measured(i + 1, 1.5)]
+def test_long_curves_are_subsampled_and_keep_both_ends(browser: Chromium, tmp_path: Path) -> None:
+    """The scoreboard still has a best loss that the curve skips."""
+    run = write_fake_run(tmp_path / "run")
+    rows = [row for i in range(5000) for row in metric_rows(i + 1, 1.5)]
     rows[2 * 2504 + 1]["val/loss"] = 0.5
     write_csv(run / "metrics.csv", rows)
-    page = page_of(browser, run, tmp_path / "report.html")
-    for x in page.js("plots.filter(p => p.dataset.key != 'symbols').map(p => p.data[0].x)"):
-        assert (len(x), x[0], x[-1]) == (report.POINTS, 1, 5000)
+    page = open_report(browser, run, tmp_path / "report.html")
+    for x in page.evaluate("plots.filter(p => p.dataset.key != 'symbols').map(p => p.data[0].x)"):
+        assert (len(x), x[0], x[-1]) == (report.MAX_POINTS, 1, 5000)
         assert x == sorted(set(x))
         assert 2505 not in x
-    assert "0.5000" in page.js("document.getElementById('scores').innerText")
+    assert "0.5000" in page.evaluate("document.getElementById('scores').innerText")
 
 
-def test_the_best_is_in_bold(rungs: Page) -> None:
-    """The third run has the best losses; all are equally fast."""
-    rows = rungs.js(f"{ALL}('#scores tr')].map(row => row.querySelectorAll('b').length)")
+def test_the_best_scores_are_bold(rungs: Page) -> None:
+    """The third run has the best losses; all runs have the same speed."""
+    rows = rungs.evaluate(f"{ALL}('#scores tr')].map(row => row.querySelectorAll('b').length)")
     assert rows[1:4] == [2, 2, 5]
     assert not any(rows[4:])
 
 
-def test_references_are_lines_where_they_compare(rungs: Page) -> None:
-    lines = rungs.js(f"{ALL}('.plot')][0].layout.shapes.map(shape => shape.y0)")
+def test_references_are_lines_in_the_plot_of_validation_loss(rungs: Page) -> None:
+    lines = rungs.evaluate(f"{ALL}('.plot')][0].layout.shapes.map(shape => shape.y0)")
     assert {1.6357, 1.4697, 1.88, 2.5804} <= set(lines)
-    assert rungs.js("document.querySelectorAll('#scores tbody.quiet tr').length") == len(lines)
+    assert rungs.evaluate("document.querySelectorAll('#scores tbody.quiet tr').length") == len(
+        lines
+    )
 
 
-def test_plots_answer_the_mouse(rungs: Page) -> None:
-    """By hovering, zooming and saving; none of their buttons sends the data away."""
-    rungs.js("Plotly.Fx.hover(plots[0], [{curveNumber: 1, pointNumber: 3}])")
-    assert "mean/version_0" in rungs.js("plots[0].querySelector('.hoverlayer').textContent")
-    titles = rungs.js(f"{ALL}('.modebar-btn')].map(button => button.dataset.title)")
+def test_plots_react_to_the_mouse(rungs: Page) -> None:
+    """Hover, zoom and save work; no button uploads data."""
+    rungs.evaluate("Plotly.Fx.hover(plots[0], [{curveNumber: 1, pointNumber: 3}])")
+    assert "mean/version_0" in rungs.evaluate("plots[0].querySelector('.hoverlayer').textContent")
+    titles = rungs.evaluate(f"{ALL}('.modebar-btn')].map(button => button.dataset.title)")
     assert titles == ["Download plot as a PNG", "Zoom", "Pan", "Reset axes"] * len(PLOTS)
-    assert rungs.js("Plotly.toImage(plots[0])").startswith("data:image/png")
-    assert rungs.complaints() == []
+    assert rungs.evaluate("Plotly.toImage(plots[0])").startswith("data:image/png")
+    assert rungs.console_messages() == []
 
 
-def test_characters_are_shown_by_name_the_most_frequent_first(rungs: Page) -> None:
-    ticks = rungs.js(f"{ALL}('[data-key=symbols] .xtick')].map(tick => tick.textContent)")
+def test_characters_have_visible_names_and_the_most_frequent_comes_first(rungs: Page) -> None:
+    ticks = rungs.evaluate(f"{ALL}('[data-key=symbols] .xtick')].map(tick => tick.textContent)")
     assert ticks == ["a", "⏎", "␣", "é", "<", "&", ">"]
 
 
-def test_a_slider_shows_one_step_of_the_images(rungs: Page) -> None:
+def test_the_slider_selects_the_step_of_the_image(rungs: Page) -> None:
     seen = f"{ALL}('figure span:not([hidden])')].map(step => step.innerText)"
-    assert rungs.js(seen) == ["step 1200"] * 3
-    rungs.js(f"{choose('figure input', '0')}.oninput({{target: box}})")
-    assert rungs.js(seen) == ["step 100", "step 1200", "step 1200"]
-    assert rungs.js("document.querySelectorAll('figure img:not([hidden])').length") == 3
+    assert rungs.evaluate(seen) == ["step 1200"] * 3
+    rungs.evaluate(f"{choose('figure input', '0')}.oninput({{target: box}})")
+    assert rungs.evaluate(seen) == ["step 100", "step 1200", "step 1200"]
+    assert rungs.evaluate("document.querySelectorAll('figure img:not([hidden])').length") == 3
 
 
-def test_hostile_texts_are_shown_and_do_nothing(browser: Chromium, tmp_path: Path) -> None:
-    """In names of runs, settings, prompts, samples and the alphabet."""
+def test_hostile_text_is_shown_and_not_executed(browser: Chromium, tmp_path: Path) -> None:
+    """In run names, settings, prompts, samples and the alphabet."""
     name = EVIL.replace("/", "|")  # of a folder
     for version in ("version_0", "version_1"):
-        run = make_run(tmp_path / "runs" / name / version, text=EVIL + version)
+        run = write_fake_run(tmp_path / "runs" / name / version, text=EVIL + version)
     write_csv(run / "symbols.csv", [{"step": 1, "symbol": EVIL[:-1], "count": 1, "loss": 1}])
-    page = page_of(browser, tmp_path / "runs", tmp_path / "report.html")
-    assert page.js("window.pwned") is None
-    assert page.js("document.scripts.length") == 2
-    assert page.js("document.querySelectorAll('[onerror], img[src=x]').length") == 0
-    assert (page.requests(), page.complaints()) == ([], [])
-    page.js("for (const p of plots) Plotly.Fx.hover(p, [{curveNumber: 0, pointNumber: 0}])")
+    page = open_report(browser, tmp_path / "runs", tmp_path / "report.html")
+    assert page.evaluate("window.pwned") is None
+    assert page.evaluate("document.scripts.length") == 2
+    assert page.evaluate("document.querySelectorAll('[onerror], img[src=x]').length") == 0
+    assert (page.requested_urls(), page.console_messages()) == ([], [])
+    page.evaluate("for (const p of plots) Plotly.Fx.hover(p, [{curveNumber: 0, pointNumber: 0}])")
     for place, text in {
         "#scores td": name, "details summary": name, ".chips": name, ".settings": EVIL, "pre": EVIL,
         "pre b": EVIL, ".hoverlayer": name[:15], "[data-key=symbols] .xaxislayer-above": EVIL[:-1],
     }.items():  # fmt: skip
-        found = page.js(f"{ALL}({place!r})].map(part => part.textContent).join()")
+        found = page.evaluate(f"{ALL}({place!r})].map(part => part.textContent).join()")
         assert text in found, place
 
 
-def test_the_page_may_not_call_out_nor_run_text(browser: Chromium, tmp_path: Path) -> None:
-    page = page_of(browser, make_run(tmp_path / "run"), tmp_path / "report.html")
-    assert page.js("fetch('http://127.0.0.1:9/').then(() => 'sent', () => 'refused')") == "refused"
+def test_the_page_cannot_send_requests_or_evaluate_text(browser: Chromium, tmp_path: Path) -> None:
+    page = open_report(browser, write_fake_run(tmp_path / "run"), tmp_path / "report.html")
+    assert (
+        page.evaluate("fetch('http://127.0.0.1:9/').then(() => 'sent', () => 'refused')")
+        == "refused"
+    )
     image = "i = new Image(); i.onerror = () => f('refused'); i.src = 'http://127.0.0.1:9/'"
-    assert page.js(f"new Promise(f => {{{image}}})") == "refused"
+    assert page.evaluate(f"new Promise(f => {{{image}}})") == "refused"
     with pytest.raises(AssertionError, match="EvalError"):
-        page.js("setTimeout.constructor('return 1')()")
-    assert all("Content Security Policy" in str(said) for said in page.complaints())
+        page.evaluate("setTimeout.constructor('return 1')()")
+    assert all("Content Security Policy" in str(message) for message in page.console_messages())
 
 
-def test_a_run_that_has_little_shows_it(browser: Chromium, tmp_path: Path) -> None:
-    """An old one, one just begun, and one that was killed while it wrote."""
-    old = make_run(tmp_path / "runs" / "old" / "version_0")
+def test_incomplete_runs_show_what_they_have(browser: Chromium, tmp_path: Path) -> None:
+    """An old run, one that has just started, and one that was killed while writing."""
+    old = write_fake_run(tmp_path / "runs" / "old" / "version_0")
     for name in ("about.yaml", "samples.csv", "symbols.csv"):
         (old / name).unlink()
     shutil.rmtree(old / "attention")
-    begun = make_run(tmp_path / "runs" / "begun" / "version_0", validations=0)
-    (begun / "metrics.csv").write_text("")
-    killed = make_run(tmp_path / "runs" / "killed" / "version_0")
+    started = write_fake_run(tmp_path / "runs" / "started" / "version_0", validations=0)
+    (started / "metrics.csv").write_text("")
+    killed = write_fake_run(tmp_path / "runs" / "killed" / "version_0")
     for path in killed.glob("*.*"):
         path.write_bytes(path.read_bytes()[:-9])
     for path in (killed / "attention").iterdir():
         path.write_bytes(path.read_bytes()[:-99])
-    page = page_of(browser, tmp_path / "runs", tmp_path / "report.html")
-    assert page.complaints() == []
-    assert page.traces() == {panel.key: 1 if panel.kind == "bar" else 2 for panel in PLOTS}
-    assert page.js(f"[{ALL}('details')].length, document.images.length]") == [1, 0]
-    assert "begun/version_0" in page.js("document.getElementById('scores').innerText")
-    page = page_of(browser, old, tmp_path / "report.html")
-    assert page.complaints() == []
-    assert page.traces() == {panel.key: 1 for panel in PLOTS if panel.kind == "line"}
-    assert page.js(f"{ALL}('h2')].map(heading => heading.innerText)") == SECTIONS[:3]
+    page = open_report(browser, tmp_path / "runs", tmp_path / "report.html")
+    assert page.console_messages() == []
+    assert page.count_traces() == {panel.key: 1 if panel.kind == "bar" else 2 for panel in PLOTS}
+    assert page.evaluate(f"[{ALL}('details')].length, document.images.length]") == [1, 0]
+    assert "started/version_0" in page.evaluate("document.getElementById('scores').innerText")
+    page = open_report(browser, old, tmp_path / "report.html")
+    assert page.console_messages() == []
+    assert page.count_traces() == {panel.key: 1 for panel in PLOTS if panel.kind == "line"}
+    assert page.evaluate(f"{ALL}('h2')].map(heading => heading.innerText)") == SECTIONS[:3]
 
 
 # On disk
@@ -216,23 +227,25 @@ def test_a_run_that_has_little_shows_it(browser: Chromium, tmp_path: Path) -> No
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    return make_run(tmp_path / "runs" / "gpt" / "version_0")
+    return write_fake_run(tmp_path / "runs" / "gpt" / "version_0")
 
 
 def read(folder: Path) -> Run:
     return read_run(folder, "label")
 
 
-def test_the_scoreboard_says_what_the_files_say(tmp_path: Path) -> None:
-    """Best and last are told apart, and only what was measured on one text is compared."""
-    folders = [make_run(tmp_path / name, scale) for name, scale in {"a": 1.5, "b": 1.4}.items()]
-    rows = [row for step in (100, 400, 900) for row in measured(step, 1.5)]
+def test_the_scoreboard_has_the_values_of_the_files(tmp_path: Path) -> None:
+    """Best and last loss differ, and only runs validated on the same text are compared."""
+    folders = [
+        write_fake_run(tmp_path / name, scale) for name, scale in {"a": 1.5, "b": 1.4}.items()
+    ]
+    rows = [row for step in (100, 400, 900) for row in metric_rows(step, 1.5)]
     rows[3]["val/loss"] = 1.25  # at step 400; it rises again
     write_csv(folders[0] / "metrics.csv", rows)
-    other = make_run(tmp_path / "c", 1.2)
+    other = write_fake_run(tmp_path / "c", 1.2)
     config = (other / "config.yaml").read_text().replace("test_fraction: 0.0", "test_fraction: 0.1")
     (other / "config.yaml").write_text(config)
-    board = report.scoreboard([read(folder) for folder in [*folders, other]])
+    board = report.make_scoreboard([read(folder) for folder in [*folders, other]])
     last_b = 1.4 * (1 + 3 / math.sqrt(1200))
     bits = [f"{loss / math.log(2):.3f}" for loss in (1.25, last_b)]
     texts = [[text for text, _ in row] for row in board]
@@ -244,27 +257,29 @@ def test_the_scoreboard_says_what_the_files_say(tmp_path: Path) -> None:
     assert bold[2] == [False] * 7
 
 
-def test_references_stand_only_beside_what_was_measured_on_their_text(run: Path) -> None:
-    assert "nanoGPT on a GPU" in report.report([read(run)])
+def test_references_appear_only_with_runs_on_the_same_text(run: Path) -> None:
+    assert "nanoGPT on a GPU" in report.render_report([read(run)])
     config = (run / "config.yaml").read_text()
     for part in ("val_fraction: 0.1", TINY_SHAKESPEARE_SHA256):
         (run / "config.yaml").write_text(config.replace(part, f"{part}5"))
-        assert "nanoGPT on a GPU" not in report.report([read(run)])
+        assert "nanoGPT on a GPU" not in report.render_report([read(run)])
 
 
-def test_settings_that_differ_are_listed_and_no_others(tmp_path: Path) -> None:
-    runs = [read(make_run(tmp_path / name, scale)) for name, scale in {"a": 1.5, "b": 1.0}.items()]
-    assert report.differences(runs) == [("model.net.width", ["96", "64"])]
-    assert report.differences(runs[:1]) == []
+def test_only_settings_that_differ_are_listed(tmp_path: Path) -> None:
+    runs = [
+        read(write_fake_run(tmp_path / name, scale)) for name, scale in {"a": 1.5, "b": 1.0}.items()
+    ]
+    assert report.find_differences(runs) == [("model.net.width", ["96", "64"])]
+    assert report.find_differences(runs[:1]) == []
 
 
 # The command
 
 
-def test_the_command_writes_one_file_and_says_where(
+def test_the_command_writes_one_file_and_prints_its_path(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also over an older report."""
+    """It replaces an older report."""
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         report.main([])
@@ -273,20 +288,20 @@ def test_the_command_writes_one_file_and_says_where(
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "report.html", "other.html"}
 
 
-MISTAKES = {
-    "runs folder nowhere is not there": ["nowhere"],
+ERRORS = {
+    "runs folder nowhere does not exist": ["nowhere"],
     "folder empty has no run in it": ["empty"],
-    "output notes.html is there and is no report": ["runs", "--output=notes.html"],
+    "output notes.html exists and is no report": ["runs", "--output=notes.html"],
     "output empty cannot be written (Is a directory)": ["runs", "--output=empty"],
     "output notes.html/r.html cannot be written": ["runs", "--output=notes.html/r.html"],
     "--outptu": ["runs", "--outptu=report.html"],
 }
 
 
-@pytest.mark.parametrize("said", MISTAKES)
+@pytest.mark.parametrize("message", ERRORS)
 @pytest.mark.usefixtures("run")
-def test_a_mistake_is_one_line_and_nothing_is_written(
-    said: str,
+def test_an_error_is_one_line_and_nothing_is_written(
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -296,10 +311,10 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     (tmp_path / "notes.html").write_text("<p>mine</p>")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as stop:
-        report.main(MISTAKES[said])
+        report.main(ERRORS[message])
     line = capsys.readouterr().err
     assert stop.value.code == 2
-    assert said in line
+    assert message in line
     assert line.startswith("lit-gpt-scratch report: error: ")
     assert line.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before

@@ -1,4 +1,4 @@
-"""Reading runs back: what is there is found, and what is torn or missing hides nothing else."""
+"""Reading runs: everything present is read; a damaged or missing file hides nothing else."""
 
 import base64
 import io
@@ -6,24 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_runs import make_run, measured, write_csv
+from fake_runs import metric_rows, write_csv, write_fake_run
 from PIL import Image
 
 from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.runs import reading as logged
-from lit_gpt_scratch.runs.dashboard import PANELS
+from lit_gpt_scratch.runs import reading
+from lit_gpt_scratch.runs.panels import PANELS
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    return make_run(tmp_path / "runs" / "gpt" / "version_0")
+    return write_fake_run(tmp_path / "runs" / "gpt" / "version_0")
 
 
-def read(folder: Path) -> logged.Run:
-    return logged.read_run(folder, "label", 3)
+def read(folder: Path) -> reading.Run:
+    return reading.read_run(folder, "label", 3)
 
 
-def test_a_run_is_read_whole(run: Path) -> None:
+def test_all_parts_of_a_run_are_read(run: Path) -> None:
     found = read(run)
     assert found.network == "ModernGPT"
     assert found.config["model.net.width"] == "96"
@@ -33,53 +33,40 @@ def test_a_run_is_read_whole(run: Path) -> None:
     assert found.val["tokens_seen"] == [25_600.0 * (i + 1) for i in range(12)]
     assert found.symbols["\n"] == (999, 1.51)
     steps = [step for step, _ in found.samples]
-    assert (steps[0], steps[-1], len(steps)) == ("100", "1200", logged.STEPS)
+    assert (steps[0], steps[-1], len(steps)) == ("100", "1200", reading.MAX_STEPS)
     assert found.samples[0][1] == [("To be", "\nor not 100")]
     assert [step for step, _ in found.attention] == ["100", "700", "1200"]
-    assert all(found.shows(panel) for panel in PANELS)
+    assert all(found.has_panel(panel) for panel in PANELS)
 
 
-def test_an_empty_run_shows_nothing(tmp_path: Path) -> None:
-    """A folder without a single file of those that are looked for."""
+def test_an_empty_folder_has_no_panel(tmp_path: Path) -> None:
     found = read(tmp_path)
-    assert not any(found.shows(panel) for panel in PANELS)
+    assert not any(found.has_panel(panel) for panel in PANELS)
     assert found.network == ""
-
-
-def test_a_torn_row_is_left_out_and_those_before_it_stay(tmp_path: Path) -> None:
-    """Wherever it is torn: in a number, in a quoted text, after a new line within one."""
-    rows = [{"step": "1", "text": 'a, "b"\nc\r'}, {"step": "2", "text": "d\ne\nf"}]
-    write_csv(tmp_path / "whole.csv", rows)
-    whole = (tmp_path / "whole.csv").read_bytes()
-    assert logged.read_table(tmp_path / "whole.csv") == rows
-    second = whole.index(b"2,")
-    for size in range(len(whole)):
-        (tmp_path / "torn.csv").write_bytes(whole[:size])
-        assert logged.read_table(tmp_path / "torn.csv") == (rows[:1] if size >= second else [])
 
 
 @pytest.mark.parametrize(
     "text", ["", "a: [", "- a list", "\x00", "a: !!python/object/apply:builtins.str [b]"]
 )
-def test_a_broken_config_is_an_empty_one(text: str, run: Path) -> None:
+def test_a_broken_config_reads_as_empty(text: str, run: Path) -> None:
     (run / "config.yaml").write_text(text)
     assert read(run).config == {}
     assert read(run).train["lr"]
 
 
 @pytest.mark.parametrize(
-    ("said", "number"),
+    ("text", "number"),
     [
         ("1.23456789", 1.23457), (4225, 4225), ("1e-9", 1e-9), ("nan", None), ("-inf", None),
         ("", None), ("12a", None), (None, None), ([1], None), (10**400, None),
     ],
 )  # fmt: skip
-def test_a_number_is_finite_and_short_or_none(said: object, number: float | None) -> None:
-    assert logged.number(said) == number
+def test_a_number_is_finite_with_six_digits_or_none(text: object, number: float | None) -> None:
+    assert reading.parse_number(text) == number
 
 
-def test_what_is_no_number_is_a_gap_in_its_column_alone(run: Path) -> None:
-    rows = [row for step in (1, 2, 3) for row in measured(step, 1.5)]
+def test_an_invalid_number_is_a_gap_in_its_own_column_only(run: Path) -> None:
+    rows = [row for step in (1, 2, 3) for row in metric_rows(step, 1.5)]
     rows[2]["train/loss"], rows[3]["val/loss"] = "nan", "torn"  # type: ignore[assignment]
     write_csv(run / "metrics.csv", rows)
     found = read(run)
@@ -89,21 +76,21 @@ def test_what_is_no_number_is_a_gap_in_its_column_alone(run: Path) -> None:
 
 
 @pytest.mark.parametrize(("count", "most"), [(0, 3), (3, 3), (4, 3), (100, 7), (101, 100)])
-def test_thinning_keeps_order_and_both_ends(count: int, most: int) -> None:
-    kept = logged.thinned(range(count), most)
+def test_subsample_keeps_order_and_both_ends(count: int, most: int) -> None:
+    kept = reading.subsample(range(count), most)
     assert kept == sorted(set(kept))
     assert len(kept) == min(count, most)
     assert (kept[:1], kept[-1:]) == ([*range(count)][:1], [*range(count)][-1:])
 
 
-def test_an_image_is_as_it_was_or_fits_into_its_share(run: Path) -> None:
+def test_an_image_is_unchanged_or_scaled_down_to_its_limit(run: Path) -> None:
     path = run / "attention" / "step_001200.png"
-    assert dict(logged.read_run(run, "label", 3, 1 << 20).attention)["1200"] == (
+    assert dict(reading.read_run(run, "label", 3, 1 << 20).attention)["1200"] == (
         f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
     )
     noise = np.random.default_rng(1).integers(256, size=(1200, 600, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
-    url = dict(logged.read_run(run, "label", 3, 30_000).attention)["1200"]
+    url = dict(reading.read_run(run, "label", 3, 30_000).attention)["1200"]
     data = base64.b64decode(url.removeprefix("data:image/webp;base64,"))
     assert len(data) <= 30_000
     width, height = Image.open(io.BytesIO(data)).size
@@ -111,7 +98,7 @@ def test_an_image_is_as_it_was_or_fits_into_its_share(run: Path) -> None:
     assert height > 200
 
 
-def test_symbols_are_those_of_the_last_validation(run: Path) -> None:
+def test_symbols_come_from_the_last_validation(run: Path) -> None:
     rows = [
         {"step": step, "symbol": symbol, "count": 9, "loss": step}
         for step, symbol in ((1, "a"), (2, "b"), (2, "\n"))
@@ -120,10 +107,10 @@ def test_symbols_are_those_of_the_last_validation(run: Path) -> None:
     assert read(run).symbols == {"b": (9, 2), "\n": (9, 2)}
 
 
-def test_runs_are_found_under_any_folder_the_newest_of_each_name_by_default(
+def test_runs_are_found_below_any_folder_and_by_default_the_newest_of_each_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """version_10 is newer than version_9, W&B's own files are no run, and none is taken twice."""
+    """version_10 is newer than version_9, W&B's own files are no run, and no run comes twice."""
     for name in ("gpt/version_9", "gpt/version_10", "bigram/version_0"):
         inner = tmp_path / "runs" / name / "wandb" / "files"
         inner.mkdir(parents=True)
@@ -133,7 +120,7 @@ def test_runs_are_found_under_any_folder_the_newest_of_each_name_by_default(
     monkeypatch.chdir(tmp_path)
 
     def found(*paths: str) -> list[str]:
-        folders = logged.find_runs([Path(path) for path in paths])
+        folders = reading.find_runs([Path(path) for path in paths])
         return [str(folder.relative_to(tmp_path.resolve() / "runs")) for folder in folders]
 
     assert found() == ["bigram/version_0", "gpt/version_10"]
@@ -141,14 +128,14 @@ def test_runs_are_found_under_any_folder_the_newest_of_each_name_by_default(
     assert found("runs/gpt/version_9", "runs/gpt") == ["gpt/version_9", "gpt/version_10"]
 
 
-def test_a_folder_that_is_missing_or_has_no_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="none is not there: name another, or run fit first"):
-        logged.find_runs([tmp_path / "none"])
+def test_a_missing_folder_or_one_without_runs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none does not exist: name another, or run fit first"):
+        reading.find_runs([tmp_path / "none"])
     with pytest.raises(InputError, match="has no run in it: name one such as runs/NAME"):
-        logged.find_runs([tmp_path])
+        reading.find_runs([tmp_path])
 
 
-def test_labels_are_as_long_as_it_takes_to_tell_runs_apart() -> None:
+def test_labels_are_just_long_enough_to_be_unique() -> None:
     one, two, three = Path("/a/runs/gpt/version_0"), Path("/b/runs/gpt/version_0"), Path("/c/d/e")
-    assert logged.labels([one, three]) == ["gpt/version_0", "d/e"]
-    assert logged.labels([one, two]) == ["a/runs/gpt/version_0", "b/runs/gpt/version_0"]
+    assert reading.unique_labels([one, three]) == ["gpt/version_0", "d/e"]
+    assert reading.unique_labels([one, two]) == ["a/runs/gpt/version_0", "b/runs/gpt/version_0"]

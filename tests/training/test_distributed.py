@@ -141,7 +141,7 @@ def test_a_run_goes_on_with_any_number_of_processes(whole: Path, tmp_path: Path)
     ask = ["--trainer.callbacks+=asking.Ask", "--trainer.callbacks.step=19"]
     said = end(start(tmp_path, *TWO, *ask, "--trainer.callbacks.rank=1"), 143)
     folder = only_run(tmp_path)
-    assert said.count("To go on:") == 1
+    assert said.count("To resume:") == 1
     assert "Stopped at step 20 of 50" in said
     ask[1] = "--trainer.callbacks.step=34"
     with pytest.raises(SystemExit) as stop:
