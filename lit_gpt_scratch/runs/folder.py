@@ -1,4 +1,4 @@
-"""The folder of a run: its name, lock and resume command; and which run is the newest.
+"""The folder of a run: its name, lock and checkpoint; and which run is the newest.
 
 Of one name's runs, the newest has the highest version number. `--ckpt_path best` and `last` look
 at all names: they take the file that was saved last.
@@ -8,7 +8,6 @@ This module does not import Lightning, so that `report` starts fast.
 
 import os
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +93,6 @@ def write_yaml_files(folder: Path, **contents: dict[str, Any]) -> None:
 def last_checkpoint(folder: Path) -> Path:
     """Return the path of the checkpoint that a run resumes from."""
     return folder / "checkpoints" / "last.ckpt"
-
-
-def resume_command(folder: Path) -> str:
-    """Return the command that resumes a run from its last checkpoint."""
-    config, last = (shlex.quote(str(p)) for p in (folder / "config.yaml", last_checkpoint(folder)))
-    return f"lit-gpt-scratch fit --config {config} --ckpt_path {last}"
 
 
 def resume_folder(checkpoint: Path, name: str | None) -> Path | None:

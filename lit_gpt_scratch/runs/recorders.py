@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 from unicodedata import category
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
@@ -33,7 +32,7 @@ class Recorder(Callback):
         self._table: Any = None
 
     def add_rows(
-        self, trainer: pl.Trainer, key: str, columns: list[str], rows: Sequence[Sequence[object]]
+        self, trainer: Any, key: str, columns: list[str], rows: Sequence[Sequence[object]]
     ) -> None:
         """Append rows to KEY.csv and to the W&B table KEY."""
         append_rows(self.folder / f"{key}.csv", columns, rows)
@@ -52,13 +51,12 @@ class SampleRecorder(Recorder):
     settings = SamplingSettings(max_new_tokens=100, temperature=0.8)
     count = 2
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
         prompt, step = default_prompt(pl_module.tokenizer), trainer.global_step
         ids = pl_module.tokenizer.encode(prompt).repeat(self.count, 1).to(pl_module.device)
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        texts = pl_module.generate(ids, replace(self.settings, seed=data.seed))
+        texts = pl_module.generate(ids, replace(self.settings, seed=trainer.datamodule.seed))
         rows = [(step, prompt, text) for text in texts]
         self.add_rows(trainer, "samples", ["step", "prompt", "text"], rows)
         if bar := trainer.progress_bar_callback:
@@ -77,12 +75,12 @@ def _printable(character: str) -> str:
 class SymbolLossRecorder(Recorder):
     """Writes the validation loss of each character of the alphabet to symbols.csv."""
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         size = len(pl_module.tokenizer)
         self.sums = torch.zeros(2, size, dtype=torch.float64)  # counts, then losses
 
     def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any
     ) -> None:
         if batch.split == "val":
             ids = batch.targets.flatten().cpu()
@@ -90,8 +88,8 @@ class SymbolLossRecorder(Recorder):
             self.sums[0].index_add_(0, ids, torch.ones_like(losses))
             self.sums[1].index_add_(0, ids, losses)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        sums: Any = self.sums
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        sums = self.sums
         if trainer.world_size > 1:
             sums = trainer.strategy.reduce(sums.to(pl_module.device), reduce_op="sum")
         if trainer.is_global_zero:
@@ -104,11 +102,11 @@ class SymbolLossRecorder(Recorder):
 class AttentionRecorder(Recorder):
     """Draws every head's weights (H, T, T) on the start of validation: attention/step_N.png."""
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         has_weights = any(hasattr(module, "weights") for module in pl_module.net.modules())
         if not has_weights or not trainer.is_global_zero:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = trainer.datamodule
         start = data.splits.val.start
         text = data.tokenizer.decode(data.tokens[start : start + min(32, data.context)].cpu())
         image = draw_heads(attention(pl_module, text), text)

@@ -14,7 +14,7 @@ import torch
 from lit_gpt_scratch.generation.sampling import SamplingSettings
 from lit_gpt_scratch.generation.text import default_prompt
 from lit_gpt_scratch.models.gpt import count_parameters
-from lit_gpt_scratch.runs.folder import last_checkpoint, resume_command
+from lit_gpt_scratch.runs.folder import last_checkpoint
 from lit_gpt_scratch.runs.recorders import printable_lines
 from lit_gpt_scratch.training.checkpointing import best_checkpoint
 from lit_gpt_scratch.training.distributed import is_rank_zero
@@ -91,8 +91,10 @@ def large_alphabet_notice(model: Any) -> list[str]:
 
 def print_resume_command(folder: Path, message: str) -> None:
     """Print a message and how to resume the run, if it has a checkpoint, to standard error."""
-    if is_rank_zero() and last_checkpoint(folder).exists():
-        print(f"{message} To resume:\n  {resume_command(folder)}", file=sys.stderr)
+    config, last = folder / "config.yaml", last_checkpoint(folder)
+    if is_rank_zero() and last.exists():
+        command = ["lit-gpt-scratch", "fit", "--config", str(config), "--ckpt_path", str(last)]
+        print(f"{message} To resume:\n  {shlex.join(command)}", file=sys.stderr)
 
 
 def sample_text(model: Any, seed: int) -> str:
