@@ -8,18 +8,14 @@ from jsonargparse import ArgumentParser
 
 from lit_gpt_scratch.checkpoints.export import best_loss, write_export
 from lit_gpt_scratch.checkpoints.reading import import_plugin, read_checkpoint
+from lit_gpt_scratch.cli.program import PROGRAM
 from lit_gpt_scratch.errors import InputError, exit_on_input_error
 from lit_gpt_scratch.inspection.loading import build_model
 from lit_gpt_scratch.runs.folder import find_checkpoint, runs_folder
 
 
 def export(checkpoint: Path, output: Path, plugin: str | None = None) -> None:
-    """Write a checkpoint into a new folder.
-
-    Args:
-        checkpoint: A .ckpt file of `fit`.
-        output: The folder to make.
-        plugin: A module besides this package whose classes the checkpoint may name.
+    """Write a .ckpt file of `fit` into a new folder. A plugin is a module whose classes it uses.
 
     Raises:
         InputError: The checkpoint is refused, or the folder exists or cannot be written.
@@ -36,19 +32,15 @@ def export(checkpoint: Path, output: Path, plugin: str | None = None) -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Write a checkpoint's weights as safetensors, and its settings as JSON, into a new folder."""
-    parser = ArgumentParser(
-        prog="lit-gpt-scratch export", description=main.__doc__, exit_on_error=False
-    )
-    parser.add_argument(
-        "--ckpt_path", type=str, required=True, help="A .ckpt file, or best or last."
-    )
-    parser.add_argument("--output", type=Path, required=True, help="The folder to make.")
-    parser.add_argument(
-        "--plugin", type=str | None, help="A module of yours whose classes it may name."
-    )
+    parser = ArgumentParser(prog=f"{PROGRAM} export", description=main.__doc__, exit_on_error=False)
+    checkpoint_help = "A .ckpt file, or best or last of the newest run."
+    plugin_help = "Your own module, if the checkpoint uses its classes."
+    parser.add_argument("--ckpt_path", type=str, required=True, help=checkpoint_help)
+    parser.add_argument("--output", type=Path, required=True, help="A new folder.")
+    parser.add_argument("--plugin", type=str | None, help=plugin_help)
     with exit_on_input_error(parser.prog):
-        asked = parser.parse_args(args)
-        export(find_checkpoint(asked.ckpt_path, runs_folder(None)), asked.output, asked.plugin)
-    size = sum(file.stat().st_size for file in asked.output.iterdir())
-    print(f"{asked.output}  {size / 1e6:.1f} MB")
-    print(f"Next:\n  lit-gpt-scratch predict --ckpt_path {shlex.quote(str(asked.output))}")
+        flags = parser.parse_args(args)
+        export(find_checkpoint(flags.ckpt_path, runs_folder(None)), flags.output, flags.plugin)
+    size = sum(file.stat().st_size for file in flags.output.iterdir())
+    print(f"{flags.output}  {size / 1e6:.1f} MB")
+    print(f"Next:\n  {PROGRAM} predict --ckpt_path {shlex.quote(str(flags.output))}")

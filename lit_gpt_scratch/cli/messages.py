@@ -1,4 +1,4 @@
-"""The parser, and its error messages as one line that names the value and the fix."""
+"""The parser of the command line, and its error messages: one line with the flag that was meant."""
 
 import inspect
 import re
@@ -6,115 +6,82 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.models import attention, ensemble, modern, rotary
-from lit_gpt_scratch.models import gpt as models
-from lit_gpt_scratch.training import muon, optim, schedules
+from lit_gpt_scratch import models, training
 
-TRAINER_GROUP = "Customize every aspect of training via flags"
-NUMBER = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+TRAINER_GROUP = "Customize every aspect of training via flags"  # Lightning's title of its options
+# The wording of jsonargparse. A message that matches none of these is shown as it is.
+KEY = re.compile(r'Parser key "([^"]+)":')  # twice for model.net.width: "model.net", "width"
+UNKNOWN = re.compile(
+    r"(?:arguments: (?:--)?|[Oo]ption '|attribute '|path string: |module named ')([^\s='\"]+)"
+)
+WRONG_VALUE = re.compile(
+    r"(?:Expected an? |Subtypes: \[)(.+?)(?:\. Got|\] Errors: .* Given) value: (.*?)"
+    r"(?:\. Got value: .*)?$"
+)
 
 
 def explain(message: str, known: Sequence[str]) -> str:
-    """One readable line from a message of jsonargparse.
-
-    Args:
-        message: Theirs, of several lines and with Python's type names.
-        known: Options and names that exist, to suggest the one that was meant.
-    """
-    text = " ".join(message.split()).replace("Problems parsing config", "--config is not YAML")
-    text = text.replace(' in "<unicode string>",', ",")
-    # 'Parser key "model.net": Parser key "layers":' is the key model.net.layers.
-    keys = re.findall(r'Parser key "([^"]+)":', text)
-    key = ".".join(keys)
-    text = re.sub(r'Parser key "[^"]+":', "", text).strip()
-    unknown = (
-        re.search(r"unrecognized arguments: (?:--)?([^\s=]+)", text)
-        or re.search(r"does not accept option '([^']+)'", text)
-        or re.search(r"Option '([^']+)' is not accepted", text)
-        or re.search(r"has no attribute '([^']+)'", text)
-        or re.search(r"Expected a dot import path string: (\S+)", text)
-        or re.search(r"No module named '([^']+)'", text)
-    )
-    if unknown:
-        return _unknown(unknown[1], key, known)
-    wrong = re.search(r"Expected an? (.+?)\. Got value: (.*?)(?:\. Got value: .*)?$", text)
-    if wrong:
-        return f"{key} is {wrong[2]!r}: it must be {_type(wrong[1])}."
-    several = re.search(r"Multiple subclasses with name (\w+)\..*?: (.+)\.$", text)
-    if several:
-        return f"{key} is {several[1]!r}: give the full name of one of {several[2]}."
-    choice = re.search(r"Subtypes: \[(.+?)\] Errors: .* Given value: (.*)", text)
-    if choice:
-        kinds = [
-            _type(kind) for kind in re.findall(r"<class '\w+'>|typing\.Literal\[[^]]+\]", choice[1])
-        ]
-        return f"{key} is {choice[2]!r}: it must be {' or '.join(kinds)}."
+    """Return a message of jsonargparse as one line; for an unknown name, suggest a known one."""
+    text = " ".join(message.replace(' in "<unicode string>"', "").split()).replace(" ,", ",")
+    text = text.replace("Problems parsing config", "--config is not YAML")
+    key = ".".join(KEY.findall(text))
+    text = KEY.sub("", text).strip()
+    if unknown := UNKNOWN.search(text):
+        name, place = unknown[1], f" for {key}" if key else ""
+        if key and name[0].islower():  # an argument, not a class
+            name, place = f"{key}.{name}", ""
+        return f"there is no {name!r}{place}{suggestion(name, known)}"
+    if wrong := WRONG_VALUE.search(text):
+        allowed = re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.+?)\]", r"\1\2", wrong[1])
+        allowed = allowed.replace("NoneType", "null").replace(", ", " or ")
+        return f"{key} is {wrong[2]!r}: it must be {allowed}."
+    text = re.sub(r"Type <class '\S+'> expects a function or a callable class: ", "", text)
+    text = text.partition(". Got value: ")[0].strip()
     return f"{key}: {text}" if key else text
 
 
-def _unknown(name: str, key: str, known: Sequence[str]) -> str:
-    """An option, key or class that does not exist, and the one that was probably meant."""
-    full = f"{key}.{name}" if key and name[:1].islower() else name
-    # Compared by its whole name first, then by its last part, which is all that a class's own has.
-    short = {word.rpartition(".")[2]: word for word in reversed(known)}
-    last = name.rpartition(".")[2]
-    close = get_close_matches(full, known, 1, 0.7)
-    close = close or [short[word] for word in get_close_matches(last, short, 1, 0.6)]
-    close = [word for word in close if word != full]  # another class of that place has it
-    hint = f": did you mean {close[0]}?" if close else ": --help lists what there is."
-    return f"there is no {full!r}{f' for {key}' if key and full == name else ''}{hint}"
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """Suggest the known name that is most like this one: as a whole, or by its last part."""
+    by_last_part = {word.rpartition(".")[2]: word for word in reversed(known)}
+    last_part = name.rpartition(".")[2]
+    close = get_close_matches(name, known, 1, 0.7)
+    close = close or [by_last_part[s] for s in get_close_matches(last_part, by_last_part, 1, 0.6)]
+    if close and close[0] != name:  # the same name is an argument of another class
+        return f": did you mean {close[0]}?"
+    return "; --help lists the options."
 
 
-def _type(kind: str) -> str:
-    choices = re.findall(r"'([^']+)'", kind) if "Literal" in kind else []
-    if choices:
-        return " or ".join(choices)
-    plain = re.sub(r"<class '([^']+)'>", r"\1", kind)
-    return NUMBER.get(plain, "null" if plain == "NoneType" else plain)
-
-
-def names_of_parts() -> list[str]:
-    """The classes that a config can name, and their arguments: what a typo may have meant."""
-    names = []
-    for module in (models, ensemble, modern, attention, rotary, optim, muon, schedules):
-        for name, part in vars(module).items():
-            if isinstance(part, type) and part.__module__ == module.__name__:
+def known_names(parser: LightningArgumentParser) -> list[str]:
+    """Return a parser's flags, and this package's classes with their arguments."""
+    flags = LightningArgumentParser.get_defaults(parser).keys()  # with the arguments of classes
+    names = [flag.replace(".init_args", "") for flag in flags]
+    for module in (models, training):
+        for name in module.__all__:
+            if isinstance(part := getattr(module, name), type):
                 names += [name, *inspect.signature(part).parameters]
     return names
 
 
 class Parser(LightningArgumentParser):
-    """Reports a mistake as one line, and lists the Trainer's many options last."""
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        if not self.exit_on_error:  # an inner parser: the outer one says where the mistake is
-            super().error(message, ex)
-        commands: Any = getattr(self, "_subcommands_action", None)
-        parsers = [self, *(commands.choices.values() if commands else ())]
-        # The base class': ours leaves out the arguments of classes.
-        defaults = [LightningArgumentParser.get_defaults(p) for p in parsers]
-        flags = [key.replace(".init_args", "") for found in defaults for key, _ in found.items()]
-        raise InputError(explain(message, [*flags, *names_of_parts()]))
+    """Lightning's parser, with other defaults for classes and another order of its help."""
 
     def get_defaults(self, *args: Any, **kwargs: Any) -> Any:
-        """Without the arguments of a class that is itself a default: its own defaults follow.
+        """Return the defaults without the arguments of default classes; jsonargparse adds those.
 
-        Another class that takes its place would inherit those of the same name: AdamW Muon's lr.
+        Otherwise a class that replaces a default class would get its values: AdamW Muon's lr.
         """
         config = super().get_defaults(*args, **kwargs)
-        actions: Any = self._actions
-        for action in actions:
-            if isinstance(action.default, dict) and "init_args" not in action.default:
-                value = config.get(action.dest)
-                if isinstance(value, Namespace):
-                    value.pop("init_args", None)
+        for key in [*config.keys()]:
+            name = key.removesuffix(".class_path")
+            names_a_class = name != key and ".init_args." not in name
+            if names_a_class and "init_args" not in self.get_default(name):
+                config[name].pop("init_args", None)
         return config
 
     def format_help(self, *args: Any) -> str:
-        groups: Any = self._action_groups
+        """List the Trainer's options last."""
+        groups: Any = self._action_groups  # private: argparse has no public way to order them
         groups.sort(key=lambda group: group.title == TRAINER_GROUP)
         return super().format_help(*args)

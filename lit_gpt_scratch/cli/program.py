@@ -1,26 +1,23 @@
-"""The list of commands, and what starts one of them."""
+"""The list of commands, and the function that starts one of them."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
-from io import TextIOWrapper
 from typing import Any
 
 from lit_gpt_scratch.errors import exit_with_error
 
 PROGRAM = "lit-gpt-scratch"
-# Commands of Lightning's CLI, and of modules that have a `main` of their own.
 TRAINER_COMMANDS = {
     "fit": "Train a model; its files go into runs/NAME/version_N.",
     "validate": "Compute the exact loss of a checkpoint on the validation split.",
     "test": "Compute the exact loss of a checkpoint on the test split, if its corpus has one.",
-    "predict": "Print texts that a checkpoint writes.",
+    "predict": "Generate text with a checkpoint, and print it.",
 }
-OTHER_COMMANDS = {
-    "report": ("lit_gpt_scratch.runs.report", "Make one HTML file of runs on disk."),
+OTHER_COMMANDS = {  # each with the module whose `main` runs it
+    "report": ("lit_gpt_scratch.runs.report", "Write one HTML file that compares runs on disk."),
     "export": ("lit_gpt_scratch.cli.export_command", "Write a checkpoint without pickle."),
     "dashboard": ("lit_gpt_scratch.runs.dashboard", "Save the dashboard into a W&B project."),
 }
@@ -28,31 +25,25 @@ COMMANDS = TRAINER_COMMANDS | {name: text for name, (_, text) in OTHER_COMMANDS.
 
 
 def overview() -> str:
-    """What the program can do."""
+    """Return the help text that lists all commands."""
     listed = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
     return (
         f"usage: {PROGRAM} COMMAND [options]\n\n"
-        "Train, compare, sample and take apart character-level language models.\n\n"
+        "Train, compare, sample and inspect character-level language models.\n\n"
         f"{listed}\n\n{PROGRAM} COMMAND --help lists the options of a command."
     )
 
 
 def find_command(args: Sequence[str] | None = None) -> Callable[[], Any]:
-    """Import the command that arguments name.
+    """Return the function of the command that `args` (default: the process' own) name.
 
-    Args:
-        args: Command and flags; None: those of the process.
-
-    Returns:
-        A function that runs it.
-
-    Raises:
-        SystemExit: There is no such command.
+    It is imported here: a command without Lightning does not wait seconds for its import.
     """
     args = sys.argv[1:] if args is None else args
-    first = args[0] if args else "--help"
-    if first in ("--help", "-h"):
+    asks_for_help = not args or "--help" in args or "-h" in args
+    if asks_for_help and not any(name in args for name in COMMANDS):
         return partial(print, overview())
+    first = args[0]
     if first in OTHER_COMMANDS:
         module, _ = OTHER_COMMANDS[first]
         return partial(import_module(module).main, args[1:])
@@ -66,27 +57,9 @@ def find_command(args: Sequence[str] | None = None) -> Callable[[], Any]:
 
 
 def main(args: Sequence[str] | None = None) -> Any:
-    """Run a command.
-
-    Returns:
-        Of fit, validate, test and predict, Lightning's CLI with its `trainer`, `model`,
-        `datamodule` and `folder`.
+    """Run a command. fit, validate, test and predict return their CLI (see `commands.main`).
 
     Raises:
         SystemExit: A user's mistake, after one line on standard error.
     """
     return find_command(args)()
-
-
-def run(command: Callable[[], Any] = main) -> None:
-    """Run a command as a process: Ctrl-C and a closed pipe end it without a traceback."""
-    for stream in (sys.stdout, sys.stderr):  # an encoding may lack what a text has
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        command()
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    except BrokenPipeError:  # whoever reads us has read enough, such as `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from unicode_texts import CJK, TEXTS
 
 from lit_gpt_scratch import cli, inspection
+from lit_gpt_scratch.__main__ import run_command
 from lit_gpt_scratch.cli import export_command as export
 from lit_gpt_scratch.cli.commands import CharCLI
 from lit_gpt_scratch.inspection import plots
@@ -75,7 +76,7 @@ def spoken(monkeypatch: pytest.MonkeyPatch, encoding: str, *args: str) -> str:
     output = io.TextIOWrapper(io.BytesIO(), encoding, newline="")
     monkeypatch.setattr(sys, "stdout", output)
     monkeypatch.setattr(sys, "argv", ["lit-gpt-scratch", *args])
-    cli.run()
+    run_command(cli.main)
     output.flush()
     said = output.buffer.getvalue()  # type: ignore[attr-defined]
     return str(said.decode(encoding))

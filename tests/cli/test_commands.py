@@ -3,15 +3,12 @@
 import csv
 import os
 import re
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from tiny import TINY, Refusal
 
 from lit_gpt_scratch import cli
 from lit_gpt_scratch.cli.commands import CharCLI
@@ -20,61 +17,7 @@ from lit_gpt_scratch.data.grammar import play_log_loss
 from lit_gpt_scratch.generation import SamplingSettings
 from lit_gpt_scratch.training import LitCharLM
 
-TINY = [
-    *["--data.corpus", "sample", "--data.sample_size", "20000", "--data.context", "16"],
-    *["--model.net.layers", "1", "--model.net.width", "16", "--model.net.attention.heads", "2"],
-    *["--trainer.max_steps", "7", "--trainer.val_check_interval", "3"],
-    *["--trainer.log_every_n_steps", "2", "--wandb.mode", "disabled"],
-]
 RULE = f"\n{'-' * 80}\n"  # between texts
-Refusal = Callable[..., str]
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished tiny run."""
-    root = tmp_path_factory.mktemp("root")
-    return cli.main(["fit", *TINY, "--trainer.default_root_dir", str(root)]).folder
-
-
-@pytest.fixture(scope="module")
-def checkpoint(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run's checkpoint, moved alone into an empty folder."""
-    return Path(shutil.copy(run_folder / "checkpoints/best.ckpt", tmp_path_factory.mktemp("alone")))
-
-
-@pytest.fixture
-def refusal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Refusal:
-    """Runs a command that must be refused, and gives the one line that it says."""
-
-    def refuse(*arguments: object) -> str:
-        here = tmp_path / "here"
-        here.mkdir(exist_ok=True)
-        monkeypatch.chdir(here)
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        assert stop.value.code == 2
-        assert said.out == ""
-        assert re.fullmatch(r"lit-gpt-scratch: error: [^\n]+\n", said.err)
-        assert list(here.iterdir()) == [], "something was written"
-        return said.err
-
-    return refuse
-
-
-def program(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The installed program, as a process of its own."""
-    return subprocess.run(
-        [Path(sys.executable).parent / "lit-gpt-scratch", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | environment,
-        check=False,
-    )
 
 
 def texts_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -165,28 +108,6 @@ def test_a_run_without_validation_keeps_its_last_checkpoint(
 # A checkpoint alone is enough
 
 
-def test_explicit_flags_beat_the_checkpoint_which_beats_the_defaults(checkpoint: Path) -> None:
-    validated = cli.main(["validate", "--ckpt_path", str(checkpoint), "--data.val_fraction", "0.2"])
-    assert validated.datamodule.context == 16
-    assert validated.datamodule.hparams.val_fraction == 0.2
-    assert validated.config.validate.data.sample_size == 20000
-    assert len(validated.model.net.blocks) == 1
-
-
-def test_a_resumed_run_goes_on_and_obeys_explicit_flags(run_folder: Path, tmp_path: Path) -> None:
-    elsewhere = shutil.copy(run_folder / "checkpoints/last.ckpt", tmp_path)
-    resumed = ["--ckpt_path", str(elsewhere)]
-    resumed += ["--trainer.default_root_dir", str(tmp_path), "--wandb.mode", "disabled"]
-    resumed += ["--trainer.max_steps", "9", "--trainer.log_every_n_steps", "1"]
-    fitted = cli.main(["fit", *resumed, "--model.optimizer.lr", "0.5"])
-    assert fitted.folder == tmp_path / "runs" / "gpt_cpu" / "version_0"
-    with (fitted.folder / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["lr"]]
-    assert [int(row["step"]) for row in rows] == [8, 9]
-    # The place in the schedule is that of a run of nine steps, not of the seven that ended at 0.
-    assert [float(row["lr"]) for row in rows] == pytest.approx([0.5 * 2 / 5.4, 0.5 * 1 / 5.4])
-
-
 def test_a_notice_says_that_other_splits_hold_trained_text(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,29 +125,9 @@ def test_validate_repeats_the_figure_of_fit(checkpoint: Path, run_folder: Path) 
     assert float(metrics["val/loss"]) == pytest.approx(best, abs=1e-6)
 
 
-def test_best_and_last_mean_the_newest_run(run_folder: Path) -> None:
-    root = ["--trainer.default_root_dir", str(run_folder.parents[2])]
-    validated = cli.main(["validate", "--ckpt_path", "last", *root])
-    assert validated.config.validate.ckpt_path == str(run_folder / "checkpoints/last.ckpt")
-
-
-def test_a_checkpoint_path_in_yaml_serves_as_a_flag(checkpoint: Path, tmp_path: Path) -> None:
-    config = tmp_path / "evaluate.yaml"
-    config.write_text(f"ckpt_path: {checkpoint}\n")
-    assert cli.main(["validate", "--config", str(config)]).datamodule.context == 16
-
-
 def test_test_runs_where_there_is_a_test_split(checkpoint: Path) -> None:
     tested = cli.main(["test", "--ckpt_path", str(checkpoint), "--data.test_fraction", "0.1"])
     assert "test/loss" in tested.trainer.callback_metrics
-
-
-def test_prediction_settings_are_flags_of_predict_alone_and_enter_no_checkpoint(
-    checkpoint: Path, refusal: Refusal
-) -> None:
-    for command in ("fit", "validate", "test"):
-        assert "prompt" in refusal(command, "--ckpt_path", checkpoint, "--prompt", "KING")
-    assert "prompt" not in str(torch.load(checkpoint, weights_only=True)["hyper_parameters"])
 
 
 def test_predict_prints_the_texts_and_nothing_else(
@@ -383,83 +284,6 @@ def test_a_failed_download_falls_back_only_where_asked_and_says_so_everywhere(
 
 # Mistakes: one clear line, nothing written
 
-FIT_MISTAKES = {
-    "context is 0": ["--data.context", "0"],
-    "context is -1": ["--data.context", "-1"],
-    "context is 3000, but the val split": ["--data.context", "3000"],
-    "batch_size is 0": ["--data.batch_size", "0"],
-    "sample_size is 0": ["--data.sample_size", "0"],
-    "val_fraction is 0.0": ["--data.val_fraction", "0"],
-    "test_fraction is 0.95": ["--data.test_fraction", "0.95"],
-    "seed is -1": ["--data.seed", "-1"],
-    "width is 0": ["--model.net.width", "0"],
-    "layers is 0": ["--model.net.layers", "0"],
-    "heads is 0": ["--model.net.attention.heads", "0"],
-    "heads must divide the width": ["--model.net.attention.heads", "3"],
-    "dropout is 1.0": ["--model.net.dropout", "1"],
-    "dropout is -0.1": ["--model.net.attention.dropout", "-0.1"],
-    "dropout is nan": ["--model.net.dropout", ".nan"],
-    "model.net.dropout is 'nan'": ["--model.net.dropout", "nan"],
-    "lr is 0.0": ["--model.optimizer.lr", "0"],
-    "weight_decay is -1.0": ["--model.optimizer.weight_decay", "-1"],
-    "beta1 is 1.5": ["--model.optimizer.beta1", "1.5"],
-    "unexpected keyword argument 'steps'": [
-        *("--model.schedule", "torch.optim.lr_scheduler.StepLR"),
-        *("--model.schedule.step_size", "5"),
-    ],
-    "warmup is 0": ["--model.schedule.warmup", "0"],
-    "max_steps is 0": ["--trainer.max_steps", "0"],
-    "max_steps is -5": ["--trainer.max_steps", "-5"],
-    "val_check_interval is 0": ["--trainer.val_check_interval", "0"],
-    "accelerator": ["--trainer.accelerator", "abacus"],
-    "name is '../out'": ["--name", "../out"],
-    "did you mean data.context?": ["--data.contxt", "3"],
-    "did you mean trainer.max_steps?": ["--trainer.max_step", "3"],
-    "did you mean model.net.layers?": ["--model.net.layer", "3"],
-    "did you mean model.net.attention.heads?": ["--model.net.attention.head", "3"],
-    "did you mean GPT?": ["--model.net", "lit_gpt_scratch.models.GTP"],
-    "data.context is 'many': it must be a whole number": ["--data.context", "many"],
-    "it must be offline or online or disabled": ["--wandb.mode", "of"],
-    "--plugin no_such_module": ["--plugin", "no_such_module"],
-    "is a folder": ["--data.corpus", "."],
-    "no such file": ["--data.corpus", "tiny-shakespear"],
-    "only https://": ["--data.corpus", "http://example.org/a.txt"],
-    "not 0000": ["--data.sha256", "0000"],
-}
-
-
-@pytest.mark.parametrize("said", FIT_MISTAKES)
-def test_a_mistake_in_fit_is_one_line(said: str, refusal: Refusal) -> None:
-    assert said in refusal("fit", *TINY, *FIT_MISTAKES[said])
-
-
-PREDICT_MISTAKES = {
-    "temperature is -1.0": ["--temperature", "-1"],
-    "temperature is nan": ["--temperature", ".nan"],
-    "temperature is inf": ["--temperature", ".inf"],
-    "temperature is 'nan': it must be a number": ["--temperature", "nan"],
-    "temperature is 'hot': it must be a number": ["--temperature", "hot"],
-    "top_k is 0": ["--top_k", "0"],
-    "top_k is -3": ["--top_k", "-3"],
-    "top_p is 0.0": ["--top_p", "0"],
-    "top_p is 1.5": ["--top_p", "1.5"],
-    "top_p is nan": ["--top_p", ".nan"],
-    "min_p is -0.1": ["--min_p", "-0.1"],
-    "min_p is 2.0": ["--min_p", "2"],
-    "max_new_tokens is 0": ["--max_new_tokens", "0"],
-    "num_samples is 0": ["--num_samples", "0"],
-    "prompt: character '8' at position 2": ["--prompt", "AB8"],
-    "stop: character '8' at position 0": ["--stop", "8"],
-    "prompt_file /none.txt cannot be read: No such file": ["--prompt_file", "/none.txt"],
-    "prompt and prompt_file are both given": ["--prompt", "A", "--prompt_file", "/none.txt"],
-    "do not change its sizes": ["--model.net.width", "32"],
-}
-
-
-@pytest.mark.parametrize("said", PREDICT_MISTAKES)
-def test_a_mistake_in_predict_is_one_line(said: str, checkpoint: Path, refusal: Refusal) -> None:
-    assert said in refusal("predict", "--ckpt_path", checkpoint, *PREDICT_MISTAKES[said])
-
 
 PROMPT_FILES = {
     "is not UTF-8 text": b"BEATA:\n\xff\n",
@@ -504,71 +328,8 @@ def test_an_unreadable_corpus_is_one_line(tmp_path: Path, refusal: Refusal) -> N
         assert "Permission denied" in refusal("fit", *TINY, "--data.corpus", locked)
 
 
-CONFIGS = {
-    "did you mean": "data:\n  contxt: 4\n",
-    "there is no 'modl.net'": "modl:\n  net: 3\n",
-    "did you mean trainer.max_steps?": "trainer:\n  max_step: 3\n",
-    "data.context is '[1, 2]'": "data:\n  context: [1, 2]\n",
-    "--config is not YAML": "data: [1\n",
-    "Unexpected config": "just a sentence",
-}
-
-
-@pytest.mark.parametrize("said", CONFIGS)
-def test_a_bad_config_is_one_line(said: str, tmp_path: Path, refusal: Refusal) -> None:
-    config = tmp_path / "config.yaml"
-    config.write_text(CONFIGS[said])
-    assert said in refusal("fit", "--config", config)
-
-
-def test_a_missing_or_binary_config_is_one_line(tmp_path: Path, refusal: Refusal) -> None:
-    assert "does not exist" in refusal("fit", "--config", tmp_path / "none.yaml")
-    (tmp_path / "binary.yaml").write_bytes(b"\x00\xff\xfe")
-    assert "not a text file" in refusal("fit", "--config", tmp_path / "binary.yaml")
-    (tmp_path / "torn.yaml").write_text("data:\n  context: [8,\n")
-    torn = refusal("fit", "--config", tmp_path / "torn.yaml")
-    assert "--config is not YAML: " in torn
-    assert torn.strip().endswith(", line 3, column 1")
-
-
-def test_a_bad_checkpoint_is_one_line(tmp_path: Path, checkpoint: Path, refusal: Refusal) -> None:
-    broken = tmp_path / "broken.ckpt"
-    broken.write_bytes(checkpoint.read_bytes()[:1000])
-    foreign = tmp_path / "foreign.ckpt"
-    torch.save({"model": {"weight": torch.ones(2)}}, foreign)
-    for command in ("validate", "test", "predict"):
-        assert "needs --ckpt_path" in refusal(command)
-        assert "no such file" in refusal(command, "--ckpt_path", tmp_path / "none.ckpt")
-        assert "damaged" in refusal(command, "--ckpt_path", broken)
-        assert "was not written by" in refusal(command, "--ckpt_path", foreign)
-        assert "no run under" in refusal(command, "--ckpt_path", "best")
-
-
-def test_a_checkpoint_of_another_version_is_one_line(
-    tmp_path: Path, checkpoint: Path, refusal: Refusal
-) -> None:
-    contents = torch.load(checkpoint, weights_only=True)
-    contents["hyper_parameters"]["of_tomorrow"] = 1
-    torch.save(contents, tmp_path / "new.ckpt")
-    assert "another version" in refusal("predict", "--ckpt_path", tmp_path / "new.ckpt")
-
-
 def test_test_without_a_test_split_is_one_line(checkpoint: Path, refusal: Refusal) -> None:
     assert "there is no test split" in refusal("test", "--ckpt_path", checkpoint)
-
-
-def test_what_cannot_be_resumed_is_one_line(run_folder: Path, refusal: Refusal) -> None:
-    resume = [
-        "fit",
-        "--ckpt_path",
-        run_folder / "checkpoints/last.ckpt",
-        "--wandb.mode",
-        "disabled",
-    ]
-    assert "is at step 7 already" in refusal(*resume, "--trainer.max_steps", 7)
-    assert "batch_size is 16" in refusal(
-        *resume, "--trainer.devices", 5, "--trainer.accelerator", "cpu"
-    )
 
 
 def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder(
@@ -611,56 +372,7 @@ def test_an_unwritable_run_folder_is_one_line(tmp_path: Path, refusal: Refusal) 
     assert "--trainer.default_root_dir" in refusal("fit", *TINY, *root)
 
 
-def test_no_command_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
-    for args in ([], ["--help"], ["-h"]):
-        cli.main(args)
-        said = capsys.readouterr().out
-        for command in ("fit", "validate", "test", "predict", "report", "export", "dashboard"):
-            assert f"\n  {command} " in said
-
-
-def test_a_wrong_command_is_one_line(refusal: Refusal) -> None:
-    assert "did you mean fit?" in refusal("fitt")
-    assert "one of fit, validate" in refusal("zzz")
-
-
 # Real processes
-
-
-@pytest.mark.slow
-def test_every_command_works_as_a_process(tmp_path: Path) -> None:
-    fit = program("fit", *TINY, "--data.test_fraction", 0.2, "--trainer.default_root_dir", tmp_path)
-    assert fit.returncode == 0, fit.stderr
-    best = shutil.copy(tmp_path / "runs/gpt_cpu/version_0/checkpoints/best.ckpt", tmp_path)
-    for command in ("validate", "test"):
-        done = program(command, "--ckpt_path", best)
-        assert done.returncode == 0, done.stderr
-        assert "loss" in done.stdout
-    predict = program("predict", "--ckpt_path", best, "--max_new_tokens", 10, "--prompt", "We ")
-    assert predict.returncode == 0, predict.stderr
-    assert predict.stdout.startswith("We ")
-    assert len(predict.stdout) == 14
-
-
-@pytest.mark.slow
-def test_a_mistake_as_a_process_is_one_line_and_an_exit_code() -> None:
-    module = subprocess.run(
-        [sys.executable, "-m", "lit_gpt_scratch", "fit", "--data.context", "0"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert module.returncode == 2
-    assert module.stdout == ""
-    assert module.stderr == "lit-gpt-scratch: error: context is 0: it must be at least 1.\n"
-
-
-@pytest.mark.slow
-def test_help_lists_our_options_before_the_trainers() -> None:
-    help_text = program("fit", "--help").stdout
-    places = [help_text.index(f"--{n}") for n in ("name", "data.corpus", "model.net", "trainer.")]
-    assert places == sorted(places)
-    assert "--prompt" in program("predict", "--help").stdout
 
 
 class WithoutSummary(CharCLI):
@@ -682,14 +394,3 @@ def test_the_full_gpt_takes_one_step_at_its_real_size(tmp_path: Path) -> None:
     assert sum(p.numel() for p in fitted.model.net.blocks.parameters()) == 10 * (12 * 512**2 + 1024)
     assert fitted.trainer.precision == "bf16-mixed"
     assert torch.isfinite(fitted.trainer.callback_metrics["train/loss"])
-
-
-@pytest.mark.slow
-def test_wandb_works_offline_without_an_account(tmp_path: Path) -> None:
-    tiny = [a if a != "disabled" else "offline" for a in TINY]
-    done = program(
-        "fit", *tiny, "--trainer.default_root_dir", tmp_path, WANDB_API_KEY="", HOME=str(tmp_path)
-    )
-    assert done.returncode == 0, done.stderr
-    assert "wandb sync" in done.stdout
-    assert list((tmp_path / "runs/gpt_cpu/version_0/wandb").glob("offline-run-*/run-*.wandb"))

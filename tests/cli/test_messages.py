@@ -1,0 +1,141 @@
+"""The error line of a wrong flag or config: it names the flag, the value and the likely fix."""
+
+from pathlib import Path
+
+import pytest
+from tiny import TINY, Refusal
+
+from lit_gpt_scratch.cli.messages import explain, suggestion
+
+FIT_MISTAKES = {
+    "context is 0": ["--data.context", "0"],
+    "context is -1": ["--data.context", "-1"],
+    "context is 3000, but the val split": ["--data.context", "3000"],
+    "batch_size is 0": ["--data.batch_size", "0"],
+    "sample_size is 0": ["--data.sample_size", "0"],
+    "val_fraction is 0.0": ["--data.val_fraction", "0"],
+    "test_fraction is 0.95": ["--data.test_fraction", "0.95"],
+    "seed is -1": ["--data.seed", "-1"],
+    "width is 0": ["--model.net.width", "0"],
+    "layers is 0": ["--model.net.layers", "0"],
+    "heads is 0": ["--model.net.attention.heads", "0"],
+    "heads must divide the width": ["--model.net.attention.heads", "3"],
+    "dropout is 1.0": ["--model.net.dropout", "1"],
+    "dropout is -0.1": ["--model.net.attention.dropout", "-0.1"],
+    "dropout is nan": ["--model.net.dropout", ".nan"],
+    "model.net.dropout is 'nan'": ["--model.net.dropout", "nan"],
+    "lr is 0.0": ["--model.optimizer.lr", "0"],
+    "weight_decay is -1.0": ["--model.optimizer.weight_decay", "-1"],
+    "beta1 is 1.5": ["--model.optimizer.beta1", "1.5"],
+    "unexpected keyword argument 'steps'": [
+        *("--model.schedule", "torch.optim.lr_scheduler.StepLR"),
+        *("--model.schedule.step_size", "5"),
+    ],
+    "warmup is 0": ["--model.schedule.warmup", "0"],
+    "max_steps is 0": ["--trainer.max_steps", "0"],
+    "max_steps is -5": ["--trainer.max_steps", "-5"],
+    "val_check_interval is 0": ["--trainer.val_check_interval", "0"],
+    "accelerator": ["--trainer.accelerator", "abacus"],
+    "name is '../out'": ["--name", "../out"],
+    "did you mean data.context?": ["--data.contxt", "3"],
+    "did you mean trainer.max_steps?": ["--trainer.max_step", "3"],
+    "did you mean model.net.layers?": ["--model.net.layer", "3"],
+    "did you mean model.net.attention.heads?": ["--model.net.attention.head", "3"],
+    "no 'GTP' for model.net: did you mean GPT?": ["--model.net", "lit_gpt_scratch.models.GTP"],
+    "no 'Adamw' for model.optimizer: did you mean AdamW?": ["--model.optimizer", "Adamw"],
+    "no 'ckpt_pat': did you mean ckpt_path?": ["--ckpt_pat", "last"],
+    "--data.context: expected one argument": ["--data.context"],
+    "no 'model.net.width'; --help": [  # another class has an argument of this name
+        *("--model.net", "lit_gpt_scratch.models.Bigram"),
+        *("--model.net.width", "3"),
+    ],
+    "model.net.attention: the following arguments are required": [
+        *("--model.net.attention", "lit_gpt_scratch.models.GPT"),
+    ],
+    "`devices` selected": ["--trainer.devices", "many"],
+    "data.context is 'many': it must be": ["--data.context", "many"],
+    "data.seed is 'many': it must be": ["--data.seed", "many"],
+    "wandb.mode is 'of': it must be 'offline' or 'online' or 'disabled'": ["--wandb.mode", "of"],
+    "--plugin no_such_module": ["--plugin", "no_such_module"],
+    "is a folder": ["--data.corpus", "."],
+    "no such file": ["--data.corpus", "tiny-shakespear"],
+    "only https://": ["--data.corpus", "http://example.org/a.txt"],
+    "not 0000": ["--data.sha256", "0000"],
+}
+
+
+@pytest.mark.parametrize("words", FIT_MISTAKES)
+def test_a_mistake_in_fit_is_one_line(words: str, refusal: Refusal) -> None:
+    assert words in refusal("fit", *TINY, *FIT_MISTAKES[words])
+
+
+PREDICT_MISTAKES = {
+    "temperature is -1.0": ["--temperature", "-1"],
+    "temperature is nan": ["--temperature", ".nan"],
+    "temperature is inf": ["--temperature", ".inf"],
+    "temperature is 'nan': it must be": ["--temperature", "nan"],
+    "temperature is 'hot': it must be": ["--temperature", "hot"],
+    "top_k is 0": ["--top_k", "0"],
+    "top_k is -3": ["--top_k", "-3"],
+    "top_p is 0.0": ["--top_p", "0"],
+    "top_p is 1.5": ["--top_p", "1.5"],
+    "top_p is nan": ["--top_p", ".nan"],
+    "min_p is -0.1": ["--min_p", "-0.1"],
+    "min_p is 2.0": ["--min_p", "2"],
+    "max_new_tokens is 0": ["--max_new_tokens", "0"],
+    "num_samples is 0": ["--num_samples", "0"],
+    "prompt: character '8' at position 2": ["--prompt", "AB8"],
+    "stop: character '8' at position 0": ["--stop", "8"],
+    "prompt_file /none.txt cannot be read: No such file": ["--prompt_file", "/none.txt"],
+    "prompt and prompt_file are both given": ["--prompt", "A", "--prompt_file", "/none.txt"],
+    "do not change its sizes": ["--model.net.width", "32"],
+}
+
+
+@pytest.mark.parametrize("words", PREDICT_MISTAKES)
+def test_a_mistake_in_predict_is_one_line(words: str, checkpoint: Path, refusal: Refusal) -> None:
+    assert words in refusal("predict", "--ckpt_path", checkpoint, *PREDICT_MISTAKES[words])
+
+
+CONFIGS = {
+    "did you mean": "data:\n  contxt: 4\n",
+    "there is no 'modl.net'": "modl:\n  net: 3\n",
+    "did you mean trainer.max_steps?": "trainer:\n  max_step: 3\n",
+    "data.context is '[1, 2]'": "data:\n  context: [1, 2]\n",
+    "--config is not YAML": "data: [1\n",
+    "Unexpected config": "just a sentence",
+}
+
+
+@pytest.mark.parametrize("words", CONFIGS)
+def test_a_bad_config_is_one_line(words: str, tmp_path: Path, refusal: Refusal) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIGS[words])
+    assert words in refusal("fit", "--config", config)
+
+
+def test_a_missing_or_binary_config_is_one_line(tmp_path: Path, refusal: Refusal) -> None:
+    assert "does not exist" in refusal("fit", "--config", tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\x00\xff\xfe")
+    assert "not a text file" in refusal("fit", "--config", tmp_path / "binary.yaml")
+    (tmp_path / "torn.yaml").write_text("data:\n  context: [8,\n")
+    torn = refusal("fit", "--config", tmp_path / "torn.yaml")
+    assert "--config is not YAML: " in torn
+    assert torn.strip().endswith(", line 3, column 1")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("data.contxt", "data.context"), ("contxt", "data.context"), ("GTP", "GPT")],
+)
+def test_a_typo_is_answered_with_the_closest_name(name: str, meant: str) -> None:
+    known = ["data.context", "data.corpus", "model.net", "GPT", "Bigram"]
+    assert suggestion(name, known) == f": did you mean {meant}?"
+    assert "did you mean" not in suggestion("zzzzzz", known)
+    assert "did you mean" not in suggestion(meant, known)
+
+
+def test_an_unknown_message_is_shown_in_one_line_with_its_key() -> None:
+    message = 'Parser key "model.net":\n  Something\n  new. Got value: Namespace(a=1)'
+    assert explain(message, []) == "model.net: Something new"
+    assert explain("Something\n new", []) == "Something new"

@@ -1,0 +1,108 @@
+"""The flags of the commands, and a checkpoint's values as their defaults."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import Refusal
+
+from lit_gpt_scratch import cli
+
+
+def test_flags_override_the_checkpoint_and_the_checkpoint_overrides_defaults(
+    checkpoint: Path,
+) -> None:
+    validated = cli.main(["validate", "--ckpt_path", str(checkpoint), "--data.val_fraction", "0.2"])
+    assert validated.datamodule.context == 16
+    assert validated.datamodule.hparams.val_fraction == 0.2
+    assert validated.config.validate.data.sample_size == 20000
+    assert len(validated.model.net.blocks) == 1
+
+
+def test_a_resumed_run_uses_explicit_flags(run_folder: Path, tmp_path: Path) -> None:
+    elsewhere = shutil.copy(run_folder / "checkpoints/last.ckpt", tmp_path)
+    resumed = ["--ckpt_path", str(elsewhere)]
+    resumed += ["--trainer.default_root_dir", str(tmp_path), "--wandb.mode", "disabled"]
+    resumed += ["--trainer.max_steps", "9", "--trainer.log_every_n_steps", "1"]
+    fitted = cli.main(["fit", *resumed, "--model.optimizer.lr", "0.5"])
+    assert fitted.folder == tmp_path / "runs" / "gpt_cpu" / "version_0"
+    with (fitted.folder / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["lr"]]
+    assert [int(row["step"]) for row in rows] == [8, 9]
+    # The schedule is that of a run of nine steps.
+    assert [float(row["lr"]) for row in rows] == pytest.approx([0.5 * 2 / 5.4, 0.5 * 1 / 5.4])
+
+
+def test_last_is_the_last_checkpoint_of_the_newest_run(run_folder: Path) -> None:
+    root = ["--trainer.default_root_dir", str(run_folder.parents[2])]
+    validated = cli.main(["validate", "--ckpt_path", "last", *root])
+    assert validated.config.validate.ckpt_path == str(run_folder / "checkpoints/last.ckpt")
+
+
+def test_a_config_file_can_name_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    config = tmp_path / "evaluate.yaml"
+    config.write_text(f"ckpt_path: {checkpoint}\n")
+    assert cli.main(["validate", "--config", str(config)]).datamodule.context == 16
+
+
+def test_only_predict_has_the_prediction_flags_and_no_checkpoint_has_them(
+    checkpoint: Path, refusal: Refusal
+) -> None:
+    for command in ("fit", "validate", "test"):
+        assert "prompt" in refusal(command, "--ckpt_path", checkpoint, "--prompt", "KING")
+    assert "prompt" not in str(torch.load(checkpoint, weights_only=True)["hyper_parameters"])
+
+
+def test_a_bad_checkpoint_is_one_line(tmp_path: Path, checkpoint: Path, refusal: Refusal) -> None:
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes(checkpoint.read_bytes()[:1000])
+    foreign = tmp_path / "foreign.ckpt"
+    torch.save({"model": {"weight": torch.ones(2)}}, foreign)
+    for command in ("validate", "test", "predict"):
+        assert "needs --ckpt_path" in refusal(command)
+        assert "no such file" in refusal(command, "--ckpt_path", tmp_path / "none.ckpt")
+        assert "damaged" in refusal(command, "--ckpt_path", broken)
+        assert "was not written by" in refusal(command, "--ckpt_path", foreign)
+        assert "no run under" in refusal(command, "--ckpt_path", "best")
+
+
+def test_a_checkpoint_of_another_version_is_one_line(
+    tmp_path: Path, checkpoint: Path, refusal: Refusal
+) -> None:
+    contents = torch.load(checkpoint, weights_only=True)
+    contents["hyper_parameters"]["of_tomorrow"] = 1
+    torch.save(contents, tmp_path / "new.ckpt")
+    assert "another version" in refusal("predict", "--ckpt_path", tmp_path / "new.ckpt")
+
+
+def test_a_finished_run_and_another_number_of_devices_cannot_be_resumed(
+    run_folder: Path, refusal: Refusal
+) -> None:
+    resume = [
+        "fit",
+        "--ckpt_path",
+        run_folder / "checkpoints/last.ckpt",
+        "--wandb.mode",
+        "disabled",
+    ]
+    assert "is at step 7 already" in refusal(*resume, "--trainer.max_steps", 7)
+    assert "batch_size is 16" in refusal(
+        *resume, "--trainer.devices", 5, "--trainer.accelerator", "cpu"
+    )
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_help_lists_the_options_of_this_program_before_those_of_the_trainer(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    own = {"fit": ["name", "wandb.mode"], "predict": ["prompt", "top_k"]}.get(command, [])
+    own += ["plugin", "ckpt_path", "data.corpus", "model.net"]
+    places = {name: text.index(f" --{name} ") for name in own}
+    assert max(places.values()) < text.index(" --trainer.max_steps ")
+    assert "hpc" not in text[places["ckpt_path"] :][:300], "Lightning's own text is wrong here"
