@@ -111,12 +111,9 @@ class CharCLI(CheckpointCLI):
         """Lock and trim the folder of a run of this name to resume, or make a new one."""
         config, checkpoint = self.config.fit, self.ckpt_path
         runs = run_folder.runs_folder(config.trainer.default_root_dir)
-        if (
-            not checkpoint
-            and is_rank_zero()
-            and (left := run_folder.find_unfinished_run(runs / name))
-        ):
-            print_resume_command(left, f"Notice: {left} is not finished.")
+        unfinished = None if checkpoint else run_folder.find_unfinished_run(runs / name)
+        if unfinished and is_rank_zero():
+            print_resume_command(unfinished, f"Notice: {unfinished} is not finished.")
         resumed = run_folder.resume_folder(checkpoint, config.name) if checkpoint else None
         self.folder = resumed or run_folder.new_run_folder(runs, name)
         if trainer.is_global_zero:

@@ -148,7 +148,7 @@ class CheckpointCLI(LightningCLI):
             self.weights = checkpoint["state_dict"]
         elif path.is_dir():
             raise InputError(
-                f"{path} is an export, which has no optimizer state: fit cannot resume from it. "
+                f"{path} is an export, without the optimizer's state: fit cannot resume from it. "
                 "Give the .ckpt file that it was made from."
             )
         self.ckpt_step = int(checkpoint.get("global_step", 0))

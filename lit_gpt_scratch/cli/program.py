@@ -40,10 +40,10 @@ def find_command(args: Sequence[str] | None = None) -> Callable[[], Any]:
     It is imported here: a command without Lightning does not wait seconds for its import.
     """
     args = sys.argv[1:] if args is None else args
-    asks_for_help = not args or "--help" in args or "-h" in args
-    if asks_for_help and not any(name in args for name in COMMANDS):
+    first = args[0] if args else "--help"
+    asks_for_help = first.startswith("-") and not {"--help", "-h"}.isdisjoint([first, *args])
+    if asks_for_help and COMMANDS.keys().isdisjoint(args):
         return partial(print, overview())
-    first = args[0]
     if first in OTHER_COMMANDS:
         module, _ = OTHER_COMMANDS[first]
         return partial(import_module(module).main, args[1:])

@@ -1,4 +1,4 @@
-"""Whatever is written: each text is kept, learnt, drawn from, looked into and shown."""
+"""Any Unicode text can be trained on, sampled, exported, inspected, plotted and reported."""
 
 import io
 import json
@@ -29,7 +29,6 @@ from lit_gpt_scratch.inspection import plots
 from lit_gpt_scratch.inspection.draw_heads import draw_heads
 from lit_gpt_scratch.runs import report
 from lit_gpt_scratch.runs.recorders import printable_lines
-from lit_gpt_scratch.runs.summary import large_alphabet_notice
 from lit_gpt_scratch.runs.tables import read_rows
 from lit_gpt_scratch.training.module import LitCharLM
 
@@ -38,7 +37,7 @@ SMALL = ["--model.net.layers=1", "--model.net.width=16", "--trainer.val_check_in
 
 
 class Trained(NamedTuple):
-    """A run of four steps that W&B recorded, and the text it learnt from."""
+    """A run of four steps with a W&B record, and its corpus."""
 
     text: str
     corpus: Path
@@ -71,19 +70,18 @@ def trained(request: pytest.FixtureRequest, all_trained: dict[str, Trained]) -> 
     return all_trained[request.param]
 
 
-def spoken(monkeypatch: pytest.MonkeyPatch, encoding: str, *args: str) -> str:
-    """What the program writes to an output of an encoding."""
-    output = io.TextIOWrapper(io.BytesIO(), encoding, newline="")
-    monkeypatch.setattr(sys, "stdout", output)
+def output_of(monkeypatch: pytest.MonkeyPatch, encoding: str, *args: str) -> str:
+    """Run the program; return its output in an encoding."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding, newline="")
+    monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "argv", ["lit-gpt-scratch", *args])
     run_command(cli.main)
-    output.flush()
-    said = output.buffer.getvalue()  # type: ignore[attr-defined]
-    return str(said.decode(encoding))
+    stream.flush()
+    return str(stream.buffer.getvalue().decode(encoding))  # type: ignore[attr-defined]
 
 
-def test_the_texts_are_what_they_are_called() -> None:
-    """Or these laws would hold for less than they say."""
+def test_each_text_has_the_property_in_its_name() -> None:
+    """Otherwise the tests below would test less than they say."""
     assert len(set(TEXTS[LARGE])) == len(set(CJK)) == 10_000
     assert max(TEXTS[LARGE]) > "\uffff"
     assert all(sign in TEXTS["emoji"] for sign in "\u200d\ufe0f🏽")
@@ -97,14 +95,14 @@ def test_the_texts_are_what_they_are_called() -> None:
 # Through the program
 
 
-def test_every_character_is_kept(trained: Trained) -> None:
+def test_decoding_the_tokens_gives_the_corpus(trained: Trained) -> None:
     data = trained.run.datamodule
     assert data.tokenizer.decode(data.tokens) == trained.text
     assert data.alphabet == "".join(sorted({*trained.text}))
 
 
-def test_each_validation_leaves_tables_that_read_back_as_they_were(trained: Trained) -> None:
-    """And W&B has the same rows."""
+def test_each_validation_writes_tables_that_read_back_unchanged(trained: Trained) -> None:
+    """W&B has the same rows."""
     alphabet, folder = {*trained.text}, trained.run.folder
     _, samples = read_rows(folder / "samples.csv")
     assert [row["step"] for row in samples] == ["2", "2", "4", "4"]
@@ -122,7 +120,7 @@ def test_each_validation_leaves_tables_that_read_back_as_they_were(trained: Trai
         assert sorted([*map(str, row)] for row in logged) == sorted([*r.values()] for r in rows)
 
 
-def test_a_run_goes_on_and_is_validated(trained: Trained, tmp_path: Path) -> None:
+def test_a_run_resumes_and_validates(trained: Trained, tmp_path: Path) -> None:
     again = [f"--data.corpus={trained.corpus}", *SMALL, f"--ckpt_path={trained.last}"]
     run = train_small(tmp_path, *again, "--trainer.max_steps=6", "--name=longer")
     loss = float(run.trainer.callback_metrics["val/loss"])
@@ -133,32 +131,32 @@ def test_a_run_goes_on_and_is_validated(trained: Trained, tmp_path: Path) -> Non
     assert float(measured.trainer.callback_metrics["val/loss"]) == pytest.approx(loss, abs=1e-6)
 
 
-def test_what_is_exported_draws_the_same_text(
+def test_an_export_generates_the_same_text_as_its_checkpoint(
     trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     export.export(trained.last, tmp_path / "exported")
     prompt = next(word for word in trained.text.split("\n") if word)[:5]
     args = ["--prompt", prompt, "--max_new_tokens", "50", "--num_samples", "2"]
-    drawn = [
-        spoken(monkeypatch, "utf-8", "predict", f"--ckpt_path={path}", *args)
+    generated = [
+        output_of(monkeypatch, "utf-8", "predict", f"--ckpt_path={path}", *args)
         for path in (trained.last, tmp_path / "exported")
     ]
-    assert drawn[0] == drawn[1]
-    assert drawn[0].startswith(prompt)
-    assert drawn[0].count("-" * 80) == 1
-    assert {*drawn[0]} <= {*trained.text, "\n", "-"}
+    assert generated[0] == generated[1]
+    assert generated[0].startswith(prompt)
+    assert generated[0].count("-" * 80) == 1
+    assert {*generated[0]} <= {*trained.text, "\n", "-"}
 
 
-def test_an_output_that_lacks_a_character_shows_its_number(
+def test_an_output_without_a_character_shows_its_code_point(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args = ["predict", f"--ckpt_path={trained.last}", "--max_new_tokens=50"]
-    wide, narrow = (spoken(monkeypatch, name, *args) for name in ("utf-8", "ascii"))
+    wide, narrow = (output_of(monkeypatch, name, *args) for name in ("utf-8", "ascii"))
     assert narrow == wide.encode("ascii", "backslashreplace").decode()
 
 
-def test_a_terminal_of_few_characters_is_no_mistake(tmp_path: Path) -> None:
-    """`fit`, as a process, says all that it says elsewhere."""
+def test_fit_works_on_an_ascii_terminal(tmp_path: Path) -> None:
+    """The summary and the progress bar are printed as elsewhere."""
     corpus = tmp_path / "text.txt"
     corpus.write_bytes(TEXTS["right to left"].encode())
     done = subprocess.run(
@@ -185,14 +183,14 @@ def test_a_prompt_and_a_corpus_of_unknown_characters_are_one_line_each(
         with pytest.raises(SystemExit) as stop:
             cli.main([*args, f"--ckpt_path={trained.last}"])
         assert stop.value.code == 2
-        said = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-        assert len(said) == 1
-        assert f"{unknown!r} at position" in said[0]
-        assert f"is not in the alphabet of {len({*trained.text}):,}".replace(",", "") in said[0]
+        output = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+        assert len(output) == 1
+        assert f"{unknown!r} at position" in output[0]
+        assert f"is not in the alphabet of {len({*trained.text}):,}".replace(",", "") in output[0]
 
 
-def test_validation_may_have_characters_that_training_has_not(tmp_path: Path) -> None:
-    """The alphabet is the whole corpus': a loss of about log V is theirs."""
+def test_characters_may_occur_only_in_the_validation_split(tmp_path: Path) -> None:
+    """The alphabet is that of the whole corpus; such characters have a loss of about log V."""
     corpus = tmp_path / "text.txt"
     corpus.write_text("ab" * 900 + "".join(CJK[:200]), encoding="utf-8", newline="")
     run = train_small(tmp_path, f"--data.corpus={corpus}", *SMALL)
@@ -200,11 +198,11 @@ def test_validation_may_have_characters_that_training_has_not(tmp_path: Path) ->
     assert float(run.trainer.callback_metrics["val/loss"]) > math.log(202) - 1
 
 
-# Looked into
+# Inspected
 
 
-def looks(model: LitCharLM, text: str) -> dict[str, Any]:
-    """All that notebooks draw of a model and a text, which is as long as the context."""
+def all_plots(model: LitCharLM, text: str) -> dict[str, Any]:
+    """Return every plot of the notebooks for a text that is as long as the context."""
     other = next((c for c in model.tokenizer.alphabet if c != text[3]), None)
     costs = inspection.head_costs(model, text), inspection.layer_costs(model, text)
     heads = inspection.attention(model, text)
@@ -227,10 +225,10 @@ def looks(model: LitCharLM, text: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "trained", [LARGE, "right to left", "ends of lines", "controls", "one letter"], indirect=True
 )
-def test_every_text_is_drawn_without_a_word(
+def test_every_plot_of_a_text_draws_without_a_warning(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No glyph is missed, and no picture is larger than a screen or two."""
+    """No glyph is missing, and no figure is larger than 20 inches."""
     monkeypatch.setitem(mpl.rcParams, "backend", "agg")
     monkeypatch.setitem(mpl.rcParams, "figure.dpi", 40)
     model = inspection.load(trained.last)
@@ -238,29 +236,29 @@ def test_every_text_is_drawn_without_a_word(
         draw_heads(inspection.attention(model, trained.text[start : start + 8]), trained.text[:8])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for name, drawn in looks(model, trained.text[:8]).items():
+        for name, drawn in all_plots(model, trained.text[:8]).items():
             figure = getattr(drawn, "figure", drawn)
             assert max(figure.get_size_inches()) < 20, name
             figure.canvas.draw()
     plt.close("all")
 
 
-def test_what_is_visible_is_as_long_as_its_text_and_can_be_printed(trained: Trained) -> None:
+def test_visible_keeps_the_length_of_a_text_and_is_printable(trained: Trained) -> None:
     shown = inspection.visible(trained.text)
     assert len(shown) == len(trained.text)
     assert shown.isprintable()
     assert inspection.visible("a\r\n\t b\x1b") == "a↵⏎⇥␣b�"
 
 
-def test_a_sample_leaves_the_terminal_as_it_was(trained: Trained) -> None:
-    """No escape, bell or carriage return gets through."""
+def test_a_printed_sample_has_no_control_characters(trained: Trained) -> None:
+    """Such as escape, bell or carriage return."""
     lines = printable_lines(trained.text)
     assert all(unicodedata.category(c) != "Cc" for line in lines for c in line if c != "\t")
     assert printable_lines("a\tb\x1b[2J\r\n c") == ["  | a\tb�[2J", "  |  c"]
 
 
 class Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The number of elements of the largest tensor that is made."""
+    """Records the number of elements of the largest tensor."""
 
     largest = 0
 
@@ -272,7 +270,7 @@ class Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-def test_the_surprise_of_a_longer_text_needs_no_larger_tensor() -> None:
+def test_the_losses_of_a_longer_text_need_no_larger_tensor() -> None:
     model = small(CONFIGS[0])
     largest = []
     for count in (8192, 40_000):
@@ -282,11 +280,11 @@ def test_the_surprise_of_a_longer_text_needs_no_larger_tensor() -> None:
     assert largest[0] == largest[1] == 8192 * len(model.tokenizer)
 
 
-# Shown
+# Reported
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="needs Chromium: it is not installed")
-def test_a_report_shows_every_text_and_each_in_its_direction(
+def test_a_report_shows_every_text_in_its_writing_direction(
     all_trained: dict[str, Trained], tmp_path: Path
 ) -> None:
     folders = [trained.run.folder for trained in all_trained.values()]
@@ -309,7 +307,7 @@ def test_a_report_shows_every_text_and_each_in_its_direction(
     rows = [row for folder in folders for row in read_rows(folder / "samples.csv")[1]]
     for (*direction, text), row in zip(shown, rows, strict=True):
         assert direction == ["auto", "plaintext"]
-        # A page shows no NUL, and one kind of line ends.
+        # HTML has no NUL, and only one kind of line break.
         assert printable(text) == printable(row["text"])
 
 
@@ -317,24 +315,24 @@ def printable(text: str) -> str:
     return "".join(c for c in text if c.isprintable()).strip()
 
 
-# Where the alphabet has most of the parameters
+# Large alphabets
 
 
-def test_a_large_alphabet_that_has_most_parameters_is_pointed_at(
+def test_an_embedding_with_most_of_the_parameters_gives_a_notice(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", *SMALL]
     train_small(tmp_path, f"--data.corpus={trained.corpus}", *args)
-    said = capsys.readouterr().err
-    assert said.count("% of the parameters are in the embedding") == (len({*trained.text}) > 1000)
+    output = capsys.readouterr().err
+    assert output.count("% of the parameters are in the embedding") == (len({*trained.text}) > 1000)
 
 
 @pytest.mark.parametrize(
-    ("config", "width", "pointed_at"),
+    ("config", "width", "notices"),
     [("bigram", 0, 0), ("multi_head", 32, 1), ("gpt_cpu", 32, 1), ("gpt_cpu", 128, 0)],
 )
-def test_a_network_of_width_and_depth_is_not_and_a_bigram_never(
-    config: str, width: int, pointed_at: int
+def test_large_networks_and_bigrams_give_no_such_notice(
+    config: str, width: int, notices: int
 ) -> None:
     alphabet = "".join(sorted(CJK[:2_000]))
     args = [
@@ -342,5 +340,5 @@ def test_a_network_of_width_and_depth_is_not_and_a_bigram_never(
         *([f"--model.net.width={width}"] if width else []),
     ]
     lines = large_alphabet_notice(parse(*args, f"--data.alphabet={alphabet}").model)
-    assert len(lines) == pointed_at
+    assert len(lines) == notices
     assert all("alphabet of 2,000" in line for line in lines)

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what it writes, what it prints, and what it refuses."""
+"""fit, validate, test and predict: the files they write, their output, and their errors."""
 
 import csv
 import os
@@ -21,13 +21,13 @@ RULE = f"\n{'-' * 80}\n"  # between texts
 
 
 def texts_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """What a `predict` has printed."""
-    said = capsys.readouterr().out
-    assert said.endswith("\n")
-    return said.removesuffix("\n").split(RULE)
+    """Return the texts that `predict` has printed."""
+    output = capsys.readouterr().out
+    assert output.endswith("\n")
+    return output.removesuffix("\n").split(RULE)
 
 
-# What a run leaves behind
+# The files and the summary of a run
 
 
 def test_a_run_writes_these_files_and_no_others(run_folder: Path) -> None:
@@ -47,7 +47,7 @@ def test_metrics_have_every_name_and_end_at_the_last_step(run_folder: Path) -> N
     val = [int(row["step"]) for row in rows if row["val/loss"]]
     assert (train, val) == ([2, 4, 6, 7], [3, 6, 7])
     assert all(int(float(r["tokens_seen"])) == int(r["step"]) * 16 * 16 for r in rows)
-    # The default schedule warms up for 20 steps; the last step is on its way down.
+    # The default schedule warms up for 20 steps; at the last step the rate decays.
     rates = [float(row["lr"]) for row in rows if row["lr"]]
     assert rates == pytest.approx([0.02 * r for r in (2 / 20, 4 / 20, 6 / 20, 1 / 7 / 0.6)])
 
@@ -66,7 +66,7 @@ def test_the_resolved_config_repeats_the_run(run_folder: Path, tmp_path: Path) -
     assert yaml.safe_load(config.read_text())["data"]["corpus"] == "sample"
 
 
-def test_each_fresh_run_has_a_new_version_and_name_says_which(tmp_path: Path) -> None:
+def test_each_new_run_gets_the_next_version_of_its_name(tmp_path: Path) -> None:
     root = ["--trainer.default_root_dir", str(tmp_path), "--name", "mine"]
     folders = [cli.main(["fit", *TINY, *root]).folder for _ in range(2)]
     assert [f.relative_to(tmp_path / "runs/mine").name for f in folders] == [
@@ -75,11 +75,11 @@ def test_each_fresh_run_has_a_new_version_and_name_says_which(tmp_path: Path) ->
     ]
 
 
-def test_the_end_says_last_best_bits_time_sample_floor_and_the_next_commands(
+def test_the_summary_has_losses_time_a_sample_the_floor_and_the_next_commands(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cli.main(["fit", *TINY, "--trainer.default_root_dir", str(tmp_path)])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for word in (
         "last",
         "best",
@@ -89,43 +89,43 @@ def test_the_end_says_last_best_bits_time_sample_floor_and_the_next_commands(
         "lit-gpt-scratch predict",
         "validate",
     ):
-        assert word in said
+        assert word in output
     floor, _ = play_log_loss(18001, 20000)
-    assert f"floor        {floor:.4f} nats" in said
+    assert f"floor        {floor:.4f} nats" in output
 
 
-def test_a_run_without_validation_keeps_its_last_checkpoint(
+def test_a_run_without_validation_saves_its_last_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = ["--trainer.default_root_dir", str(tmp_path)]
     fitted = cli.main(["fit", *TINY, *root, "--trainer.limit_val_batches", "0"])
-    said = capsys.readouterr().out
-    assert "not validated" in said
-    assert f"validate --ckpt_path {fitted.folder / 'checkpoints/last.ckpt'}" in said
+    output = capsys.readouterr().out
+    assert "not validated" in output
+    assert f"validate --ckpt_path {fitted.folder / 'checkpoints/last.ckpt'}" in output
     cli.main(["validate", "--ckpt_path", str(fitted.folder / "checkpoints/last.ckpt")])
 
 
-# A checkpoint alone is enough
+# validate, test and predict
 
 
-def test_a_notice_says_that_other_splits_hold_trained_text(
+def test_other_split_fractions_than_in_training_give_a_notice(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cli.main(["validate", "--ckpt_path", str(checkpoint)])
-    assert f"{checkpoint} on sample" in (said := capsys.readouterr().err)
-    assert "Notice" not in said
+    assert f"{checkpoint} on sample" in (output := capsys.readouterr().err)
+    assert "Notice" not in output
     cli.main(["validate", "--ckpt_path", str(checkpoint), "--data.val_fraction", "0.3"])
     assert "Notice: val_fraction is 0.3, in training it was 0.1" in capsys.readouterr().err
 
 
-def test_validate_repeats_the_figure_of_fit(checkpoint: Path, run_folder: Path) -> None:
+def test_validate_computes_the_same_loss_as_fit(checkpoint: Path, run_folder: Path) -> None:
     with (run_folder / "metrics.csv").open() as file:
         best = min(float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"])
     metrics = cli.main(["validate", "--ckpt_path", str(checkpoint)]).trainer.callback_metrics
     assert float(metrics["val/loss"]) == pytest.approx(best, abs=1e-6)
 
 
-def test_test_runs_where_there_is_a_test_split(checkpoint: Path) -> None:
+def test_test_measures_the_test_split(checkpoint: Path) -> None:
     tested = cli.main(["test", "--ckpt_path", str(checkpoint), "--data.test_fraction", "0.1"])
     assert "test/loss" in tested.trainer.callback_metrics
 
@@ -133,42 +133,42 @@ def test_test_runs_where_there_is_a_test_split(checkpoint: Path) -> None:
 def test_predict_prints_the_texts_and_nothing_else(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ask = ["predict", "--ckpt_path", str(checkpoint), "--max_new_tokens", "30"]
-    cli.main([*ask, "--prompt", "BEATA:", "--num_samples", "2"])
+    command = ["predict", "--ckpt_path", str(checkpoint), "--max_new_tokens", "30"]
+    cli.main([*command, "--prompt", "BEATA:", "--num_samples", "2"])
     first, second = texts_of(capsys)
     assert first.startswith("BEATA:")
     assert len(first) == len(second) == 36
-    cli.main([*ask, "--prompt", "BEATA:"])  # text 0 does not depend on the one beside it
+    cli.main([*command, "--prompt", "BEATA:"])  # text 0 does not depend on text 1
     assert capsys.readouterr().out == first + "\n"
 
 
-def test_an_empty_prompt_is_a_new_line_and_a_long_one_works(
+def test_an_empty_prompt_is_a_newline_and_a_prompt_may_exceed_the_context(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ask = ["predict", "--ckpt_path", str(checkpoint), "--max_new_tokens", "5", "--prompt"]
-    cli.main([*ask, ""])
+    command = ["predict", "--ckpt_path", str(checkpoint), "--max_new_tokens", "5", "--prompt"]
+    cli.main([*command, ""])
     assert capsys.readouterr().out.startswith("\n")
     long = "Kings build the bell.\n" * 4
-    cli.main([*ask, long])
+    cli.main([*command, long])
     assert capsys.readouterr().out.startswith(long)
 
 
-def test_top_k_above_the_alphabet_is_all_with_a_notice(
+def test_top_k_above_the_alphabet_size_draws_from_all_with_a_notice(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ask = ["predict", "--ckpt_path", str(checkpoint), "--max_new_tokens", "20"]
-    cli.main(ask)
+    command = ["predict", "--ckpt_path", str(checkpoint), "--max_new_tokens", "20"]
+    cli.main(command)
     every = capsys.readouterr().out
-    cli.main([*ask, "--top_k", "5000"])
-    said = capsys.readouterr()
-    assert said.out == every
-    assert "5000" in said.err
+    cli.main([*command, "--top_k", "5000"])
+    output = capsys.readouterr()
+    assert output.out == every
+    assert "5000" in output.err
 
 
 def test_a_greedy_text_does_not_depend_on_the_seed(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ask = [
+    command = [
         "predict",
         "--ckpt_path",
         str(checkpoint),
@@ -179,21 +179,21 @@ def test_a_greedy_text_does_not_depend_on_the_seed(
     ]
     texts = []
     for seed in ("1", "2"):
-        cli.main([*ask, "--seed", seed])
+        cli.main([*command, "--seed", seed])
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
 
 
-def test_predict_prints_the_texts_of_a_file_of_prompts_in_their_order(
+def test_predict_prints_the_texts_of_a_prompt_file_in_order(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Text j of prompt i depends on the seed and on its number, i * num_samples + j, alone."""
     prompts = ["BEATA:", "Kings", "the be", "Kings and bells " * 2]
     file = tmp_path / "prompts.txt"
-    ask = ["predict", "--ckpt_path", str(checkpoint), "--max_new_tokens", "20"]
-    ask += ["--num_samples", "3", "--prompt_file", str(file)]
+    command = ["predict", "--ckpt_path", str(checkpoint), "--max_new_tokens", "20"]
+    command += ["--num_samples", "3", "--prompt_file", str(file)]
     file.write_text("\n".join(prompts))
-    done = cli.main(ask)
+    done = cli.main(command)
     texts = texts_of(capsys)
     settings = SamplingSettings(max_new_tokens=20, temperature=0.8)
     alone = []
@@ -203,8 +203,8 @@ def test_predict_prints_the_texts_of_a_file_of_prompts_in_their_order(
         assert alone[-1].startswith(prompt)
     assert texts == alone
     assert len(set(texts)) == 12
-    file.write_text(prompts[0])  # the others change nothing in the first
-    cli.main(ask)
+    file.write_text(prompts[0])  # text 0 does not depend on the other prompts
+    cli.main(command)
     assert texts_of(capsys) == texts[:3]
 
 
@@ -212,18 +212,19 @@ def test_predict_prints_the_texts_of_a_file_of_prompts_in_their_order(
 def test_predict_ends_each_text_before_the_stop(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], stop: str
 ) -> None:
-    ask = ["predict", "--ckpt_path", str(checkpoint), "--max_new_tokens", "60"]
-    ask += ["--prompt", "BE: e\n", "--num_samples", "3"]
-    cli.main(ask)
+    command = ["predict", "--ckpt_path", str(checkpoint), "--max_new_tokens", "60"]
+    command += ["--prompt", "BE: e\n", "--num_samples", "3"]
+    cli.main(command)
     whole = texts_of(capsys)
-    cli.main([*ask, "--stop", stop])
+    cli.main([*command, "--stop", stop])
     cut = [text[:6] + text[6:].split(stop)[0] for text in whole]
     assert texts_of(capsys) == cut
 
 
-def test_predict_takes_every_filter(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """At their narrowest each makes the greedy text."""
-    ask = ["predict", "--ckpt_path", str(checkpoint), "--max_new_tokens", "20"]
+def test_every_sampling_filter_at_its_narrowest_gives_the_greedy_text(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["predict", "--ckpt_path", str(checkpoint), "--max_new_tokens", "20"]
     texts = []
     for how in (
         ["--temperature", "0"],
@@ -231,17 +232,17 @@ def test_predict_takes_every_filter(checkpoint: Path, capsys: pytest.CaptureFixt
         ["--top_p", "1e-6"],
         ["--min_p", "1"],
     ):
-        cli.main([*ask, *how])
+        cli.main([*command, *how])
         texts += texts_of(capsys)
     assert texts == texts[:1] * 4
-    cli.main(ask)
+    cli.main(command)
     assert texts_of(capsys) != texts[:1]
 
 
-# Corpora that change, fail or fall back
+# The corpus
 
 
-def test_a_changed_corpus_under_the_same_name_is_refused_unless_asked_for(
+def test_a_corpus_that_changed_since_training_needs_its_new_sha256(
     tmp_path: Path, refusal: Refusal
 ) -> None:
     text = tmp_path / "mine.txt"
@@ -255,12 +256,12 @@ def test_a_changed_corpus_under_the_same_name_is_refused_unless_asked_for(
     new = re.search(r"--data\.sha256 (\w{64})", line)
     assert new
     cli.main([*validate, "--data.sha256", new[1]])
-    other = tmp_path / "other.txt"  # another corpus by its own name needs no leave
+    other = tmp_path / "other.txt"  # another corpus needs no flag besides its name
     other.write_text("a mat on a cat\n" * 200)
     cli.main([*validate, "--data.corpus", str(other)])
 
 
-def test_a_failed_download_falls_back_only_where_asked_and_says_so_everywhere(
+def test_a_failed_download_uses_the_sample_only_with_the_fallback_flag(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     refusal: Refusal,
@@ -275,14 +276,14 @@ def test_a_failed_download_falls_back_only_where_asked_and_says_so_everywhere(
     assert "--data.corpus sample" in line
     root = ["--trainer.default_root_dir", str(tmp_path)]
     fitted = cli.main(["fit", *tiny, *root, "--data.fallback", "sample"])
-    said = capsys.readouterr()
-    assert "USING THE BUILT-IN SAMPLE INSTEAD" in said.err
-    assert "THE DOWNLOAD FAILED" in said.out
+    output = capsys.readouterr()
+    assert "USING THE BUILT-IN SAMPLE INSTEAD" in output.err
+    assert "THE DOWNLOAD FAILED" in output.out
     assert fitted.folder.parent.name == "gpt_cpu-sample"
     assert yaml.safe_load((fitted.folder / "config.yaml").read_text())["data"]["corpus"] == "sample"
 
 
-# Mistakes: one clear line, nothing written
+# Mistakes: one line of error, and no file is written
 
 
 PROMPT_FILES = {
@@ -292,15 +293,15 @@ PROMPT_FILES = {
 }
 
 
-@pytest.mark.parametrize("said", PROMPT_FILES)
-def test_a_bad_file_of_prompts_is_one_line(
-    said: str, checkpoint: Path, tmp_path: Path, refusal: Refusal
+@pytest.mark.parametrize("words", PROMPT_FILES)
+def test_a_bad_prompt_file_is_one_line(
+    words: str, checkpoint: Path, tmp_path: Path, refusal: Refusal
 ) -> None:
     path = tmp_path / "prompts.txt"
-    path.write_bytes(PROMPT_FILES[said])
+    path.write_bytes(PROMPT_FILES[words])
     line = refusal("predict", "--ckpt_path", checkpoint, "--prompt_file", path)
-    assert said in line
-    if "character" in said:
+    assert words in line
+    if "character" in words:
         assert "line 3 of" in line
 
 
@@ -311,11 +312,11 @@ CORPORA = {
 }
 
 
-@pytest.mark.parametrize("said", CORPORA)
-def test_a_bad_corpus_is_one_line(said: str, tmp_path: Path, refusal: Refusal) -> None:
+@pytest.mark.parametrize("words", CORPORA)
+def test_a_bad_corpus_is_one_line(words: str, tmp_path: Path, refusal: Refusal) -> None:
     path = tmp_path / "corpus.txt"
-    path.write_bytes(CORPORA[said])
-    assert said in refusal("fit", *TINY, "--data.corpus", path)
+    path.write_bytes(CORPORA[words])
+    assert words in refusal("fit", *TINY, "--data.corpus", path)
 
 
 def test_an_unreadable_corpus_is_one_line(tmp_path: Path, refusal: Refusal) -> None:
@@ -332,7 +333,7 @@ def test_test_without_a_test_split_is_one_line(checkpoint: Path, refusal: Refusa
     assert "there is no test split" in refusal("test", "--ckpt_path", checkpoint)
 
 
-def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder(
+def test_a_run_that_fails_before_its_first_step_leaves_no_folder(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = ["fit", "--ckpt_path", str(run_folder / "checkpoints/last.ckpt"), *TINY[:4]]
@@ -343,25 +344,27 @@ def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder(
     assert list(tmp_path.rglob("version_*")) == []
 
 
-def test_a_run_that_breaks_keeps_what_it_saved(
+def test_a_failing_run_keeps_its_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where no logger wrote a file that would show that it had begun."""
+    """Also without a logger, whose file would show that training had started."""
 
-    def breaks(model: object, batch: object, batch_idx: int) -> torch.Tensor:
+    def failing_step(model: object, batch: object, batch_idx: int) -> torch.Tensor:
         if batch_idx == 5:
-            raise RuntimeError("whatever breaks")
+            raise RuntimeError("a failing step")
         return step(model, batch, batch_idx)
 
     step = LitCharLM.training_step
-    monkeypatch.setattr(LitCharLM, "training_step", breaks)
+    monkeypatch.setattr(LitCharLM, "training_step", failing_step)
     root = ["--trainer.default_root_dir", str(tmp_path), "--trainer.logger", "false"]
-    with pytest.raises(RuntimeError, match="whatever breaks"):
+    with pytest.raises(RuntimeError, match="a failing step"):
         cli.main(["fit", *TINY, *root])
     assert list(tmp_path.rglob("best.ckpt"))
 
 
-def test_another_wandb_mode_is_one_line(monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
+def test_an_unknown_wandb_mode_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, refusal: Refusal
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "onlin")
     assert "WANDB_MODE is 'onlin'" in refusal("fit", *TINY[:-2])
 
@@ -372,11 +375,11 @@ def test_an_unwritable_run_folder_is_one_line(tmp_path: Path, refusal: Refusal) 
     assert "--trainer.default_root_dir" in refusal("fit", *TINY, *root)
 
 
-# Real processes
+# A network at its full size
 
 
 class WithoutSummary(CharCLI):
-    """For a network whose sample takes a laptop half a minute."""
+    """No summary: its sample takes half a minute on a laptop."""
 
     def after_fit(self) -> None:
         pass
@@ -384,7 +387,7 @@ class WithoutSummary(CharCLI):
 
 @pytest.mark.slow
 def test_the_full_gpt_takes_one_step_at_its_real_size(tmp_path: Path) -> None:
-    """All of gpt.yaml but its batch, for which a laptop has no memory, and validation."""
+    """As gpt.yaml says, except its batch size (too large for a laptop) and validation."""
     config = Path(__file__).parents[2] / "configs/gpt.yaml"
     smaller = ["--data.batch_size", "1", "--trainer.max_steps", "1"]
     smaller += ["--trainer.limit_val_batches", "0"]

@@ -1,4 +1,4 @@
-"""Laws of every file in configs/, found by globbing: a new one needs no new test."""
+"""Laws that every file in configs/ obeys. A new file is found by glob and tested at once."""
 
 import importlib
 import inspect
@@ -13,7 +13,6 @@ from laws import (
     attention_inputs,
     parse,
     random_ids,
-    run_in_pieces,
     settings,
     small,
     train_small,
@@ -40,17 +39,17 @@ def model(config: Path) -> LitCharLM:
 
 
 def loss_of(model: LitCharLM, ids: Tensor) -> Tensor:
-    """Of ids (B, T + 1)."""
+    """Return the mean loss in nats of ids (B, T + 1)."""
     return F.cross_entropy(model(ids[:, :-1]).flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
 def random_batch(model: LitCharLM) -> Tensor:
-    """As uniform as can be, so that nothing is to be learnt of it beforehand."""
+    """Return uniform random ids (16, T + 1)."""
     return random_ids(len(model.tokenizer), 16, model.context + 1)
 
 
 def test_there_is_a_config_for_every_rung() -> None:
-    """The glob finds them, so that the laws below are not all skipped."""
+    """Otherwise the tests below would test nothing."""
     rungs = {"bigram", "mean", "single_head", "multi_head", "transformer", "gpt", "gpt_cpu"}
     assert rungs <= {path.stem for path in CONFIGS}
 
@@ -61,20 +60,20 @@ def test_changing_a_later_character_never_changes_an_earlier_logit(model: LitCha
 
 @torch.no_grad()
 def test_a_text_of_any_length_up_to_the_context_has_logits(model: LitCharLM) -> None:
-    """(B, T, V), and a longer text's begin with those of its beginning."""
+    """Of shape (B, T, V); they equal the first logits of a longer text."""
     net, size = with_random_weights(model.net), len(model.tokenizer)
     ids = random_ids(size, 3, model.context)
-    whole = net(ids)
+    full = net(ids)
     for length in range(1, model.context + 1):
         logits = net(ids[:, :length])
         assert logits.shape == (3, length, size)
-        torch.testing.assert_close(logits, whole[:, :length], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(logits, full[:, :length], atol=1e-4, rtol=1e-4)
 
 
 def test_every_parameter_gets_a_finite_gradient(config: Path, model: LitCharLM) -> None:
-    """In the precision that the config asks for, while training.
+    """In the precision of the config. With random weights, no gradient is zero everywhere.
 
-    From the first step on; and none is zero once the weights are not, whose start may be.
+    Some initial weights are zero, and make the gradients of others zero.
     """
     precision = str(settings(config).trainer.precision)
     for net in (model.net, with_random_weights(model.net)):
@@ -90,17 +89,17 @@ def test_every_parameter_gets_a_finite_gradient(config: Path, model: LitCharLM) 
 
 
 @torch.no_grad()
-def test_an_untrained_network_knows_nothing(model: LitCharLM) -> None:
-    """Its loss is near log V, that of a uniform guess."""
+def test_an_untrained_network_predicts_uniformly(model: LitCharLM) -> None:
+    """Its loss is near log V."""
     loss = loss_of(model, random_batch(model)).item()
     assert loss == pytest.approx(math.log(len(model.tokenizer)), rel=0.1)
 
 
-def test_one_batch_can_be_learnt_by_heart(model: LitCharLM) -> None:
-    """The characters go round a circle that is longer than the context.
+def test_every_network_can_overfit_one_batch(model: LitCharLM) -> None:
+    """The characters repeat in a cycle that is longer than the context.
 
-    So every rung can: the last character says what comes next (all that a bigram sees), and so does
-    the mean of all characters so far (all that mean attention sees).
+    The last character determines the next one (a bigram sees only that), and so does the mean of
+    all characters so far (mean attention sees only that).
     """
     round_trip = model.context + 4
     steps = torch.arange(model.context + 1)
@@ -118,7 +117,7 @@ def test_one_batch_can_be_learnt_by_heart(model: LitCharLM) -> None:
         assert loss_of(model.eval(), batch).item() < 0.2
 
 
-def test_its_own_optimizer_and_schedule_lower_the_loss(model: LitCharLM) -> None:
+def test_the_optimizer_and_schedule_of_the_config_lower_the_loss(model: LitCharLM) -> None:
     batch = random_batch(model)
     optimizer = model.make_optimizer(params=parameter_groups(model.net))
     schedule = model.make_schedule and model.make_schedule(optimizer=optimizer, steps=20)
@@ -140,16 +139,16 @@ def test_its_own_optimizer_and_schedule_lower_the_loss(model: LitCharLM) -> None
     indirect=True,
 )
 def test_logits_with_a_cache_equal_those_without(model: LitCharLM) -> None:
-    """To 1e-5 in fp32, whatever the pieces that a text comes in."""
+    """To 1e-5 in fp32, however the text is split into pieces."""
     net, length = with_random_weights(model.net), model.context
     ids = random_ids(len(model.tokenizer), 3, length)
-    whole = net(ids)
+    full = net(ids)
     for sizes in ([length], [1] * length, [length - 1, 1], [2, length - 5, 1, 2]):
-        torch.testing.assert_close(run_in_pieces(net, ids, sizes), whole, atol=1e-5, rtol=0)
+        torch.testing.assert_close(run_in_pieces(net, ids, sizes), full, atol=1e-5, rtol=0)
 
 
 def test_every_gpt_takes_a_cache() -> None:
-    """So that the law above is of some."""
+    """Otherwise the test above would test nothing."""
     gpts = [path for path in CONFIGS if path.stem == "transformer" or path.stem.startswith("gpt")]
     assert len(gpts) > 1
     assert all(takes_cache(small(path).net) for path in gpts)
@@ -157,15 +156,15 @@ def test_every_gpt_takes_a_cache() -> None:
 
 @torch.no_grad()
 def test_evaluation_is_deterministic(model: LitCharLM) -> None:
-    """Whatever the dropout, and whatever was drawn before."""
+    """Dropout is off, and no random number is drawn."""
     ids = random_ids(len(model.tokenizer), 3, model.context)
     model.eval()
     assert torch.equal(model(ids), model(ids))
 
 
 @torch.no_grad()
-def test_attention_weights_are_shares_of_the_past(model: LitCharLM) -> None:
-    """(B, H, T, T): rows sum to 1, nothing is negative, the future has none."""
+def test_attention_weights_are_probabilities_over_the_past(model: LitCharLM) -> None:
+    """(B, H, T, T): rows sum to 1, none is negative, and later characters have weight 0."""
     ids = random_ids(len(model.tokenizer), 3, model.context)
     for attention, x in attention_inputs(with_random_weights(model.net), ids):
         weights = attention.weights(x)
@@ -176,10 +175,7 @@ def test_attention_weights_are_shares_of_the_past(model: LitCharLM) -> None:
 
 
 def test_one_step_at_full_size(config: Path) -> None:
-    """Each file is ready to run as it is: shapes, gradients, optimizer.
-
-    A step moves every parameter, once none is zero.
-    """
+    """The full-size network has the right shapes, and a step changes all nonzero parameters."""
     model = parse("--config", str(config)).model
     texts = len(getattr(model.net, "members", [1]))  # an ensemble learns from one for each
     ids = random_ids(len(model.tokenizer), texts, model.context + 1)
@@ -194,8 +190,8 @@ def test_one_step_at_full_size(config: Path) -> None:
         assert not torch.equal(old, new)
 
 
-def test_gpt_cpu_is_what_the_typed_defaults_are() -> None:
-    """A bare `fit` and the file train the same."""
+def test_gpt_cpu_equals_the_typed_defaults() -> None:
+    """`fit` without a config trains the same model as with this file."""
     bare, file = (
         parse(*args).config.fit
         for args in ([], ["--config", str(next(p for p in CONFIGS if p.stem == "gpt_cpu"))])
@@ -210,10 +206,10 @@ def test_gpt_cpu_is_what_the_typed_defaults_are() -> None:
     ("name", "net", "sizes"),
     [("gpt", "model.net", []), ("gpt_gpu", "model.net.net", ["--model.net.size=2"])],
 )
-def test_a_configuration_for_a_gpu_trains_compiled_in_bf16_here_too(
+def test_a_gpu_config_trains_compiled_in_bf16_on_this_machine(
     name: str, net: str, sizes: list[str], tmp_path: Path
 ) -> None:
-    """Small, but as the file says in all else: it steps, validates, is saved and writes a text."""
+    """At a small size: it trains, validates, and saves a checkpoint that validates the same."""
     config = next(path for path in CONFIGS if path.stem == name)
     assert settings(config).model.compile
     assert settings(config).trainer.precision == "bf16-mixed"
@@ -236,7 +232,7 @@ def test_a_configuration_for_a_gpu_trains_compiled_in_bf16_here_too(
     ],
 )
 def test_a_class_that_replaces_a_default_has_its_own_defaults(key: str, name: str) -> None:
-    """Not those of the same name of the class before it: AdamW not the learning rate of Muon."""
+    """AdamW does not get the learning rate of Muon, the default optimizer."""
     found = parse(f"--model.{key}={name}").config.fit.model
     for part in key.split("."):
         found = found[part] if part in found else found.init_args[part]

@@ -42,6 +42,7 @@ def test_without_a_command_the_commands_are_listed(capsys: pytest.CaptureFixture
 
 def test_a_wrong_command_is_one_line(refusal: Refusal) -> None:
     assert "did you mean fit?" in refusal("fitt")
+    assert "did you mean fit?" in refusal("fitt", "--help")
     assert "one of fit, validate" in refusal("zzz")
 
 

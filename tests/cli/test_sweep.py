@@ -1,4 +1,4 @@
-"""The sweep is one that W&B takes, and that its agent can run as it stands."""
+"""The sweep file is valid for W&B, and W&B's agent can run it."""
 
 import importlib.util
 import json
@@ -21,18 +21,20 @@ SWEEP = yaml.safe_load((EXTRA / "sweep.yaml").read_text())
 
 
 def test_the_sweep_is_valid_by_wandbs_own_schema() -> None:
-    """Of its package `sweeps`, of which nothing else is used."""
+    """The schema is in W&B's package `sweeps`."""
     package = importlib.util.find_spec("sweeps")
     assert package, "make setup installs it"
     assert package.origin
     schema = json.loads((Path(package.origin).parent / "config" / "schema.json").read_text())
     validator = jsonschema.Draft7Validator(schema)
     assert not [error.message for error in validator.iter_errors(SWEEP)]
-    assert [*validator.iter_errors(SWEEP | {"method": "guess"})], "a wrong one is found out"
+    assert [*validator.iter_errors(SWEEP | {"method": "guess"})], (
+        "the schema refuses a wrong method"
+    )
 
 
-def drawn(parameter: dict[str, Any], number: int) -> Any:
-    """A value of the search space."""
+def value_of(parameter: dict[str, Any], number: int) -> Any:
+    """Return a value of a parameter's search space."""
     if "values" in parameter:
         return random.Random(number).choice(parameter["values"])
     return parameter.get("value", parameter.get("min", 0) + 0.001 * number)
@@ -40,7 +42,7 @@ def drawn(parameter: dict[str, Any], number: int) -> Any:
 
 @pytest.mark.slow
 def test_the_agent_runs_two_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its own command code, macros and all; what a server would send is put in by hand."""
+    """The agent's own code expands the command; this test replaces the server's messages."""
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     for name in ("WANDB_DIR", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):
         monkeypatch.delenv(name, raising=False)  # the agent sets them
@@ -54,7 +56,7 @@ def test_the_agent_runs_two_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     small |= {"trainer.max_steps": 4, "trainer.val_check_interval": 2, "wandb.mode": "offline"}
     small |= {"trainer.default_root_dir": str(tmp_path)}
     for number in range(2):
-        values = {name: drawn(of, number) for name, of in SWEEP["parameters"].items()} | small
+        values = {name: value_of(of, number) for name, of in SWEEP["parameters"].items()} | small
         args = {name: {"value": value} for name, value in values.items()}
         name = f"trial{number}"
         agent._command_run(
@@ -73,7 +75,7 @@ def test_the_agent_runs_two_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_every_option_of_the_sweep_and_of_the_overlay_is_one_of_fit() -> None:
     from laws import parse
 
-    flags = [f"--{name}={drawn(of, 1)}" for name, of in SWEEP["parameters"].items()]
+    flags = [f"--{name}={value_of(of, 1)}" for name, of in SWEEP["parameters"].items()]
     parsed = parse(*(flag.replace("=configs/", f"={EXTRA.parent}/") for flag in flags))
     assert parsed.config.fit.data.test_fraction == 0.1
     overlay = parse(
