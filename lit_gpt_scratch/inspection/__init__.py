@@ -1,12 +1,15 @@
-"""Looks into a trained model: attention, surprise, logit lens, ablation, and their plots.
+"""Looks into a trained model: attention, losses, logit lens, ablation; for notebooks and training.
 
-Works on every rung from outside, through hooks; `plots` draws what the functions return.
+The functions work on every network through hooks from outside. `plots` draws their results.
 """
 
-from lit_gpt_scratch.inspection.explore import (
+from lit_gpt_scratch.inspection.hooks import (
     LayerAttention,
     Lens,
     Trace,
+    ablate_head,
+    ablate_layer,
+    ablate_position,
     attention,
     embeddings,
     head_costs,
@@ -16,33 +19,14 @@ from lit_gpt_scratch.inspection.explore import (
     next_characters,
     position_costs,
     similarity,
-    surprise,
+    token_losses,
     trace,
-    visible,
-    without_head,
-    without_layer,
-    without_position,
 )
 from lit_gpt_scratch.inspection.loading import load
+from lit_gpt_scratch.inspection.visible import visible
 
 __all__ = [
-    "LayerAttention",
-    "Lens",
-    "Trace",
-    "attention",
-    "embeddings",
-    "head_costs",
-    "layer_costs",
-    "load",
-    "logit_lens",
-    "member",
-    "next_characters",
-    "position_costs",
-    "similarity",
-    "surprise",
-    "trace",
-    "visible",
-    "without_head",
-    "without_layer",
-    "without_position",
-]
+    "LayerAttention", "Lens", "Trace", "ablate_head", "ablate_layer", "ablate_position",
+    "attention", "embeddings", "head_costs", "layer_costs", "load", "logit_lens", "member",
+    "next_characters", "position_costs", "similarity", "token_losses", "trace", "visible",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Loads a trained model from its checkpoint alone."""
+"""Loads a trained model from a checkpoint, for notebooks and for `export`."""
 
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ from lit_gpt_scratch.training.module import LitCharLM
 
 
 def build_model(checkpoint: dict[str, Any], path: Path) -> LitCharLM:
-    """The model of a checkpoint that was read from a path, on the CPU and without dropout.
+    """Build the model of a checkpoint's contents, on the CPU and in evaluation mode.
 
     Raises:
-        InputError: Its parts do not fit together.
+        InputError: The weights do not fit the settings. The message names `path`.
     """
     arguments = dict(checkpoint["hyper_parameters"])
     arguments.pop("_instantiator", None)
@@ -22,21 +22,24 @@ def build_model(checkpoint: dict[str, Any], path: Path) -> LitCharLM:
         with limit_parameters(path):
             model = instantiate_module(LitCharLM, arguments)
         model.load_state_dict(checkpoint["state_dict"])
-    except Exception as error:  # its parts contradict each other, in any of a hundred ways
+    except Exception as error:  # damaged settings or weights can raise any exception
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"checkpoint {path} does not fit together: {reason}.") from error
+        raise InputError(
+            f"checkpoint {path} does not fit together: its settings and weights disagree "
+            f"({reason}). Use another checkpoint."
+        ) from error
     return model.eval()
 
 
 def load(path: str | Path, plugin: str | None = None) -> LitCharLM:
-    """The model of a checkpoint, from its path alone, on the CPU and without dropout.
+    """Load a model from a checkpoint alone, on the CPU and in evaluation mode.
 
     Args:
-        path: A .ckpt file of `fit`, or the folder that `export` made of one.
-        plugin: A module besides this package whose classes it may name; it is imported.
+        path: A .ckpt file of `fit`, or a folder that `export` wrote.
+        plugin: Another importable module whose classes the checkpoint may name; it is imported.
 
     Raises:
-        InputError: The checkpoint is missing, damaged, or not one of ours.
+        InputError: The checkpoint is missing or damaged, or not from this project.
     """
     import_plugin(plugin)
     path = Path(path)

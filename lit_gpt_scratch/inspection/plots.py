@@ -1,11 +1,11 @@
-"""Pictures of what `explore.py` finds, for notebooks and for print.
+"""Plots the results of `hooks` with matplotlib; for notebooks.
 
-Each is drawn into the axes that are given, or into a new figure, and returns them. Colours run
-from light to dark; where zero lies in the middle, orange is above it and purple below. The
-colour-blind can tell them apart.
+Each function draws into `axes` if given, otherwise into a new figure, and returns what it drew
+into. Darker means more. Where values have a sign, orange is positive and purple is negative.
+Only `MAX_CHARACTERS` of a larger alphabet are drawn, evenly spaced.
 
-Shapes: T time, R rows and N columns of cells, C channels, V alphabet size, L layers, H heads,
-S stages of the stream.
+Shapes: T characters of a text, R rows and N columns of cells, C channels, V alphabet size,
+L layers, H heads, S stages of the residual stream.
 """
 
 from collections.abc import Sequence
@@ -24,12 +24,14 @@ from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_gpt_scratch.inspection.explore import LayerAttention, Lens, Trace, visible
+from lit_gpt_scratch.inspection.hooks import LayerAttention, Lens, Trace
+from lit_gpt_scratch.inspection.visible import visible
 
-CELL = 0.3  # inches, of a cell with one character in it
+CELL = 0.3  # side in inches of a cell that holds one character
 FRAME = "#d55e00"
-MOST = 120  # characters of an alphabet in one picture: more could not be read
-KINDS = {  # of characters: the first that holds, and its colour
+COST = "rise of the loss,\nnats per character"
+MAX_CHARACTERS = 120  # more could not be read in one plot
+KINDS = {  # of characters: the first test that is true decides; with a colour
     "upper case": (str.isupper, "#0072b2"),
     "lower case": (str.islower, "#d55e00"),
     "other letter": (str.isalpha, "#cc79a7"),
@@ -39,31 +41,29 @@ KINDS = {  # of characters: the first that holds, and its colour
 
 
 def plot_attention(weights: Tensor, text: str, axes: Axes | None = None) -> Axes:
-    """One head's weights (T, T) over a text of T characters: row reads column, grey is to come."""
+    """Plot one head's weights (T, T): row t is the query, columns are keys, the future is grey."""
     side = 1.5 + 0.2 * len(text)
     axes = axes or _new_axes(side + 1, side)
     image = _draw_weights(axes, weights, text, size=9)
-    axes.set(xlabel="character read from", ylabel="character that reads")
+    axes.set(xlabel="attended character (key)", ylabel="attending character (query)")
     axes.figure.colorbar(image, ax=axes, shrink=0.7, label="attention weight")
     return axes
 
 
 def plot_heads(layers: Sequence[LayerAttention], text: str) -> Figure:
-    """All that `explore.attention` finds: a row for each layer, a column for each head."""
+    """Plot the result of `attention`: a row for each layer, a column for each head."""
     columns = max(len(layer.weights) for layer in layers)
-    named = len(text) <= 32
-    side = max(2.2, 0.13 * len(text) + 0.5) if named else 2.2
-    size = (2 + side * columns, 1 + side * len(layers))
-    figure, grid = plt.subplots(
-        len(layers), columns, figsize=size, layout="constrained", squeeze=False
-    )
+    labelled = len(text) <= 32
+    side = max(2.2, 0.13 * len(text) + 0.5) if labelled else 2.2
+    size, rows = (2 + side * columns, 1 + side * len(layers)), len(layers)
+    figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for row, layer in zip(grid, layers, strict=True):
         row[0].set_ylabel(layer.layer.removesuffix(".attention"))
         for head, (axes, weights) in enumerate(zip(row, layer.weights, strict=False)):
-            image = _draw_weights(axes, weights, text if named else "", size=7)
+            image = _draw_weights(axes, weights, text if labelled else "", size=7)
             axes.set_title(f"head {head}", fontsize=10)
-    figure.supxlabel("character read from")
-    figure.supylabel("character that reads")
+    figure.supxlabel("attended character (key)")
+    figure.supylabel("attending character (query)")
     figure.colorbar(image, ax=grid, aspect=40, label="attention weight")
     return figure
 
@@ -71,51 +71,49 @@ def plot_heads(layers: Sequence[LayerAttention], text: str) -> Figure:
 def plot_next_characters(
     probabilities: Tensor, text: str, alphabet: str, top: int = 5, axes: Axes | None = None
 ) -> Axes:
-    """The likeliest characters after each of a text, from probabilities (T, V)."""
+    """Plot the most probable characters after each character, from probabilities (T, V)."""
     likeliest = probabilities.cpu().topk(min(top, len(alphabet)))
     ranks = [str(rank + 1) for rank in range(likeliest.values.size(1))]
     axes = axes or _new_axes(2 + CELL * len(text), 1.4 + CELL * len(ranks))
-    _draw_guesses(axes, likeliest.values.T, likeliest.indices.T, text, alphabet)
+    _draw_predictions(axes, likeliest.values.T, likeliest.indices.T, text, alphabet)
     axes.set_yticks(range(len(ranks)), ranks)
-    axes.set(ylabel="rank", title="What is expected next (framed: what came)")
+    axes.set(ylabel="rank", title="Predicted next characters (framed: correct)")
     return axes
 
 
-def plot_surprise(nats: Tensor, text: str, columns: int = 64, axes: Axes | None = None) -> Axes:
-    """A text of T characters, darker the more each but the first surprises, by (T - 1,) nats."""
-    values, most = F.pad(nats, (1, 0), value=torch.nan), nats.max().item()
-    axes = _draw_text(values, text, columns, axes, "YlOrRd", 0, most, "surprise, nats")
-    axes.set_title(f"Surprise: {nats.mean().item():.2f} nats per character on average")
+def plot_token_losses(
+    losses: Tensor, text: str, columns: int = 64, axes: Axes | None = None
+) -> Axes:
+    """Plot a text coloured by the loss (T - 1,) of each character; the first has none."""
+    values, most = F.pad(losses, (1, 0), value=torch.nan), losses.max().item()
+    axes = _draw_text(values, text, columns, axes, "YlOrRd", 0, most, "loss, nats")
+    axes.set_title(f"Loss of each character: {losses.mean().item():.2f} nats on average")
     return axes
 
 
 def plot_position_costs(
     costs: Tensor, text: str, columns: int = 64, axes: Axes | None = None
 ) -> Axes:
-    """A text of T characters, coloured by what it costs to lose each but the last, (T - 1,)."""
+    """Plot a text coloured by the cost (T - 1,) of each character; the last has none."""
     values, most = F.pad(costs, (0, 1), value=torch.nan), costs.abs().max().item()
-    label = "loss, nats per character"
-    axes = _draw_text(values, text, columns, axes, "PuOr_r", -most, most, label)
-    axes.set_title("What the loss rises by when a character is lost")
+    axes = _draw_text(values, text, columns, axes, "PuOr_r", -most, most, COST)
+    axes.set_title("Rise of the loss without each character")
     return axes
 
 
 def plot_logit_lens(lens: Lens, text: str, alphabet: str, axes: Axes | None = None) -> Axes:
-    """The likeliest next character at each stage of the stream, the embedding at the bottom."""
+    """Plot the most probable next character at each stage, from the embedding upward."""
     likeliest = lens.probabilities.max(-1)
     axes = axes or _new_axes(2.5 + CELL * len(text), 1.4 + CELL * len(lens.stages))
-    _draw_guesses(axes, likeliest.values, likeliest.indices, text, alphabet)
+    _draw_predictions(axes, likeliest.values, likeliest.indices, text, alphabet)
     axes.invert_yaxis()
     axes.set_yticks(range(len(lens.stages)), lens.stages)
-    axes.set(ylabel="stage", title="What each stage would expect next (framed: what came)")
+    axes.set(ylabel="stage", title="Prediction at each stage (framed: correct)")
     return axes
 
 
 def plot_costs(heads: Tensor, layers: Tensor, axes: Axes | None = None) -> Axes:
-    """What the loss rises by without each head (L, H) and, set apart, each whole layer (L,).
-
-    A layer is worth far more than a head of it: colours end where the heads do.
-    """
+    """Plot the costs of heads (L, H) and of whole layers (L,); colours span those of the heads."""
     count, columns = heads.shape
     gap = heads.new_full((count, 1), torch.nan)
     costs = torch.cat([heads, gap, layers[:, None]], dim=1).cpu()
@@ -125,20 +123,17 @@ def plot_costs(heads: Tensor, layers: Tensor, axes: Axes | None = None) -> Axes:
     _write(axes, image, [["" if c.isnan() else f"{c:+.3f}" for c in row] for row in costs])
     axes.set_xticks([*range(columns), columns + 1], [*map(str, range(columns)), "whole\nlayer"])
     axes.set_yticks(range(count))
-    axes.set(xlabel="head", ylabel="layer", title="What the loss rises by without a part")
-    axes.figure.colorbar(image, ax=axes, extend="both", label="loss, nats per character")
+    axes.set(xlabel="head", ylabel="layer", title="Rise of the loss without each part")
+    axes.figure.colorbar(image, ax=axes, extend="both", label=COST)
     return axes
 
 
 def plot_embeddings(rows: Tensor, alphabet: str, axes: Axes | None = None) -> Axes:
-    """Each character where its row (V, C) lies in the plane that they vary most in (PCA).
-
-    Of a large alphabet, as many as can be read, evenly spread over it.
-    """
-    shown, alphabet, title = _readable(alphabet, "Embeddings of the characters")
+    """Plot embedding rows (V, C) in the plane of their first two principal components (PCA)."""
+    shown, alphabet, title = _limit(alphabet, "Embeddings of the characters")
     rows = rows[shown].float().cpu()
     left, lengths, _ = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
-    places = F.pad(left * lengths, (0, 2))[:, :2]  # one character spans no plane
+    places = F.pad(left * lengths, (0, 2))[:, :2]  # padded: one character has no components
     shares = F.pad(lengths.square(), (0, 2)) / lengths.square().sum().clamp_min(1e-30)
     axes = axes or _new_axes(7, 6)
     axes.update_datalim(places.tolist())
@@ -154,11 +149,8 @@ def plot_embeddings(rows: Tensor, alphabet: str, axes: Axes | None = None) -> Ax
 
 
 def plot_similarity(cosines: Tensor, alphabet: str, axes: Axes | None = None) -> Axes:
-    """Cosines (V, V) between the characters' embeddings; grey is a character's with itself.
-
-    Of a large alphabet, as many as can be read, evenly spread over it.
-    """
-    shown, alphabet, title = _readable(alphabet, "Similarity of the embeddings")
+    """Plot cosine similarities (V, V) of the embeddings; the diagonal is grey."""
+    shown, alphabet, title = _limit(alphabet, "Similarity of the embeddings")
     cosines = cosines[shown][:, shown]
     others = cosines.masked_fill(torch.eye(len(alphabet), device=cosines.device).bool(), torch.nan)
     most = others.nan_to_num().abs().max().item()
@@ -167,18 +159,14 @@ def plot_similarity(cosines: Tensor, alphabet: str, axes: Axes | None = None) ->
     image = _draw(axes, others, "PuOr_r", -most, most)
     _label_characters(axes, alphabet, size=7, both=True)
     axes.set(xlabel="character", ylabel="character", title=title)
-    axes.figure.colorbar(image, ax=axes, shrink=0.7, label="cosine")
+    axes.figure.colorbar(image, ax=axes, shrink=0.7, label="cosine similarity")
     return axes
 
 
 def plot_trace(trace: Trace, text: str, position: int, character: str) -> Figure:
-    """How far what is expected next moves, and below it each stage of the stream (log scale).
+    """Plot the result of `trace`, which takes the same text, position and new character.
 
-    Args:
-        trace: What `explore.trace` made of the others.
-        text: T characters.
-        position: Of the one that changed.
-        character: What it became.
+    Bars show the change of the prediction; cells below show each stage, on a logarithmic scale.
     """
     stages = len(trace.stages)
     heights = [1.6, CELL * stages] if stages else [1.6]
@@ -189,24 +177,24 @@ def plot_trace(trace: Trace, text: str, position: int, character: str) -> Figure
     above, below = grid[0, 0], grid[-1, 0]
     above.bar(range(len(text)), trace.prediction.cpu().numpy(), color=KINDS["upper case"][1])
     above.set_ylabel("prediction,\nKL in nats")
-    # A combining mark would stand on the quotation mark before it.
+    # A combining mark needs a base character; otherwise it joins the quotation mark before it.
     old, new = ("◌" * bool(combining(c)) + visible(c) for c in (text[position], character))
-    title = f"What changes when “{old}” at position {position} becomes “{new}”"
+    title = f"Effect of replacing “{old}” at position {position} by “{new}”"
     above.set_title(title, family=["sans-serif", *_FONTS[1:]])
     if stages:
-        # Grey, as no logarithm, is exactly what has not changed at all.
-        image = _draw(below, trace.stream.where(trace.stream > 0, torch.nan), "YlOrRd")
+        # Zero has no logarithm: cells that did not change at all are grey.
+        image = _draw(below, trace.residual.where(trace.residual > 0, torch.nan), "YlOrRd")
         image.set_norm(LogNorm())
         below.invert_yaxis()
         below.set_yticks(range(stages), trace.stages)
         below.set_ylabel("stage")
-        figure.colorbar(image, ax=list(grid.flat), label="change of the stream, relative")
+        figure.colorbar(image, ax=list(grid.flat), label="relative change of\nthe residual stream")
     _label_characters(below, text)
-    below.set_xlabel("character read")
+    below.set_xlabel("input character")
     return figure
 
 
-# What one font lacks, another one may have; the last one has a box for every script.
+# Fallback fonts, tried in order for each glyph; the last one has a placeholder for every script.
 _SCRIPTS = ["DejaVu Sans", "Noto Sans Mono CJK SC", "Noto Sans CJK SC", "PingFang SC"]
 _SCRIPTS += ["Microsoft YaHei", "Noto Emoji", "Segoe UI Emoji", "Last Resort High-Efficiency"]
 _FONTS = ["monospace", *(name for name in _SCRIPTS if name in fontManager.get_font_names())]
@@ -214,24 +202,24 @@ _MONO: Any = {"family": _FONTS, "ha": "center", "va": "center"}
 
 
 def _new_axes(width: float, height: float) -> Axes:
-    """Of a new figure, in inches; there is room for a title and for a colour bar's label."""
+    """Create a figure, sized in inches, with room for a title and a colour bar's label."""
     return plt.subplots(figsize=(max(width, 5), max(height, 2.2)), layout="constrained")[1]
 
 
-def _readable(alphabet: str, title: str) -> tuple[list[int], str, str]:
-    """The ids, and the characters, that a picture has room for, and its title."""
+def _limit(alphabet: str, title: str) -> tuple[list[int], str, str]:
+    """Return the ids and characters to draw, and a title that says if some are left out."""
     size = len(alphabet)
-    if size <= MOST:
+    if size <= MAX_CHARACTERS:
         return list(range(size)), alphabet, title
-    shown = [i * size // MOST for i in range(MOST)]
-    return shown, "".join(alphabet[i] for i in shown), f"{title}: {MOST} of {size:,}"
+    shown = [i * size // MAX_CHARACTERS for i in range(MAX_CHARACTERS)]
+    return shown, "".join(alphabet[i] for i in shown), f"{title}: {MAX_CHARACTERS} of {size:,}"
 
 
 def _draw(
     axes: Axes, values: Tensor, colours: str,
     least: float | None = None, most: float | None = None, blank: str = "0.88",
 ) -> AxesImage:  # fmt: skip
-    """Cells (R, N), grey or blank where there is no number."""
+    """Draw values (R, N) as cells; NaN cells have the colour `blank`."""
     palette = mpl.colormaps[colours].with_extremes(bad=blank)
     image = axes.imshow(values.float().cpu().numpy(), palette, vmin=least, vmax=most, aspect="auto")
     axes.tick_params(length=0)
@@ -239,7 +227,7 @@ def _draw(
 
 
 def _write(axes: Axes, image: AxesImage, written: Sequence[Sequence[str]]) -> None:
-    """A text in each cell, in black or white, whichever is legible there."""
+    """Write a text in each cell: black on light cells, white on dark ones."""
     values: Any = image.get_array()
     light = image.to_rgba(values)[..., :3] @ (0.299, 0.587, 0.114)
     for row, line in enumerate(written):
@@ -255,27 +243,29 @@ def _label_characters(axes: Axes, text: str, size: int = 10, both: bool = False)
 
 
 def _draw_weights(axes: Axes, weights: Tensor, text: str, size: int) -> AxesImage:
-    """Attention weights (T, T), of which the future has none."""
+    """Draw attention weights (T, T) with the future greyed out."""
     future = torch.ones_like(weights, dtype=torch.bool).triu(1)
     image = _draw(axes, weights.masked_fill(future, torch.nan), "Blues")
-    image.set_norm(PowerNorm(0.5, 0, 1))  # over a long text each weight is small
+    image.set_norm(PowerNorm(0.5, 0, 1))  # square root: weights are small over a long text
     axes.set_aspect("equal")
     _label_characters(axes, text, size, both=True)
     return image
 
 
-def _draw_guesses(axes: Axes, chances: Tensor, ids: Tensor, text: str, alphabet: str) -> None:
-    """Characters (R, T) expected after each of a text; framed where they are what came."""
-    image = _draw(axes, chances, "Blues", 0, 1)
+def _draw_predictions(
+    axes: Axes, probabilities: Tensor, ids: Tensor, text: str, alphabet: str
+) -> None:
+    """Draw predicted characters (R, T), with a frame around each that equals the next one."""
+    image = _draw(axes, probabilities, "Blues", 0, 1)
     written = [[alphabet[i] for i in row] for row in ids.tolist()]
     _write(axes, image, written)
     for row, line in enumerate(written):
-        for column, (guess, came) in enumerate(zip(line, text[1:], strict=False)):
-            if guess == came:
+        for column, (predicted, actual) in enumerate(zip(line, text[1:], strict=False)):
+            if predicted == actual:
                 corner = (column - 0.45, row - 0.45)
                 axes.add_patch(Rectangle(corner, 0.9, 0.9, fill=False, ec=FRAME, lw=1.8))
     _label_characters(axes, text)
-    axes.set_xlabel("character read")
+    axes.set_xlabel("input character")
     axes.figure.colorbar(image, ax=axes, label="probability")
 
 
@@ -283,7 +273,7 @@ def _draw_text(
     values: Tensor, text: str, columns: int, axes: Axes | None,
     colours: str, least: float, most: float, label: str,
 ) -> Axes:  # fmt: skip
-    """Lines of cells, coloured by values (T,); a line ends with a new line or when it is full."""
+    """Draw a text as cells coloured by values (T,); lines end at a newline or after `columns`."""
     lines: list[list[int]] = [[]]
     for i in range(len(text)):
         if len(lines[-1]) == columns or (i and text[i - 1] == "\n"):

@@ -18,7 +18,8 @@ from lit_gpt_scratch.errors import write_errors_as_input_errors
 from lit_gpt_scratch.generation.sampling import SamplingSettings
 from lit_gpt_scratch.generation.text import default_prompt
 from lit_gpt_scratch.inspection.draw_heads import draw_heads
-from lit_gpt_scratch.inspection.explore import attention, visible
+from lit_gpt_scratch.inspection.hooks import attention
+from lit_gpt_scratch.inspection.visible import visible
 from lit_gpt_scratch.runs.tables import append_rows
 from lit_gpt_scratch.runs.wandb_logger import get_wandb_run
 from lit_gpt_scratch.training.progress import progress_line

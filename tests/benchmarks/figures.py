@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.files import atomic_write
-from lit_gpt_scratch.inspection.explore import LayerAttention, attention
+from lit_gpt_scratch.inspection.hooks import LayerAttention, attention
 from lit_gpt_scratch.inspection.plots import plot_attention
 from lit_gpt_scratch.runs.reading import Run, read_run
 from lit_gpt_scratch.runs.report import REFERENCES

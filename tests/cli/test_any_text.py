@@ -212,7 +212,7 @@ def all_plots(model: LitCharLM, text: str) -> dict[str, Any]:
         "attention": plots.plot_attention(heads[0].weights[0], text),
         "heads": plots.plot_heads(heads, text),
         "next": plots.plot_next_characters(inspection.next_characters(model, text), text, alphabet),
-        "surprise": plots.plot_surprise(inspection.surprise(model, text * 4), text * 4),
+        "losses": plots.plot_token_losses(inspection.token_losses(model, text * 4), text * 4),
         "positions": plots.plot_position_costs(inspection.position_costs(model, text), text),
         "lens": plots.plot_logit_lens(inspection.logit_lens(model, text), text, alphabet),
         "costs": plots.plot_costs(*costs),
@@ -275,7 +275,7 @@ def test_the_losses_of_a_longer_text_need_no_larger_tensor() -> None:
     largest = []
     for count in (8192, 40_000):
         with Sizes() as sizes:
-            inspection.surprise(model, "ab" * (count // 2) + "a")
+            inspection.token_losses(model, "ab" * (count // 2) + "a")
         largest.append(sizes.largest)
     assert largest[0] == largest[1] == 8192 * len(model.tokenizer)
 

@@ -61,7 +61,7 @@ def test_a_checkpoint_counts_the_rows_of_its_own_validation(tmp_path: Path) -> N
     checkpoint: dict[str, Any] = torch.load(
         run.folder / "checkpoints" / "last.ckpt", weights_only=True
     )
-    lines = checkpoint["callbacks"]["SignalCheckpoint"]["lines"]
+    lines = checkpoint["callbacks"]["Saver"]["lines"]
     assert set(lines) == {"metrics.csv", "samples.csv", "symbols.csv"}
     for name, count in lines.items():
         assert count == (run.folder / name).read_bytes().count(b"\n"), name

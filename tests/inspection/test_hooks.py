@@ -1,0 +1,174 @@
+"""`hooks` returns what the network computes, checked against `reference_networks`.
+
+Shapes: T characters of a text, C channels, H heads, V alphabet size.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from laws import ALPHABET
+from reference_networks import (
+    LONG,
+    TEXT,
+    attention_of,
+    attention_weights,
+    every_config,
+    every_ensemble,
+    every_residual,
+    every_single,
+    layers_of,
+    logits,
+    losses,
+    model_named,
+    random_model,
+    residual,
+    single_network,
+    unembed,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_gpt_scratch import inspection
+from lit_gpt_scratch.data.datamodule import CharDataModule
+from lit_gpt_scratch.models.gpt import Bigram
+
+
+@every_residual
+@torch.no_grad()
+def test_attention_returns_the_weights_of_each_head_in_layer_order(config: Path) -> None:
+    model = single_network(config)
+    found = inspection.attention(model, TEXT)
+    modules = dict(model.net.named_modules())
+    assert [id(modules[name]) for name, _ in found] == [
+        id(attention_of(layer)) for layer in layers_of(model.net)
+    ]
+    inputs: dict[nn.Module, Tensor] = {}
+    for name, _ in found:
+        modules[name].register_forward_pre_hook(lambda m, x: inputs.update({m: x[0][0]}))
+    residual(model.net, model.tokenizer.encode(TEXT))
+    for name, weights in found:
+        expected = attention_weights(modules[name], inputs[modules[name]])
+        torch.testing.assert_close(weights, expected, atol=1e-5, rtol=1e-4)
+
+
+@every_ensemble
+def test_attention_of_an_ensemble_is_that_of_its_members(config: Path) -> None:
+    model = random_model(config)
+    found = inspection.attention(model, TEXT)
+    for i in range(len(model.net.members)):
+        for name, expected in inspection.attention(inspection.member(model, i), TEXT):
+            layer, weights = found.pop(0)
+            assert layer == f"members.{i}.{name}"
+            assert torch.equal(weights, expected)
+    assert not found
+
+
+@every_config
+@torch.no_grad()
+@pytest.mark.parametrize("length", [1, 5, 8])
+def test_next_characters_equal_the_prediction_after_each_prefix(config: Path, length: int) -> None:
+    model = random_model(config)
+    ids = model.tokenizer.encode(TEXT[:length])
+    found = inspection.next_characters(model, TEXT[:length])
+    assert found.shape == (length, len(ALPHABET))
+    for t in range(length):
+        unnormalised = logits(model.net, ids[: t + 1])[-1].exp()
+        expected = unnormalised / unnormalised.sum()
+        torch.testing.assert_close(found[t], expected, atol=1e-6, rtol=1e-4)
+
+
+@every_config
+@torch.no_grad()
+@pytest.mark.parametrize("text", [TEXT[:2], TEXT, TEXT + "y", LONG])
+def test_token_losses_are_the_loss_of_each_character_but_the_first(config: Path, text: str) -> None:
+    model = random_model(config)
+    found = inspection.token_losses(model, text)
+    torch.testing.assert_close(found.double(), losses(model, text), atol=1e-5, rtol=1e-4)
+
+
+def test_mean_token_loss_of_a_long_text_equals_its_validation_loss(tmp_path: Path) -> None:
+    model = model_named("transformer")
+    (tmp_path / "text.txt").write_text(ALPHABET + LONG)
+    share = len(LONG) / len(ALPHABET + LONG)
+    data = CharDataModule(str(tmp_path / "text.txt"), model.context, 4, share, alphabet=ALPHABET)
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
+    (metrics,) = trainer.validate(model, data, verbose=False)
+    mean = inspection.token_losses(model, LONG).mean().item()
+    assert mean == pytest.approx(metrics["val/loss"], abs=1e-5)
+
+
+@every_residual
+@torch.no_grad()
+def test_logit_lens_unembeds_each_stage_and_ends_with_the_prediction(config: Path) -> None:
+    model = single_network(config)
+    stages, found = inspection.logit_lens(model, TEXT)
+    modules = dict(model.net.named_modules())
+    assert [modules[name] for name in stages] == [model.net.embed, *layers_of(model.net)]
+    expected_stages = residual(model.net, model.tokenizer.encode(TEXT))
+    for x, probabilities in zip(expected_stages, found, strict=True):
+        expected = unembed(model.net, x).softmax(-1)
+        torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found[-1], inspection.next_characters(model, TEXT))
+
+
+@every_config
+@torch.no_grad()
+@pytest.mark.parametrize("position", [0, 3, 7])
+def test_trace_measures_the_change_of_the_residual_stream_and_of_the_prediction(
+    config: Path, position: int
+) -> None:
+    """Positions before the replaced one keep every bit; the replaced one changes."""
+    model = random_model(config)
+    found = inspection.trace(model, TEXT, position, "Z")
+    texts = (TEXT, TEXT[:position] + "Z" + TEXT[position + 1 :])
+    before, after = (model.tokenizer.encode(text) for text in texts)
+    p, q = (logits(model.net, ids).double().softmax(-1) for ids in (before, after))
+    for t, divergence in enumerate(found.prediction):
+        expected = sum(a * (a.log() - b.log()) for a, b in zip(p[t], q[t], strict=True))
+        torch.testing.assert_close(divergence.double(), expected, atol=1e-5, rtol=1e-4)
+    assert not found.prediction[:position].any()
+    assert found.prediction[position] > 1e-3
+    assert found.residual.shape == (len(found.stages), len(TEXT))
+    if not hasattr(model.net, "unembed"):
+        assert not found.stages
+        return
+    assert found.stages == inspection.logit_lens(model, TEXT).stages
+    pairs = zip(residual(model.net, before), residual(model.net, after), strict=True)
+    for row, (x, y) in zip(found.residual, pairs, strict=True):
+        relative = [(y[t] - x[t]).norm() / x[t].norm() for t in range(len(TEXT))]
+        torch.testing.assert_close(row, torch.stack(relative), atol=1e-5, rtol=1e-4)
+    assert not found.residual[:, :position].any()
+
+
+@every_single
+@torch.no_grad()
+def test_embeddings_are_a_copy_of_the_table_and_similarity_its_cosines(config: Path) -> None:
+    model = single_network(config)
+    net: Any = model.net
+    rows, cosines = inspection.embeddings(model), inspection.similarity(model)
+    table = net.table if isinstance(net, Bigram) else net.embed.character
+    assert torch.equal(rows, table(torch.arange(len(ALPHABET))))
+    for row, line in zip(rows, cosines, strict=True):
+        torch.testing.assert_close(line, F.cosine_similarity(row[None], rows), atol=1e-5, rtol=0)
+    rows.zero_()
+    assert table.weight.any(), "embeddings returned the table itself"
+
+
+@every_ensemble
+@torch.no_grad()
+def test_members_average_to_the_ensemble_and_are_copies(config: Path) -> None:
+    model = random_model(config)
+    members = [inspection.member(model, i) for i in range(len(model.net.members))]
+    mean = sum(inspection.next_characters(one, TEXT) for one in members) / len(members)
+    torch.testing.assert_close(mean, inspection.next_characters(model, TEXT))
+    before = inspection.token_losses(model, LONG)
+    for one in members:
+        assert not one.training
+        for parameter in one.parameters():
+            parameter.zero_()
+    assert torch.equal(inspection.token_losses(model, LONG), before)
