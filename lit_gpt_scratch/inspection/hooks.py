@@ -46,7 +46,7 @@ class Trace(NamedTuple):
 
     stages: list[str]
     residual: Tensor  # (S, T): norm of the change, divided by the norm before it
-    prediction: Tensor  # (T,): Kullback-Leibler divergence of the next-character probabilities
+    prediction: Tensor  # (T,): KL divergence in nats of the next-character probabilities
 
 
 def member(model: LitCharLM, index: int) -> LitCharLM:
@@ -94,23 +94,22 @@ def token_losses(model: LitCharLM, text: str) -> Tensor:
     ids = _encode(model, text, min_length=2, must_fit=False)
     inputs, targets = ids[:-1], ids[1:]
     length = min(len(inputs), model.context)
-    # Padding follows the last real character, so causal networks give the same losses without it.
+    # Padding follows the last real character, so it cannot change the losses of a causal network.
     padding = (0, -len(inputs) % length)
     windows, ends = (F.pad(part, padding).view(-1, length) for part in (inputs, targets))
     count = windows_at_once(length, len(model.tokenizer))
+    # In batches: all logits of a long text with a large alphabet would not fit in memory.
+    batches = zip(torch.split(windows, count), torch.split(ends, count), strict=True)
     with _evaluation_mode(model) as net:
-        # In batches: all logits of a long text with a large alphabet would not fit in memory.
         losses = [
             F.cross_entropy(net(batch).float().flatten(0, 1), end.flatten(), reduction="none")
-            for batch, end in zip(
-                torch.split(windows, count), torch.split(ends, count), strict=True
-            )
+            for batch, end in batches
         ]
     return torch.cat(losses)[: len(targets)]
 
 
 def logit_lens(model: LitCharLM, text: str) -> Lens:
-    """Apply the unembedding to every stage of the residual stream (nostalgebraist 2020)."""
+    """Unembed every stage of the residual stream (logit lens: nostalgebraist 2020)."""
     _layers(model)  # raises InputError if there are none
     stages, residual, _ = _forward(model, text)
     with _evaluation_mode(model) as net:
@@ -126,9 +125,7 @@ def trace(model: LitCharLM, text: str, position: int, character: str) -> Trace:
     stages, before, expected = _forward(model, text)
     old = _item_at("position", text, position)
     if len(character) != 1 or character == old:
-        raise InputError(
-            f"character is {character!r}: give exactly one character other than {old!r}."
-        )
+        raise InputError(f"character is {character!r}: give one character other than {old!r}.")
     # Two separate passes, because rounding may differ between rows of one batch.
     _, after, changed = _forward(model, text[:position] + character + text[position + 1 :])
     divergence = F.kl_div(changed, expected, reduction="none", log_target=True).sum(-1)

@@ -155,7 +155,10 @@ def test_a_text_that_does_not_fit_is_refused(function: Any, text: str, message: 
         (lambda m: inspection.trace(m, "", 0, "Z"), "has 0 characters"),
         (lambda m: inspection.trace(m, TEXT, 8, "Z"), "position is 8: it must be from 0 to 7"),
         (lambda m: inspection.trace(m, TEXT, -1, "Z"), "position is -1"),
-        (lambda m: inspection.trace(m, TEXT, 2, "Zz"), "character is .Zz.: give exactly one"),
+        (
+            lambda m: inspection.trace(m, TEXT, 2, "Zz"),
+            "character is .Zz.: give one character other",
+        ),
         (lambda m: inspection.trace(m, TEXT, 2, "o"), "other than .o."),
         (lambda m: inspection.trace(m, TEXT, 2, ""), "character is ''"),
         (lambda m: inspection.trace(m, TEXT, 2, "!"), "'!' at position 2"),
