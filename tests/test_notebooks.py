@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, and shows what it promises."""
+"""Every notebook runs from top to bottom and shows the plots that it is committed with."""
 
 import hashlib
 from pathlib import Path
@@ -17,7 +17,7 @@ GPT = [
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few runs that all notebooks read: a default one, and the small rungs."""
+    """Return a folder with short runs for all notebooks: the default model and the small ones."""
     root = tmp_path_factory.mktemp("runs")
     train_small(root, *GPT)
     for config in CONFIGS:
@@ -28,7 +28,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_and_draws_what_its_committed_self_shows(
+def test_a_notebook_runs_and_draws_a_plot_in_the_same_cells_as_when_committed(
     path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = root / "runs" / "gpt_cpu" / "version_0" / "checkpoints" / "best.ckpt"
@@ -37,16 +37,16 @@ def test_a_notebook_runs_and_draws_what_its_committed_self_shows(
     monkeypatch.setenv("CORPUS", "sample")
     monkeypatch.delenv("WANDB_MODE")
     notebook = nbformat.read(path, as_version=4)
-    committed = pictures(notebook)
+    committed = plots(notebook)
     NotebookClient(
         notebook, kernel_name="python3", resources={"metadata": {"path": root}}, timeout=120
     ).execute()
-    assert [cell for cell, _ in pictures(notebook)] == [cell for cell, _ in committed]
-    assert len({picture for _, picture in pictures(notebook)}) == len(committed), "all different"
+    assert [cell for cell, _ in plots(notebook)] == [cell for cell, _ in committed]
+    assert len({digest for _, digest in plots(notebook)}) == len(committed), "two plots are equal"
 
 
-def pictures(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
-    """The cell and the hash of each picture that a notebook shows."""
+def plots(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
+    """Return the cell and the hash of each plot in a notebook."""
     shown = [
         (cell.id, output["data"]["image/png"])
         for cell in notebook.cells
@@ -56,14 +56,19 @@ def pictures(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
     return [(cell, hashlib.sha256(data.encode()).hexdigest()) for cell, data in shown]
 
 
-def test_there_are_five_and_each_is_committed_with_its_pictures() -> None:
+def test_there_are_five_notebooks_each_committed_with_its_plots() -> None:
     assert [path.name[:3] for path in NOTEBOOKS] == ["01_", "02_", "03_", "04_", "05_"]
-    assert all(pictures(nbformat.read(path, as_version=4)) for path in NOTEBOOKS)
+    assert all(plots(nbformat.read(path, as_version=4)) for path in NOTEBOOKS)
+
+
+def test_the_readme_lists_every_notebook() -> None:
+    text = (NOTEBOOKS[0].parent / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in NOTEBOOKS if f"]({path.name})" not in text] == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_differ_only_where_they_differ(path: Path) -> None:
-    """Stable ids, no timestamps, no widgets, and nothing of the machine that they ran on."""
+def test_a_committed_notebook_has_no_volatile_content(path: Path) -> None:
+    """Cell ids are stable; timestamps, widgets and paths of one machine would change each diff."""
     notebook = nbformat.read(path, as_version=4)
     assert [cell.id for cell in notebook.cells] == [f"cell-{i}" for i in range(len(notebook.cells))]
     assert all("execution" not in cell.metadata for cell in notebook.cells)
@@ -71,5 +76,5 @@ def test_notebooks_differ_only_where_they_differ(path: Path) -> None:
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == [*range(1, len(code) + 1)], "run in order"
     outputs = [output for cell in code for output in cell.outputs]
-    assert not [o for o in outputs if o.get("name") == "stderr"], "paths of one machine"
+    assert not [o for o in outputs if o.get("name") == "stderr"], "warnings hold paths"
     assert not [o for o in outputs if o.output_type == "error"]
