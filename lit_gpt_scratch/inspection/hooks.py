@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_gpt_scratch.data.datamodule import windows_at_once
+from lit_gpt_scratch.data.windows import eval_batch_size
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.training.module import LitCharLM
 
@@ -97,7 +97,7 @@ def token_losses(model: LitCharLM, text: str) -> Tensor:
     # Padding follows the last real character, so it cannot change the losses of a causal network.
     padding = (0, -len(inputs) % length)
     windows, ends = (F.pad(part, padding).view(-1, length) for part in (inputs, targets))
-    count = windows_at_once(length, len(model.tokenizer))
+    count = eval_batch_size(length, len(model.tokenizer))
     # In batches: all logits of a long text with a large alphabet would not fit in memory.
     batches = zip(torch.split(windows, count), torch.split(ends, count), strict=True)
     with _evaluation_mode(model) as net:

@@ -13,6 +13,7 @@ from laws import (
     attention_inputs,
     parse,
     random_ids,
+    run_in_pieces,
     settings,
     small,
     train_small,

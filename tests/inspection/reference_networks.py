@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from laws import ALPHABET, CONFIGS, past_weights, small, with_random_weights
+from laws import ALPHABET, CONFIGS, reference_weights, small, with_random_weights
 from torch import Tensor, nn
 
 from lit_gpt_scratch import inspection
@@ -110,9 +110,9 @@ def attention_weights(attention: Any, x: Tensor) -> Tensor:
         query, key, _ = (x @ matrix.T for matrix in attention.qkv.weight.chunk(3))
         size = query.size(-1) // attention.heads
         pairs = zip(query.split(size, dim=-1), key.split(size, dim=-1), strict=True)
-        return torch.stack([past_weights(q, k) for q, k in pairs])
+        return torch.stack([reference_weights(q, k) for q, k in pairs])
     if isinstance(attention, SingleHeadAttention):
-        return past_weights(x @ attention.query.weight.T, x @ attention.key.weight.T)[None]
+        return reference_weights(x @ attention.query.weight.T, x @ attention.key.weight.T)[None]
     if isinstance(attention, MeanAttention):
-        return past_weights(0 * x, 0 * x)[None]
+        return reference_weights(0 * x, 0 * x)[None]
     return attention.weights(x[None])[0]  # other classes: their `weights` are tested elsewhere
