@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from lit_gpt_scratch.private_api import OUT_OF_MEMORY
+
 
 class InputError(ValueError):
     """A user's mistake. The text names the value, says what is allowed, and how to fix it."""
@@ -47,7 +49,7 @@ def write_errors_as_input_errors(path: Path) -> Iterator[None]:
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception reports a lack of memory; Python, PyTorch and NumPy differ."""
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "alloc" in text or "of memory" in text
+    return isinstance(error, MemoryError) or any(word in text for word in OUT_OF_MEMORY)
 
 
 def require_positive(**values: int) -> None:

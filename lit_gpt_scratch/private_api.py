@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 
 # Lightning
 
-# Methods of LightningCLI that cli/ overrides. By the first, values of a checkpoint would replace
-# explicit flags. The second gives the arguments of the Trainer's methods.
-OVERRIDDEN = ("_parse_ckpt_path", "_prepare_subcommand_kwargs")
+# A method of LightningCLI that cli/ overrides: it replaces explicit flags by a checkpoint's values.
+OVERRIDDEN = "_parse_ckpt_path"
 # Keys that LightningCLI adds to hyperparameters, and the only value that a checkpoint may have.
 INSTANTIATOR_KEY, CLASS_PATH_KEY = "_instantiator", "_class_path"
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
@@ -42,6 +41,14 @@ def steps_in_loops(loops: Any) -> Any:
     """Return the optimizer steps in a checkpoint's loops; KeyError or TypeError: another layout."""
     progress = loops["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
     return progress["optimizer"]["step"]["total"]["completed"]
+
+
+# argparse
+
+
+def move_group_last(parser: Any, title: str) -> None:
+    """Move the options of a group to the end of the help; argparse has no public order."""
+    parser._action_groups.sort(key=lambda group: group.title == title)
 
 
 # PyTorch
@@ -78,9 +85,10 @@ def allow_clipping(optimizer: Any) -> None:
 
 
 # W&B: by default, a killed run loses the rows of its last 15 seconds.
-WANDB_FLUSH = {"x_transaction_log_flush_interval": 0.1}
+WANDB_FLUSH: dict[str, Any] = {"x_transaction_log_flush_interval": 0.1}
 
 # Words in error texts, where a library has no exception type for the failure.
 OUT_OF_MEMORY = ("alloc", "of memory")  # in lower case; RuntimeError of PyTorch on a CPU
 OVERFLOW = "overflow"  # in lower case; RuntimeError or TypeError for a size beyond integers
 LOST_PROCESS = ("gloo", "NCCL")  # RuntimeError of torch.distributed
+WRONG_WEIGHTS = "loading state_dict"  # RuntimeError of load_state_dict

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -56,7 +57,7 @@ def test_private_api_imports_no_library() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_overridden_methods_are_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_overridden_method_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
 
     def override(name: str) -> Any:
@@ -66,14 +67,15 @@ def test_overridden_methods_are_called(tmp_path: Path, monkeypatch: pytest.Monke
 
         return method
 
-    cli = type("CLI", (LightningCLI,), {n: override(n) for n in private_api.OVERRIDDEN})
+    name = private_api.OVERRIDDEN
+    cli = type("CLI", (LightningCLI,), {name: override(name)})
     monkeypatch.setattr(sys, "argv", ["program"])
     train(pl.Callback()).save_checkpoint(tmp_path / "fit.ckpt")
     arguments = ["validate", "--ckpt_path", str(tmp_path / "fit.ckpt"), "--model.width", "5"]
     found = cli(
         Model, BoringDataModule, args=arguments, trainer_defaults=QUIET, save_config_callback=None
     )
-    assert called == [*private_api.OVERRIDDEN]
+    assert called == [private_api.OVERRIDDEN]
     assert found.model.hparams.width == 1, "flags now outrank the checkpoint: drop _parse_ckpt_path"
 
 
@@ -87,6 +89,22 @@ def test_cli_writes_its_instantiator_into_hyperparameters(
     options["args"] = ["--model", f"{__name__}.Model"]
     named = LightningCLI(BoringModel, BoringDataModule, subclass_mode_model=True, **options)
     assert named.model.hparams[private_api.CLASS_PATH_KEY] == f"{__name__}.Model"
+
+
+def test_move_group_last() -> None:
+    parser = ArgumentParser()
+    parser.add_argument_group("many options")
+    parser.add_argument_group("few options").add_argument("--few")
+    private_api.move_group_last(parser, "many options")
+    parser.add_argument("--first")
+    text = parser.format_help()
+    assert text.index("--first") < text.index("few options")
+    assert [group.title for group in parser._action_groups][-1] == "many options"
+
+
+def test_text_of_weights_that_do_not_fit() -> None:
+    with pytest.raises(RuntimeError, match=private_api.WRONG_WEIGHTS):
+        nn.Linear(2, 2).load_state_dict(nn.Linear(3, 3).state_dict())
 
 
 def test_set_logged_step_decides_when_lightning_logs() -> None:

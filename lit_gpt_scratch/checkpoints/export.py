@@ -14,6 +14,7 @@ from safetensors.torch import save
 from lit_gpt_scratch.checkpoints.reading import CONFIG, FORMAT, HYPERPARAMETERS, WEIGHTS
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.files import atomic_write, staging_dir
+from lit_gpt_scratch.private_api import INSTANTIATOR_KEY
 
 
 def write_export(
@@ -28,7 +29,7 @@ def write_export(
     step = contents.get("global_step", 0)
     config: dict[str, Any] = {"format": FORMAT, "global_step": step, "val_loss": val_loss}
     for part in HYPERPARAMETERS:
-        config[part] = {k: v for k, v in contents[part].items() if k != "_instantiator"}
+        config[part] = {k: v for k, v in contents[part].items() if k != INSTANTIATOR_KEY}
     # Tied weights share memory, which safetensors refuses.
     weights = {
         name: weight.clone(memory_format=torch.contiguous_format)

@@ -20,6 +20,7 @@ from lit_gpt_scratch.checkpoints.untrusted import (
     require_plain_archive,
 )
 from lit_gpt_scratch.errors import InputError, is_out_of_memory
+from lit_gpt_scratch.private_api import OVERFLOW
 
 PACKAGE = "lit_gpt_scratch"
 # The parts that every checkpoint of `fit` has, and their required keys.
@@ -143,7 +144,7 @@ def limit_parameters(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if is_out_of_memory(error) or "overflow" in str(error).lower():  # sizes beyond 64 bits
+        if is_out_of_memory(error) or OVERFLOW in str(error).lower():  # sizes beyond 64 bits
             raise InputError(message) from error
         raise
     finally:

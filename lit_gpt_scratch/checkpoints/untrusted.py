@@ -18,6 +18,16 @@ from typing import Any
 
 import torch
 
+from lit_gpt_scratch.private_api import (
+    CLASS_PATH_KEY,
+    INSTANTIATOR,
+    INSTANTIATOR_KEY,
+    REBUILD_TENSOR,
+    STATE_DICT_ATTRIBUTES,
+    read_pickle,
+    steps_in_loops,
+)
+
 # Pickle opcodes of plain data that PyTorch saved: those that create a value, those that fill one.
 CREATE = {
     "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT",
@@ -26,14 +36,16 @@ CREATE = {
 }  # fmt: skip
 FILL = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"}
 KEYS = {"BINUNICODE", "BININT", "BININT1", "BININT2"}  # types of keys that are quick to hash
-ORDERED, TENSOR = "collections OrderedDict", "torch._utils _rebuild_tensor_v2"
-CALLS = {TENSOR: "TUPLE", ORDERED: "EMPTY_TUPLE"}  # allowed functions: opcode of their arguments
+ORDERED = "collections OrderedDict"
+CALLS = {
+    REBUILD_TENSOR: "TUPLE",
+    ORDERED: "EMPTY_TUPLE",
+}  # allowed functions: opcode of their arguments
 DTYPES = ["Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool"]
 STORAGES = {f"torch {dtype}Storage" for dtype in DTYPES}
 
 MAX_PICKLE_BYTES = 1 << 24  # everything except the numbers in tensors
 MAX_VALUES, MAX_DEPTH = 1 << 20, 64
-INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 
 
 def require_plain_archive(path: Path) -> None:
@@ -54,11 +66,9 @@ def require_plain_archive(path: Path) -> None:
             raise ValueError("two records of one name")
         if damaged := archive.testzip():
             raise ValueError(f"record {damaged} is damaged")
-    # Read it with the reader of `torch.load`, to check the same record that it will load.
-    reader = torch._C.PyTorchFileReader(str(path))
-    if "data.pkl" not in reader.get_all_records():
+    pickled = read_pickle(path)
+    if pickled is None:
         raise pickle.UnpicklingError("TorchScript")
-    pickled = reader.get_record("data.pkl")
     if len(pickled) > MAX_PICKLE_BYTES:
         raise ValueError("too large")
     _require_plain_pickle(pickled)
@@ -123,7 +133,7 @@ def require_plain(value: Any, size: int) -> None:
     """
     for _, part in _nested(value):
         if type(part) in (dict, OrderedDict):
-            if not {"_metadata"}.issuperset(getattr(part, "__dict__", ())):
+            if not STATE_DICT_ATTRIBUTES.issuperset(getattr(part, "__dict__", ())):
                 raise ValueError("it has a dictionary with attributes")
             if not all(type(key) in (str, int) for key in part):
                 raise ValueError("it has a dictionary whose keys are not texts or integers")
@@ -151,8 +161,7 @@ def require_own_state(checkpoint: dict[str, Any]) -> None:
         if not is_count and not isinstance(state, dict | list):
             raise ValueError("its loops hold more than counts")
     try:
-        steps = checkpoint["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
-        agree = steps["optimizer"]["step"]["total"]["completed"] == checkpoint["global_step"]
+        agree = steps_in_loops(checkpoint["loops"]) == checkpoint["global_step"]
     except (KeyError, TypeError):
         agree = "loops" not in checkpoint  # exports have no loops
     if not agree:
@@ -168,7 +177,8 @@ def require_own_state(checkpoint: dict[str, Any]) -> None:
         raise ValueError("its weights are not all finite: use one from before training diverged")
     for part in ("hyper_parameters", "datamodule_hyper_parameters"):
         values = checkpoint[part]
-        if values.get("_instantiator", INSTANTIATOR) != INSTANTIATOR or "_class_path" in values:
+        instantiator = values.get(INSTANTIATOR_KEY, INSTANTIATOR)
+        if instantiator != INSTANTIATOR or CLASS_PATH_KEY in values:
             raise ValueError("it names code of its own to run")
     wandb_id = checkpoint.get("wandb_id")
     is_id = isinstance(wandb_id, str) and re.fullmatch("[A-Za-z0-9_-]{1,64}", wandb_id)
@@ -187,7 +197,7 @@ def require_classes_of(hyper_parameters: dict[str, Any], modules: Sequence[str])
         if not isinstance(hyper_parameters.get(name) or {}, dict):
             raise ValueError(f"its {name} is not a class with arguments")
     for key, text in _nested(hyper_parameters):
-        if not isinstance(text, str) or key in ("alphabet", "_instantiator"):
+        if not isinstance(text, str) or key in ("alphabet", INSTANTIATOR_KEY):
             continue
         is_word = len(modules) > 1 and key != "class_path" and re.fullmatch("[a-z0-9_-]*", text)
         if (not is_word or Path(text).exists()) and not _is_class_of(text, modules):

@@ -24,6 +24,7 @@ from lit_gpt_scratch.cli.program import PROGRAM
 from lit_gpt_scratch.data.datamodule import CharDataModule
 from lit_gpt_scratch.data.windows import Batches, require_divisible_batch
 from lit_gpt_scratch.errors import InputError, exit_with_error, is_out_of_memory, require_positive
+from lit_gpt_scratch.private_api import WRONG_WEIGHTS
 from lit_gpt_scratch.runs import folder as run_folder
 from lit_gpt_scratch.runs.callbacks import make_callbacks
 from lit_gpt_scratch.runs.metrics_logger import MetricsCSV, trim_after_step
@@ -171,7 +172,7 @@ class CharCLI(CheckpointCLI):
         Each part of a wrong state (optimizer, loops, callbacks) fails in its own way at first use.
         """
         saved = (self.folder / "checkpoints").glob("*.ckpt")
-        is_explained = is_out_of_memory(error) or "loading state_dict" in str(error)  # by `main`
+        is_explained = is_out_of_memory(error) or WRONG_WEIGHTS in str(error)  # by `main`
         if is_explained or any(path.stat().st_mtime > started for path in saved):
             return
         place = traceback.extract_tb(error.__traceback__)[-1]
@@ -253,7 +254,7 @@ def main(args: Sequence[str] | None = None) -> CharCLI:
             advice += "; for predict, --max_new_tokens or --num_samples."
             reason = str(error)[:200] or "MemoryError"
             exit_with_error(PROGRAM, f"there is not enough memory ({reason}): {advice}")
-        if "loading state_dict" in str(error):
+        if WRONG_WEIGHTS in str(error):
             advice = "do not change its sizes."
             exit_with_error(PROGRAM, f"the checkpoint's weights do not fit this network: {advice}")
         raise

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_gpt_scratch import models, training
+from lit_gpt_scratch.private_api import move_group_last
 
 TRAINER_GROUP = "Customize every aspect of training via flags"  # Lightning's title of its options
 # The wording of jsonargparse. A message that matches none of these is shown as it is.
@@ -82,6 +83,5 @@ class Parser(LightningArgumentParser):
 
     def format_help(self, *args: Any) -> str:
         """List the Trainer's options last."""
-        groups: Any = self._action_groups  # private: argparse has no public way to order them
-        groups.sort(key=lambda group: group.title == TRAINER_GROUP)
+        move_group_last(self, TRAINER_GROUP)
         return super().format_help(*args)

@@ -184,9 +184,8 @@ def _fetch(url: str, path: str, store: Any) -> None:
 
 def _download(url: str, path: Path, sha256: str | None) -> Path:
     """Download a URL to `path`, unless a file is there: it is never replaced."""
-    known = f"sha256:{sha256}" if sha256 else None
     if path.exists():
-        if known and not pooch.hashes.hash_matches(path, known):
+        if sha256 and pooch.file_hash(path) != sha256:
             raise InputError(
                 f"{path} exists, but it is not the file of {url} (its sha256 is not {sha256}): "
                 "remove it to download it again."
@@ -194,8 +193,8 @@ def _download(url: str, path: Path, sha256: str | None) -> Path:
         return path
     with staging_dir(path) as folder:
         store = pooch.create(
-            folder, base_url="", registry={path.name: known}, urls={path.name: url},
-            retry_if_failed=RETRIES,
+            folder, base_url="", registry={path.name: sha256 and f"sha256:{sha256}"},
+            urls={path.name: url}, retry_if_failed=RETRIES,
         )  # fmt: skip
         try:
             fetched = Path(store.fetch(path.name, downloader=_fetch))

@@ -7,6 +7,7 @@ from lightning.pytorch.cli import instantiate_module
 
 from lit_gpt_scratch.checkpoints.reading import import_plugin, limit_parameters, read_checkpoint
 from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.private_api import INSTANTIATOR_KEY
 from lit_gpt_scratch.training.module import LitCharLM
 
 
@@ -17,7 +18,7 @@ def build_model(checkpoint: dict[str, Any], path: Path) -> LitCharLM:
         InputError: The weights do not fit the settings. The message names `path`.
     """
     arguments = dict(checkpoint["hyper_parameters"])
-    arguments.pop("_instantiator", None)
+    arguments.pop(INSTANTIATOR_KEY, None)
     try:
         with limit_parameters(path):
             model = instantiate_module(LitCharLM, arguments)

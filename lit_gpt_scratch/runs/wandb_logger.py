@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.private_api import WANDB_FLUSH
 from lit_gpt_scratch.training.checkpointing import best_checkpoint
 from lit_gpt_scratch.training.distributed import is_rank_zero
 
@@ -89,10 +90,7 @@ def make_wandb_loggers(
             group=settings.group,
             tags=settings.tags,
             config=config,
-            # With W&B's default, a killed run loses its last 15 seconds of log.
-            settings=wandb.Settings(
-                silent=mode == "offline", console="off", x_transaction_log_flush_interval=0.1
-            ),
+            settings=wandb.Settings(silent=mode == "offline", console="off", **WANDB_FLUSH),
         )
     except wandb.Error as error:
         if not (folder / "metrics.csv").exists():

@@ -12,8 +12,8 @@ from laws import ALPHABET, CONFIGS, reference_weights, small, with_random_weight
 from torch import Tensor, nn
 
 from lit_gpt_scratch import inspection
+from lit_gpt_scratch.models import GPT, AttentionLM, Bigram, Ensemble
 from lit_gpt_scratch.models.attention import MeanAttention, MultiHeadAttention, SingleHeadAttention
-from lit_gpt_scratch.models.gpt import GPT, AttentionLM, Bigram, Ensemble
 from lit_gpt_scratch.training.module import LitCharLM
 
 TEXT = "GoodLuck"  # as long as the context

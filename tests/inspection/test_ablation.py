@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_gpt_scratch import inspection
+from lit_gpt_scratch.models import AttentionLM
 from lit_gpt_scratch.models.attention import MultiHeadAttention
-from lit_gpt_scratch.models.gpt import AttentionLM
 from lit_gpt_scratch.training.module import LitCharLM
 
 

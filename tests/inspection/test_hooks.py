@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from lit_gpt_scratch import inspection
 from lit_gpt_scratch.data.datamodule import CharDataModule
-from lit_gpt_scratch.models.gpt import Bigram
+from lit_gpt_scratch.models import Bigram
 
 
 @every_residual

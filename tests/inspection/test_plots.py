@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lit_gpt_scratch import inspection
 from lit_gpt_scratch.inspection import plots
-from lit_gpt_scratch.models.gpt import Bigram
+from lit_gpt_scratch.models import Bigram
 
 TEXT = "a \n\t$b"  # whitespace, and the sign that starts a formula in matplotlib
 SHOWN = ["a", "␣", "⏎", "⇥", "$", "b"]
