@@ -111,14 +111,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(HERE)
-        note = ["--trainer.callbacks+=asking.Note", f"--trainer.callbacks.folder={root}"]
+        note = [
+            "--trainer.callbacks+=extra_callbacks.RecordInputs",
+            f"--trainer.callbacks.folder={root}",
+        ]
         yield cli.main(["fit", *FLAGS, f"--trainer.default_root_dir={root}", *note]).folder
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(whole: Path, tmp_path: Path) -> None:
     """The same windows, the same losses, one set of files, one W&B run, each line once."""
-    note = ["--trainer.callbacks+=asking.Note", f"--trainer.callbacks.folder={tmp_path}"]
+    note = [
+        "--trainer.callbacks+=extra_callbacks.RecordInputs",
+        f"--trainer.callbacks.folder={tmp_path}",
+    ]
     said = end(start(tmp_path, *TWO, *note, WANDB_MODE="offline"))
     folder = only_run(tmp_path)
     assert_equal_figures(folder, whole)
@@ -138,7 +144,7 @@ def test_two_processes_train_as_one(whole: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_run_goes_on_with_any_number_of_processes(whole: Path, tmp_path: Path) -> None:
     """Two, stopped by a signal to the second; then one; then three: the same order, one log."""
-    ask = ["--trainer.callbacks+=asking.Ask", "--trainer.callbacks.step=19"]
+    ask = ["--trainer.callbacks+=extra_callbacks.SendSignal", "--trainer.callbacks.step=19"]
     said = end(start(tmp_path, *TWO, *ask, "--trainer.callbacks.rank=1"), 143)
     folder = only_run(tmp_path)
     assert said.count("To resume:") == 1
@@ -190,11 +196,11 @@ def test_machines_that_were_started_differently_do_not_train(tmp_path: Path) -> 
 def test_a_stopped_job_goes_on_as_though_nothing_had_happened(tmp_path: Path) -> None:
     """To the last bit, dropout and rows too: a signal to the first process, then Ctrl-C to all."""
     untouched = start(tmp_path / "untouched", *TWO, *DROPOUT)
-    ask = ["--trainer.callbacks+=asking.Ask", "--trainer.callbacks.step=9"]
+    ask = ["--trainer.callbacks+=extra_callbacks.SendSignal", "--trainer.callbacks.step=9"]
     said = end(start(tmp_path / "stopped", *TWO, *DROPOUT, *ask), 143)
     folder = only_run(tmp_path / "stopped")
     assert said.count(f"--ckpt_path {last(folder)}") == 1
-    ask = ["--trainer.callbacks+=asking.Ask", "--trainer.callbacks.step=23"]
+    ask = ["--trainer.callbacks+=extra_callbacks.SendSignal", "--trainer.callbacks.step=23"]
     ask += ["--trainer.callbacks.name=SIGINT", "--trainer.callbacks.group=true"]
     go_on = [*resumed(folder)[:1], *TWO, *DROPOUT]
     said = end(start(tmp_path / "stopped", *go_on, *ask), 130)
@@ -214,7 +220,7 @@ def test_all_end_with_the_first_process(tmp_path: Path) -> None:
     next(line for line in loading.stderr or () if line.startswith("run "))
     time.sleep(0.5)
     loading.terminate()
-    ask = ["--trainer.callbacks+=asking.Ask", "--trainer.callbacks.step=23"]
+    ask = ["--trainer.callbacks+=extra_callbacks.SendSignal", "--trainer.callbacks.step=23"]
     killed = start(tmp_path / "killed", *TWO, *ask, "--trainer.callbacks.name=SIGKILL")
     wild = ["--model.optimizer.lr=1e38", "--model.schedule=null"]
     said = end(start(tmp_path / "wild", *TWO, *wild), 2)

@@ -1,4 +1,4 @@
-"""Callbacks that tests add to processes of the command line: `--trainer.callbacks+=asking.Ask`."""
+"""Callbacks for `fit` processes in tests: `--trainer.callbacks+=extra_callbacks.SendSignal`."""
 
 import os
 import signal
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 
-class Ask(pl.Callback):
-    """Sends a signal in the middle of a step, as a user or a cluster would.
+class SendSignal(pl.Callback):
+    """Sends a signal to this process in the middle of a step.
 
     Args:
-        step: Of the optimizer, counted from 0.
-        rank: Which process sends it, and gets it.
-        name: Of the signal.
-        group: Whether all processes of the job get it, as from Ctrl-C.
+        step: Optimizer step, counted from 0.
+        rank: The process that sends the signal and receives it.
+        name: Name of the signal.
+        group: Whether all processes of the job receive it, as with Ctrl-C.
     """
 
     def __init__(
@@ -35,22 +35,22 @@ class Ask(pl.Callback):
                 os.kill(os.getpid(), self.number)
 
 
-class Note(pl.Callback):
-    """Keeps all that each process learns from, (steps, B, T), as RANK.pt in a folder.
+class RecordInputs(pl.Callback):
+    """Saves all inputs that each process trains on, (steps, B, T), as RANK.pt in a folder.
 
     Args:
-        folder: Is made.
+        folder: Created if it does not exist.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
-        self.seen: list[Tensor] = []
+        self.inputs: list[Tensor] = []
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.seen.append(batch.inputs)
+        self.inputs.append(batch.inputs)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.folder.mkdir(exist_ok=True)
-        torch.save(torch.stack(self.seen), self.folder / f"{trainer.global_rank}.pt")
+        torch.save(torch.stack(self.inputs), self.folder / f"{trainer.global_rank}.pt")
