@@ -1,4 +1,4 @@
-"""A short part of `make faults`: one fault of a kind, by real processes of the command line."""
+"""A short part of `make faults`, with real processes of the command line."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent / "faults"))
 import campaign
 from harness import Prepared
 
-# Kind and number: one of each family, those that take least time and that no other test has.
+# Kind and number: one fault of each file, the fastest that no other test covers.
 SHORT = [
     ("killed while saving", 0),
     ("file size limited: no room for a checkpoint", 0),
@@ -19,14 +19,13 @@ SHORT = [
 
 
 @pytest.mark.slow
-def test_what_can_go_wrong_ends_in_the_same_run_or_in_one_line(tmp_path: Path) -> None:
-    """Weights, rows and files are those of a run that nobody touched, to the last bit."""
+def test_a_fault_ends_in_the_same_result_or_in_one_error_line(tmp_path: Path) -> None:
     outcomes = campaign.campaign(Prepared(tmp_path, seed=1337), SHORT, workers=2)
     assert sorted(kind for kind, _ in outcomes) == sorted(kind for kind, _ in SHORT)
     assert [outcome for outcome in outcomes if outcome[1].startswith("BAD")] == []
 
 
-def test_every_kind_of_fault_is_there_often_enough() -> None:
-    """At least 60 with the 20 kills of one run, also where no small disks can be mounted."""
+def test_there_are_at_least_60_faults_without_root() -> None:
+    """The 20 kills of one run count; faults that mount a file system do not."""
     kinds = {k: v for k, v in campaign.kinds().items() if k not in campaign.disks.MOUNTED}
     assert sum(count for count, _ in kinds.values()) + 20 >= 60

@@ -1,4 +1,4 @@
-"""A short part of `make fuzz`, and that its watch sees what it is there to see."""
+"""A short part of `make fuzz`, and tests that its monitor detects forbidden actions."""
 
 import ctypes
 import os
@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "faults"))
 import fuzz
-import watch
+import monitor
 from fuzz import Result, campaign, table
 from readers import READERS, Material, last, make_material
 
@@ -26,12 +26,11 @@ SEED = 7
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", "")  # put back at the end
+        patch.setenv("XDG_CACHE_HOME", "")  # make_material sets it; monkeypatch restores it
         yield make_material(tmp_path_factory.mktemp("material"))
 
 
-def test_nothing_but_refusals_comes_of_spoiled_files(material: Material, tmp_path: Path) -> None:
-    """More, and other ones, with `make fuzz`."""
+def test_damaged_files_are_refused_or_harmless(material: Material, tmp_path: Path) -> None:
     results = campaign(range(100), SEED, material, tmp_path / "kept")
     assert len(results) == 100
     assert {result.outcome for result in results} == {"refused", "harmless"}, table(results)
@@ -69,11 +68,11 @@ def deletes(folder: Path) -> None:
 
 
 def swallows(folder: Path) -> None:
-    """What was forbidden is seen, also where the reader keeps it to itself."""
+    """Hides a forbidden action in an error."""
     try:
         writes(folder)
     except BaseException:
-        raise InputError("nothing of interest") from None
+        raise InputError("an ordinary error") from None
 
 
 def fills(_: Path) -> None:
@@ -104,32 +103,31 @@ def several(_: Path) -> None:
         (several, "traceback"),
     ],
 )
-def test_the_watch_sees_what_a_broken_reader_does(
+def test_the_monitor_detects_a_forbidden_action(
     material: Material, tmp_path: Path, reader: Callable[[Path], Any], finding: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     if finding == "hang":
-        for module in (fuzz, watch):
-            monkeypatch.setattr(module, "SECONDS", 2)  # quicker
+        for module in (fuzz, monitor):
+            monkeypatch.setattr(module, "SECONDS", 2)  # to save time
     kept = tmp_path / "kept"
-    # Not all are checkpoints; and what hangs takes its time.
+    # `unpickles` needs several inputs, because not all are checkpoints; a hang takes seconds.
     numbers = range(12 if reader is unpickles else 1 if finding == "hang" else 2)
     results = campaign(numbers, SEED, material, kept, dict.fromkeys(READERS, reader))
     assert [result.number for result in results] == [*numbers]
     found = [result for result in results if result.outcome not in ("refused", "harmless")]
     assert found
-    if reader is not unpickles:  # which may fail in other ways before it comes to code
+    if reader is not unpickles:  # it may fail in other ways before code runs
         assert all(result.outcome.startswith(finding) for result in found), found
     assert any(result.outcome.startswith(finding) for result in found), found
     assert {path.name for path in kept.iterdir()} == {f"{SEED}-{r.number}" for r in found}
     assert not (tmp_path / "outside").exists()
 
 
-def test_an_input_is_a_function_of_its_number(material: Material, tmp_path: Path) -> None:
-    """So that what was found is found again."""
-    looked: Callable[[Path], Any] = raises
+def test_an_input_depends_only_on_seed_and_number(material: Material, tmp_path: Path) -> None:
+    reader: Callable[[Path], Any] = raises
     ends = [
-        campaign(range(10), SEED, material, tmp_path / str(i), dict.fromkeys(READERS, looked))
+        campaign(range(10), SEED, material, tmp_path / str(i), dict.fromkeys(READERS, reader))
         for i in range(2)
     ]
     assert [Result(*r)[:3] for r in ends[0]] == [Result(*r)[:3] for r in ends[1]]

@@ -1,8 +1,8 @@
-"""Everything that can go wrong on one machine, again and again: `make faults`.
+"""Break training runs in many ways and check how each ends: `make faults`.
 
-Real processes of the real command line, at moments drawn from a seed. Each fault ends in the run
-that nobody touched, to the last bit, or in one clear line and exit code 2. Exit code 1 if one does
-not.
+Every fault uses real processes of the command line, at random moments that depend on a seed. It
+must end with the result of an uninterrupted run, to the last bit, or with one error line and exit
+code 2. The campaign exits with code 1 if a fault ends in another way.
 """
 
 import argparse
@@ -17,11 +17,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent))
+import concurrency
 import damage
 import disks
-import killing
-import kills
-import together
+import interruptions
+import repeated_kills
 from harness import Kinds, Prepared, Site
 
 KILLS = "one run killed 20 times"
@@ -29,39 +29,39 @@ Outcomes = list[tuple[str, str]]  # kind and outcome, of each fault
 
 
 def kinds() -> Kinds:
-    """All that this machine can have."""
+    """Return all kinds of faults that this machine can run."""
     mounted = disks.MOUNTED if disks.can_mount() else {}
-    return killing.KINDS | disks.KINDS | mounted | damage.KINDS | together.KINDS
+    return interruptions.KINDS | disks.KINDS | mounted | damage.KINDS | concurrency.KINDS
 
 
-def suffer(prepared: Prepared, kind: str, number: int) -> str:
-    """One fault, and what came of it."""
+def run_fault(prepared: Prepared, kind: str, number: int) -> str:
+    """Run one fault and return its outcome."""
     site = Site(prepared, kind, number)
     try:
         return kinds()[kind][1](site)
-    except Exception as error:  # whatever it is, the others are to be seen, too
+    except Exception as error:  # the other faults still run
         return f"BAD ({type(error).__name__}): {error}"
 
 
-def killed(prepared: Prepared) -> Outcomes:
-    """`kills.py`, with its own settings."""
+def run_repeated_kills(prepared: Prepared) -> Outcomes:
+    """Run `repeated_kills.py` with its default settings."""
     try:
-        seen = kills.campaign(20, 1500, prepared.seed, prepared.folder / "kills")
+        seen = repeated_kills.campaign(20, 1500, prepared.seed, prepared.folder / "kills")
     except Exception as error:
         return [(KILLS, f"BAD ({type(error).__name__}): {error}")]
     return [(KILLS, "the same run")] * sum(seen.values())
 
 
 def campaign(prepared: Prepared, faults: Sequence[tuple[str, int]], workers: int) -> Outcomes:
-    """So many faults at a time; of the kinds and numbers given."""
+    """Run the given kinds and numbers of faults, `workers` at a time."""
     outcomes: Outcomes = []
     with ThreadPoolExecutor(workers) as pool:
         tasks: dict[object, Callable[[], object]] = {}
         for kind, number in faults:
             if kind == KILLS:
-                future = pool.submit(killed, prepared)
+                future = pool.submit(run_repeated_kills, prepared)
             else:
-                future = pool.submit(lambda k=kind, n=number: [(k, suffer(prepared, k, n))])
+                future = pool.submit(lambda k=kind, n=number: [(k, run_fault(prepared, k, n))])
             tasks[future] = future.result
         for future in tqdm(as_completed(tasks), total=len(tasks), desc="faults", unit="fault"):
             for kind, outcome in future.result():
@@ -72,7 +72,7 @@ def campaign(prepared: Prepared, faults: Sequence[tuple[str, int]], workers: int
 
 
 def table(outcomes: Outcomes) -> str:
-    """Kind, count and outcome, as Markdown."""
+    """Return kinds, counts and outcomes as a Markdown table."""
     lines = ["| kind | count | outcome |", "| --- | ---: | --- |"]
     for (kind, outcome), count in Counter(outcomes).items():
         lines.append(f"| {kind} | {count} | {' '.join(outcome.split())[:120]} |")
@@ -82,11 +82,11 @@ def table(outcomes: Outcomes) -> str:
 def main(args: Sequence[str] | None = None) -> None:
     """Run the campaign from the command line."""
     parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
-    parser.add_argument("--seed", type=int, default=1337, help="of the moments (default: 1337)")
-    parser.add_argument("--only", nargs="+", default=[""], help="kinds whose names hold one word")
-    parser.add_argument("--number", type=int, help="one of each kind alone, by its number")
+    parser.add_argument("--seed", type=int, default=1337, help="default: 1337")
+    parser.add_argument("--only", nargs="+", default=[""], help="kinds that contain one of these")
+    parser.add_argument("--number", type=int, help="run only this number of each kind")
     parser.add_argument("--workers", type=int, default=2, help="faults at a time (default: 2)")
-    parser.add_argument("--list", action="store_true", help="the kinds and their counts, no more")
+    parser.add_argument("--list", action="store_true", help="print kinds and counts, and exit")
     options = parser.parse_args(args)
     counts = {KILLS: 1} | {kind: count for kind, (count, _) in kinds().items()}
     wanted = {k: n for k, n in counts.items() if any(word in k for word in options.only)}
@@ -95,14 +95,14 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     numbers = [(kind, i) for kind, count in wanted.items() for i in range(count)]
     faults = [(kind, i) for kind, i in numbers if options.number in (None, i)]
-    since = time.monotonic()
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         outcomes = campaign(Prepared(Path(folder), options.seed), faults, options.workers)
     order = [kind for kind, _ in faults]
     outcomes.sort(key=lambda outcome: order.index(outcome[0]))
     bad = [(kind, outcome) for kind, outcome in outcomes if outcome.startswith("BAD")]
     print(table(outcomes))
-    minutes = (time.monotonic() - since) / 60
+    minutes = (time.monotonic() - start) / 60
     print(f"\n{len(outcomes)} faults, {len(bad)} bad, seed {options.seed}, {minutes:.0f} minutes")
     sys.exit(bool(bad))
 

@@ -1,4 +1,4 @@
-"""Files that are truncated, flipped in one bit, torn, changed or deleted."""
+"""Faults of files: truncated, one bit flipped, incomplete, changed or deleted."""
 
 import os
 import signal
@@ -8,11 +8,11 @@ from pathlib import Path
 
 from harness import Kinds, Site, last, same, state
 
-BREAKS = ("truncated", "flipped", "deleted")
+DAMAGES = ("truncated", "flipped", "deleted")
 
 
 def flip(path: Path, place: int, bit: int = 0) -> None:
-    """One bit of a file, in place."""
+    """Flip one bit of a file, in place."""
     with path.open("r+b") as file:
         file.seek(place)
         old = file.read(1)[0]
@@ -21,11 +21,12 @@ def flip(path: Path, place: int, bit: int = 0) -> None:
 
 
 def damage(site: Site, path: Path, how: str) -> None:
+    """Damage a file in one of the ways of DAMAGES, at a random place."""
     size = path.stat().st_size
     if how == "truncated":
-        os.truncate(path, site.draw.randrange(size))
+        os.truncate(path, site.rng.randrange(size))
     elif how == "flipped":
-        flip(path, site.draw.randrange(size), site.draw.randrange(8))
+        flip(path, site.rng.randrange(size), site.rng.randrange(8))
     else:
         path.unlink()
 
@@ -34,43 +35,44 @@ def damage(site: Site, path: Path, how: str) -> None:
 
 
 def cached(site: Site, name: str) -> Path:
+    """Return a file of the site's token cache."""
     [path] = site.cache.glob(f"lit_gpt_scratch/tokens/*/{name}")
     return path
 
 
 def cache_before(site: Site) -> str:
-    """A run is started, or goes on, with what is left of its cache."""
-    name = site.draw.choice(["tokens.npy", "tokens.npy", "alphabet.txt"])
-    if site.draw.random() < 0.5:
-        site.make(warm=True)
+    """Start or resume a run with a damaged cache."""
+    name = site.rng.choice(["tokens.npy", "tokens.npy", "alphabet.txt"])
+    if site.rng.random() < 0.5:
+        site.create(cached=True)
     else:
-        site.make_half()
-    damage(site, cached(site, name), BREAKS[site.number % 3])
+        site.create_interrupted()
+    damage(site, cached(site, name), DAMAGES[site.number % 3])
     return site.finish()
 
 
 def cache_while_training(site: Site) -> str:
-    """What a run has read does not change under it."""
-    site.make(warm=True)
+    """Damage the cache of a running process, which must not be affected."""
+    site.create(cached=True)
     process = site.start()
-    process.until(site.training())
-    time.sleep(site.draw.uniform(0, 1))
+    process.wait_for(site.new_rows())
+    time.sleep(site.rng.uniform(0, 1))
     tokens = cached(site, "tokens.npy")
-    if BREAKS[site.number % 3] == "flipped":  # many, so that one at least is read again
+    if DAMAGES[site.number % 3] == "flipped":  # flip many bits, so that the run reads one again
         text = tokens.read_bytes()
-        with tokens.open("r+b") as file:  # in place: a run may have it mapped
+        with tokens.open("r+b") as file:  # in place: the run may have mapped the file
             file.write(text[:128] + bytes(byte ^ 1 for byte in text[128:]))
     else:
-        damage(site, tokens, BREAKS[site.number % 3])
-    process.is_done()
-    return site.is_right()
+        damage(site, tokens, DAMAGES[site.number % 3])
+    process.expect_success()
+    return site.check_identical()
 
 
 # Checkpoints
 
 
 def places(path: Path) -> dict[str, range]:
-    """The parts of a checkpoint's file that are damaged in ways of their own."""
+    """Return the byte ranges of the parts of a checkpoint's zip archive."""
     with zipfile.ZipFile(path) as archive:
         files = archive.infolist()
         directory = archive.start_dir
@@ -95,99 +97,102 @@ def places(path: Path) -> dict[str, range]:
 
 
 def checkpoint(site: Site) -> str:
-    """One line, or, where the bit means nothing, the same run; the other checkpoint goes on."""
-    site.make_half()
+    """Damage last.ckpt: expect an error, or the same result if the bit has no meaning.
+
+    For some numbers, best.ckpt then resumes the run.
+    """
+    site.create_interrupted()
     path = last(site.run)
-    found = places(path)
-    place = [*found][site.number // 2 % len(found)]
-    where = site.draw.choice(found[place])
+    parts = places(path)
+    part = [*parts][site.number // 2 % len(parts)]
+    offset = site.rng.choice(parts[part])
     if site.number % 2:
-        os.truncate(path, where)
+        os.truncate(path, offset)
     else:
-        flip(path, where, site.draw.randrange(8))
+        flip(path, offset, site.rng.randrange(8))
     process = site.resume()
-    if process.end() == 0:
-        return site.is_right()
-    said = process.is_refused("damaged", "refused", "was not written by")
-    if site.number < 2 * len(found) and site.number % 3:
-        return said
-    site.resume(checkpoint="best.ckpt").is_done()
-    return f"{said}, then {site.is_right()}"
+    if process.wait() == 0:
+        return site.check_identical()
+    outcome = process.expect_error("damaged", "refused", "was not written by")
+    if site.number < 2 * len(parts) and site.number % 3:
+        return outcome
+    site.resume(checkpoint="best.ckpt").expect_success()
+    return f"{outcome}, then {site.check_identical()}"
 
 
-# What else is in a run's folder
+# Other files of a run's folder
 
 
 def table_torn(site: Site) -> str:
-    """By a process that was killed while it logged what came after its checkpoint."""
-    site.make_half()
+    """Append rows and half a row after the checkpoint, like a process that is killed."""
+    site.create_interrupted()
     for name in ("metrics.csv", "samples.csv", "symbols.csv"):
         with (site.run / name).open("a") as file:
             torn = f'{site.step() + 14},"a\nquo'
-            file.write(f'{site.step() + 7},1.5,"a\nb"\n' + torn[: site.draw.randrange(len(torn))])
+            file.write(f'{site.step() + 7},1.5,"a\nb"\n' + torn[: site.rng.randrange(len(torn))])
     return site.finish()
 
 
 def table_lost(site: Site) -> str:
-    """Rows of before the checkpoint cannot come back: this is said, and the weights are right."""
-    site.make_half()
-    path = site.run / site.draw.choice(["metrics.csv", "samples.csv"])
+    """Remove rows before the checkpoint: one notice names the table; the weights are right."""
+    site.create_interrupted()
+    path = site.run / site.rng.choice(["metrics.csv", "samples.csv"])
     if site.number % 2:
         path.unlink()
     else:
-        os.truncate(path, site.draw.randrange(path.stat().st_size - 1))
+        os.truncate(path, site.rng.randrange(path.stat().st_size - 1))
     process = site.resume()
-    process.is_done()
-    lines = [line for line in process.said.splitlines() if line.startswith("Notice:")]
-    assert len(lines) == 1, process.said
+    process.expect_success()
+    lines = [line for line in process.output.splitlines() if line.startswith("Notice:")]
+    assert len(lines) == 1, process.output
     assert path.name in lines[0], lines[0]
-    whole = site.prepared.whole("plain").run
-    assert same(state(site.run), state(whole)), "another result"
+    expected = site.prepared.uninterrupted("plain").run
+    assert same(state(site.run), state(expected)), "another result"
     return "one line, the same weights"
 
 
 def config_lost(site: Site) -> str:
-    """One line; with the flags it was begun with, it goes on in its folder all the same."""
-    site.make_half()
+    """Remove or truncate config.yaml: an error; the first start's flags resume the run."""
+    site.create_interrupted()
     config = site.run / "config.yaml"
     if site.number % 2:
         config.unlink()
     else:
-        os.truncate(config, site.draw.randrange(config.stat().st_size - 1))
-    said = site.resume().is_refused("config")
-    site.start(f"--ckpt_path={last(site.run)}").is_done()
+        os.truncate(config, site.rng.randrange(config.stat().st_size - 1))
+    outcome = site.resume().expect_error("config")
+    site.start(f"--ckpt_path={last(site.run)}").expect_success()
     assert site.run.name == "version_0", "another folder"
-    return f"{said}, then {site.is_right()}"
+    return f"{outcome}, then {site.check_identical()}"
 
 
 # The corpus
 
 
 def corpus(site: Site) -> str:
-    """Changed or deleted between stop and going on; then put back."""
-    site.make()
+    """Change or delete the corpus while the run is stopped, and then restore it."""
+    site.create()
     text = site.folder / "text.txt"
     text.write_bytes(site.prepared.text())
     site.flags = [f"--data.corpus={text}"]
     process = site.start()
-    process.until(last(site.run).exists)
+    process.wait_for(last(site.run).exists)
     process.kill(signal.SIGTERM)
-    damage(site, text, BREAKS[site.number % 3])
-    said = site.resume().is_refused("sha256", "no such file")
+    damage(site, text, DAMAGES[site.number % 3])
+    outcome = site.resume().expect_error("sha256", "no such file")
     text.write_bytes(site.prepared.text())
-    return f"{said}, then {site.finish()}"
+    return f"{outcome}, then {site.finish()}"
 
 
 def corpus_while_training(site: Site) -> str:
-    """What a run has read does not change under it; what it says of it at the end neither."""
-    site.make()
+    """Damage the corpus of a running process, which must not be affected."""
+    site.create()
     text = site.folder / "text.txt"
     text.write_bytes(site.prepared.text())
     process = site.start(f"--data.corpus={text}")
-    process.until(site.training())
-    damage(site, text, BREAKS[site.number % 3])
-    process.is_done()
-    return site.is_right()
+    process.wait_for(site.new_rows())
+    damage(site, text, DAMAGES[site.number % 3])
+    process.expect_success()
+    return site.check_identical()
 
 
 KINDS: Kinds = {

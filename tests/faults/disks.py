@@ -1,7 +1,6 @@
-"""Disks that are full, or may not be written: one line, and nothing that was there is lost.
+"""Faults of disks, full or read-only: an error line, and no existing file is lost.
 
-Small disks of their own need root; where they cannot be had, a limit on the size of files is what
-is left.
+Small file systems need root. Without root, only the faults with a limited file size run.
 """
 
 import contextlib
@@ -14,12 +13,12 @@ from pathlib import Path
 from harness import Kinds, Site, last
 
 PAGE = 4096
-CHECKPOINT = 366_000  # bytes, about
+CHECKPOINT = 366_000  # bytes, approximately
 
 
 @contextlib.contextmanager
 def disk(folder: Path, size: int, options: str = "rw") -> Iterator[None]:
-    """A folder as a disk of its own, of a size in bytes."""
+    """Mount a file system of `size` bytes on a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"{options},size={size}", "tmpfs", str(folder)]
     subprocess.run(mount, check=True, capture_output=True)
@@ -30,6 +29,7 @@ def disk(folder: Path, size: int, options: str = "rw") -> Iterator[None]:
 
 
 def can_mount() -> bool:
+    """Return whether this process may mount file systems."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             with disk(Path(folder), PAGE):
@@ -38,91 +38,91 @@ def can_mount() -> bool:
             return False
 
 
-def fill(ballast: Path, left: int) -> None:
-    """A disk, but for so many pages."""
-    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+def fill(filler: Path, left: int) -> None:
+    """Fill the disk of a file, except `left` pages."""
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(PAGE))
-    os.truncate(ballast, max(0, ballast.stat().st_size - left * PAGE))
+    os.truncate(filler, max(0, filler.stat().st_size - left * PAGE))
 
 
 def no_room_for_a_checkpoint(site: Site) -> str:
-    """In a run from its start, or in one that goes on, whose checkpoint must survive."""
-    room = CHECKPOINT - 100_000
+    """Limit the file size of a new or a resumed run; an existing checkpoint must not change."""
+    limit = CHECKPOINT - 100_000
     if site.number % 2:
-        site.make(warm=True)
-        said = site.start(room=room).is_refused("cannot be saved")
+        site.create(cached=True)
+        outcome = site.start(file_limit=limit).expect_error("cannot be saved")
     else:
-        site.make_half()
+        site.create_interrupted()
         before = last(site.run).read_bytes()
-        said = site.resume(room=room).is_refused("cannot be saved")
+        outcome = site.resume(file_limit=limit).expect_error("cannot be saved")
         assert last(site.run).read_bytes() == before, "the checkpoint was changed"
-    return f"{said}, then {site.finish()}"
+    return f"{outcome}, then {site.finish()}"
 
 
-def no_room_for_any(site: Site) -> str:
-    """For the file that first grows beyond a few bytes, whichever it is."""
-    site.make_half()
-    said = site.resume(room=int(10 ** site.draw.uniform(1, 4))).is_refused()
-    return f"{said}, then {site.finish()}"
+def no_room_for_any_file(site: Site) -> str:
+    """Limit the file size to a few bytes, so that any file may fail first."""
+    site.create_interrupted()
+    outcome = site.resume(file_limit=int(10 ** site.rng.uniform(1, 4))).expect_error()
+    return f"{outcome}, then {site.finish()}"
 
 
-def full(site: Site) -> str:
-    """From a moment on, but for a few pages, or for none."""
-    site.make(warm=True)
+def disk_full(site: Site) -> str:
+    """Fill the disk during training, completely or except a few pages."""
+    site.create(cached=True)
     with disk(site.folder / "runs", 8 << 20):
-        ballast = site.folder / "runs" / "ballast"
+        filler = site.folder / "runs" / "filler"
         process = site.start()
-        for _ in range(site.draw.randint(1, 3)):
-            process.until(site.training())
-        process.until(last(site.run).exists)
-        fill(ballast, 0 if site.number % 2 else site.draw.randint(1, 80))
-        said = process.is_refused()
-        ballast.unlink()
-        return f"{said}, then {site.finish()}"
+        for _ in range(site.rng.randint(1, 3)):
+            process.wait_for(site.new_rows())
+        process.wait_for(last(site.run).exists)
+        fill(filler, 0 if site.number % 2 else site.rng.randint(1, 80))
+        outcome = process.expect_error()
+        filler.unlink()
+        return f"{outcome}, then {site.finish()}"
 
 
 def cache_full(site: Site) -> str:
-    """While the sample is written, or while it is encoded."""
-    site.make()
+    """Fill the cache's disk while the corpus is written, or while it is encoded."""
+    site.create()
     with disk(site.cache, (4, 8)[site.number % 2] * PAGE):
-        said = site.start().is_refused("cache", "sample")
-    return f"{said}, then {site.finish()}"
+        outcome = site.start().expect_error("cache", "sample")
+    return f"{outcome}, then {site.finish()}"
 
 
 def cache_read_only(site: Site) -> str:
-    """A folder's name that is a file's, or a disk that is read-only."""
-    site.make()
+    """Use a file as the cache folder, or a read-only disk."""
+    site.create()
     if site.number % 2:
-        site.env["XDG_CACHE_HOME"] = str(site.folder / "said_1.txt")
-        said = site.start().is_refused("sample", "cache")
+        site.env["XDG_CACHE_HOME"] = str(site.folder / "output_1.txt")
+        outcome = site.start().expect_error("sample", "cache")
         site.env["XDG_CACHE_HOME"] = str(site.cache)
     else:
         with disk(site.cache, 8 << 20, "ro"):
-            said = site.start().is_refused("sample", "cache")
-    return f"{said}, then {site.finish()}"
+            outcome = site.start().expect_error("sample", "cache")
+    return f"{outcome}, then {site.finish()}"
 
 
 def becomes_read_only(site: Site) -> str:
-    """As a disk does that has met an error."""
-    site.make(warm=True)
+    """Make the disk read-only during training, as Linux does after a disk error."""
+    site.create(cached=True)
     with disk(site.folder / "runs", 8 << 20):
         process = site.start()
-        process.until(last(site.run).exists)
+        process.wait_for(last(site.run).exists)
         remount = ["mount", "-o", "remount,ro", str(site.folder / "runs")]
-        process.until(lambda: not subprocess.run(remount, capture_output=True).returncode)
-        said = process.is_refused()
+        process.wait_for(lambda: not subprocess.run(remount, capture_output=True).returncode)
+        outcome = process.expect_error()
         subprocess.run(["mount", "-o", "remount,rw", str(site.folder / "runs")], check=True)
-        return f"{said}, then {site.finish()}"
+        return f"{outcome}, then {site.finish()}"
 
 
 KINDS: Kinds = {
     "file size limited: no room for a checkpoint": (2, no_room_for_a_checkpoint),
-    "file size limited: no room for anything": (3, no_room_for_any),
+    "file size limited: no room for anything": (3, no_room_for_any_file),
 }
-# Where small disks can be mounted.
+# These need small file systems.
 MOUNTED: Kinds = {
-    "disk full while training": (4, full),
+    "disk full while training": (4, disk_full),
     "disk full while making the cache": (2, cache_full),
     "cache cannot be written": (2, cache_read_only),
     "disk becomes read-only": (1, becomes_read_only),

@@ -1,9 +1,9 @@
-"""Thousands of spoiled files for everything that reads a stranger's: `make fuzz`.
+"""Read thousands of damaged files with all code that reads untrusted files: `make fuzz`.
 
-Each input is a number: it draws a reader, a way to spoil what that reads, and the spoiling itself.
-Two processes read one after the other under watch (`watch.py`). A reader may refuse in one line, or
-take what is harmless. All else is a finding: a traceback, a hang, a dead process, code that runs, a
-file written outside, or too much memory. The input of a finding is kept, to be read again.
+Each input has a number, which decides the reader and the damage. Two processes read inputs one
+after the other, under a `Monitor`. A reader may report an error in one line (refused), or read the
+file without harm (harmless). Anything else is a finding: a traceback, a hang, a dead process, code
+that runs, a file written outside the folder, or too much memory. The inputs of findings are kept.
 """
 
 import argparse
@@ -28,45 +28,45 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
-from readers import DRAWN, READERS, Material, make_material
+from monitor import SECONDS, Forbidden, Monitor
+from readers import INPUTS, READERS, Material, make_material
 from tqdm import tqdm
-from watch import SECONDS, Forbidden, Watch
 
 from lit_gpt_scratch.errors import InputError
 
-AT_ONCE = 250  # inputs of one process
+BATCH = 250  # inputs of one process
 Readers = dict[str, Callable[[Path], Any]]
 
 
 class Result(NamedTuple):
-    """What a reader made of an input: `refused`, `harmless`, or what it must not do."""
+    """The outcome of an input: `refused`, `harmless`, or the forbidden action."""
 
     number: int
     reader: str
     kind: str
     outcome: str
-    seconds: float = 0.0  # by the clock
+    seconds: float = 0.0  # of wall-clock time
 
 
 def prepare(number: int, seed: int, material: Material, folder: Path) -> tuple[str, str]:
-    """Write an input into a folder. Returns its reader's name and the kind of its spoiling."""
-    draw = random.Random(f"{seed} {number}")
-    reader = draw.choices([*DRAWN], [share for share, _ in DRAWN.values()])[0]
+    """Write an input into a folder, and return its reader's name and the kind of damage."""
+    rng = random.Random(f"{seed} {number}")
+    reader = rng.choices([*INPUTS], [share for share, _ in INPUTS.values()])[0]
     folder.mkdir(parents=True)
-    kind = DRAWN[reader][1](draw, material, folder)
+    kind = INPUTS[reader][1](rng, material, folder)
     (folder / "input.json").write_text(json.dumps({"reader": reader, "kind": kind}))
     return reader, kind
 
 
-def read(reader: Callable[[Path], Any], folder: Path, watch: Watch, *writable: Path) -> str:
-    """Let a reader read a folder's input, with its output caught. Returns the outcome."""
+def read(reader: Callable[[Path], Any], folder: Path, monitor: Monitor, *writable: Path) -> str:
+    """Read a folder's input, capture the output, and return the outcome."""
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
-    err.reconfigure(errors="backslashreplace")  # as Python has it
+    err.reconfigure(errors="backslashreplace")  # like Python's standard error
     outcome = "harmless"
     os.chdir(folder)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            watch.start(folder, *writable)
+            monitor.start(folder, *writable)
             reader(folder)
         except InputError as error:
             outcome = "refused" if "\n" not in str(error).strip() else "traceback: several lines"
@@ -79,58 +79,58 @@ def read(reader: Callable[[Path], Any], folder: Path, watch: Watch, *writable: P
             text = f"{type(error).__name__} in {Path(place.filename).name}:{place.lineno}: {error}"
             outcome = f"traceback: {ascii(text)[1:300]}"
         finally:
-            watch.stop()
-    said = err.buffer.getvalue().decode("utf-8", "replace")  # type: ignore[attr-defined]
-    if outcome == "refused" and said and said.count("error: ") != 1 and "error: " in said:
-        outcome = f"traceback: said {ascii(said)[:300]}"
-    if "Traceback" in said:
+            monitor.stop()
+    output = err.buffer.getvalue().decode("utf-8", "replace")  # type: ignore[attr-defined]
+    if outcome == "refused" and output.count("error: ") > 1:
+        outcome = f"traceback: printed {ascii(output)[:300]}"
+    if "Traceback" in output:
         outcome = "traceback: on standard error"
-    return watch.seen[0] if watch.seen else outcome
+    return monitor.findings[0] if monitor.findings else outcome
 
 
 def work(
     numbers: Sequence[int], seed: int, material: Material, readers: Readers, root: Path, pipe: Any
 ) -> None:
-    """Read inputs in this process, and send the result of each."""
+    """Read inputs in this process and send the result of each through a pipe."""
     cache = root / f"cache-{numbers[0]}"
     shutil.copytree(material.cache, cache)
     os.environ["XDG_CACHE_HOME"] = str(cache)
     os.environ["WANDB_MODE"] = "disabled"
-    watch = None
+    monitor = None
     for number in numbers:
         folder = root / str(number)
         reader, kind = prepare(number, seed, material, folder)
-        pipe.send((number, reader, kind, "begun"))
-        watch = watch or Watch()  # after the first is prepared, and all is imported
-        outcome = read(readers[reader], folder, watch, cache)
+        pipe.send((number, reader, kind, "started"))
+        monitor = monitor or Monitor()  # only now, when all modules are imported
+        outcome = read(readers[reader], folder, monitor, cache)
         pipe.send((number, reader, kind, outcome))
         os.chdir(root)
         if outcome in ("refused", "harmless"):
             shutil.rmtree(folder)
     pipe.send(None)
-    os._exit(0)  # nothing of this process' past is to be cleared up
+    os._exit(0)  # skip the clean-up of the parent's state
 
 
 def read_all(
     numbers: Sequence[int], seed: int, material: Material, readers: Readers, root: Path,
     done: Callable[[Result], None],
 ) -> None:  # fmt: skip
-    """Read inputs in processes of their own, one after the other: a dead one is a finding."""
+    """Read inputs in child processes, one at a time; a child that dies is a finding."""
     context = multiprocessing.get_context("fork")
     left = list(numbers)
     while left:
-        ours, theirs = context.Pipe(duplex=False)
-        worker = context.Process(target=work, args=(left, seed, material, readers, root, theirs))
+        receiver, sender = context.Pipe(duplex=False)
+        worker = context.Process(target=work, args=(left, seed, material, readers, root, sender))
         worker.start()
-        theirs.close()
-        begun: Result | None = None
-        since = 0.0
+        sender.close()
+        current: Result | None = None
+        start = 0.0
         while True:
             try:
-                if not ours.poll(6 * SECONDS):  # of waiting: computing is timed by the watch
-                    lost = "hang: not even to be interrupted"
+                if not receiver.poll(6 * SECONDS):  # of waiting: the monitor times computing
+                    lost = "hang: the process cannot be interrupted"
                     break
-                message = ours.recv()
+                message = receiver.recv()
             except EOFError:
                 worker.join()
                 lost = f"dead process: exit code {worker.exitcode}"
@@ -138,19 +138,19 @@ def read_all(
             if message is None:
                 worker.join()
                 return
-            begun = Result(*message)
-            if begun.outcome == "begun":
-                since = time.monotonic()
+            current = Result(*message)
+            if current.outcome == "started":
+                start = time.monotonic()
             else:
-                left.remove(begun.number)
-                done(begun._replace(seconds=time.monotonic() - since))
+                left.remove(current.number)
+                done(current._replace(seconds=time.monotonic() - start))
         worker.kill()
         worker.join()
         shutil.rmtree(root / f"cache-{numbers[0]}", ignore_errors=True)
-        if begun is None or begun.outcome != "begun":
+        if current is None or current.outcome != "started":
             raise RuntimeError(f"between two inputs, {lost}")
-        left.remove(begun.number)
-        done(begun._replace(outcome=lost))
+        left.remove(current.number)
+        done(current._replace(outcome=lost))
         numbers = left
 
 
@@ -158,13 +158,13 @@ def campaign(
     numbers: Iterable[int], seed: int, material: Material, keep: Path, readers: Readers = READERS,
     processes: int = 2,
 ) -> list[Result]:  # fmt: skip
-    """Read all inputs of these numbers; those of findings are moved to a folder.
+    """Read the inputs of these numbers, and keep those of findings in a folder.
 
     Returns:
-        The results, by number.
+        The results, sorted by number.
     """
     numbers = list(numbers)
-    parts = [numbers[at : at + AT_ONCE] for at in range(0, len(numbers), AT_ONCE)]
+    parts = [numbers[at : at + BATCH] for at in range(0, len(numbers), BATCH)]
     results: list[Result] = []
     bar = tqdm(total=len(numbers), desc="inputs", unit="input", smoothing=0.05)
 
@@ -178,7 +178,8 @@ def campaign(
                 keep.mkdir(parents=True, exist_ok=True)
                 kept = keep / f"{seed}-{result.number}"
                 shutil.rmtree(kept, ignore_errors=True)
-                prepare(result.number, seed, material, kept)  # its reader may have changed it
+                # Write it again: its reader may have changed it.
+                prepare(result.number, seed, material, kept)
                 bar.write(f"{kept}: {result.reader}, {result.kind}: {result.outcome}")
 
         one = partial(read_all, seed=seed, material=material, readers=readers, root=root, done=done)
@@ -188,14 +189,14 @@ def campaign(
 
 
 def table(results: Sequence[Result]) -> str:
-    """A row for each reader and kind of spoiling."""
+    """Return a table with a row for each reader and kind of damage."""
     rows: dict[tuple[str, str], Counter[str]] = {}
     for result in results:
         ends = rows.setdefault((result.reader, result.kind), Counter())
         good = result.outcome in ("refused", "harmless")
         ends[result.outcome if good else "findings"] += 1
     ends = sum(rows.values(), Counter())
-    lines = [("reader", "spoiled", "inputs", "refused", "harmless", "findings")]
+    lines = [("reader", "damage", "inputs", "refused", "harmless", "findings")]
     for (reader, kind), end in [*sorted(rows.items()), (("all", ""), ends)]:
         counts = (end.total(), end["refused"], end["harmless"], end["findings"])
         lines.append((reader, kind, *map(str, counts)))
@@ -203,13 +204,13 @@ def table(results: Sequence[Result]) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Spoil and read, from the command line."""
+    """Run the fuzzer from the command line."""
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
-    parser.add_argument("--inputs", type=int, default=4000, help="how many (default: 4000)")
-    parser.add_argument("--seed", type=int, default=1337, help="of them (default: 1337)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first (default: 0)")
-    parser.add_argument("--keep", type=Path, default=Path("runs/fuzz"), help="findings' folder")
-    parser.add_argument("--replay", type=Path, help="read the input in this folder, unwatched")
+    parser.add_argument("--inputs", type=int, default=4000, help="number of inputs (default: 4000)")
+    parser.add_argument("--seed", type=int, default=1337, help="default: 1337")
+    parser.add_argument("--first", type=int, default=0, help="first number (default: 0)")
+    parser.add_argument("--keep", type=Path, default=Path("runs/fuzz"), help="folder of findings")
+    parser.add_argument("--replay", type=Path, help="read this folder's input, without a monitor")
     options = parser.parse_args(args)
     if options.replay:
         folder = options.replay.resolve()
@@ -223,12 +224,10 @@ def main(args: Sequence[str] | None = None) -> None:
         results = campaign(numbers, options.seed, material, options.keep.resolve())
     print(table(results))
     slowest = max(results, key=lambda result: result.seconds)
-    print(
-        f"slowest: input {slowest.number}, {slowest.reader}, {slowest.seconds:.1f} s by the clock"
-    )
+    print(f"slowest: input {slowest.number}, {slowest.reader}, {slowest.seconds:.1f} s")
     found = [result for result in results if result.outcome not in ("refused", "harmless")]
     if found:
-        print(f"{len(found)} findings. Read one again with --replay {options.keep}/SEED-NUMBER")
+        print(f"{len(found)} findings. Read one again: --replay {options.keep}/SEED-NUMBER")
         raise SystemExit(1)
 
 

@@ -1,4 +1,4 @@
-"""Who reads strangers' files, and how each of these files is spoiled, for `fuzz.py`."""
+"""The code that reads untrusted files, and how its inputs are damaged, for `fuzz.py`."""
 
 import contextlib
 import io
@@ -15,14 +15,14 @@ import torch
 from laws import train_small
 from malicious_pickles import RunsCommand
 from mutations import (
+    damage_bytes,
+    damage_pickle,
+    damage_records,
+    damage_values,
     is_small,
     plant_gadget,
     random_program,
     saved,
-    spoil_bytes,
-    spoil_pickle,
-    spoil_records,
-    spoil_values,
 )
 
 from lit_gpt_scratch import inspection
@@ -36,11 +36,11 @@ from lit_gpt_scratch.generation import default_prompt
 STEPS, SIZE = 6, 3000
 PLACE = Path("runs", "small", "version_0")
 AVERAGES = "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging"
-Draw = random.Random | None  # None: whole
+Rng = random.Random | None  # None: do not damage the input
 
 
 class Material(NamedTuple):
-    """What is whole, to be spoiled: a run's folder, its export, and a cache of its corpus."""
+    """Intact files to damage: a run's folder, its export, and the cache of its corpus."""
 
     run: Path
     exported: Path
@@ -48,7 +48,7 @@ class Material(NamedTuple):
 
 
 def make_material(root: Path) -> Material:
-    """Train a few steps, and let every reader read what is whole, so that all is imported."""
+    """Train a few steps, and let every reader read an intact input, so that all is imported."""
     os.environ["XDG_CACHE_HOME"] = str(root / "cache")
     os.environ["WANDB_MODE"] = "disabled"
     flags = ["--model.net.layers=2", "--model.net.width=16", f"--trainer.max_steps={STEPS}"]
@@ -60,10 +60,10 @@ def make_material(root: Path) -> Material:
         ).folder
         export.export(run / "checkpoints" / "last.ckpt", root / "exported")
         material = Material(run, root / "exported", root / "cache")
-        for name, (_, spoil) in DRAWN.items():
-            folder = root / "whole" / name
+        for name, (_, prepare) in INPUTS.items():
+            folder = root / "intact" / name
             folder.mkdir(parents=True)
-            spoil(None, material, folder)
+            prepare(None, material, folder)
             READERS[name](folder)
     return material
 
@@ -72,7 +72,7 @@ def make_material(root: Path) -> Material:
 
 
 def moved(value: Any, old: str, new: str) -> Any:
-    """Nested values whose texts name another folder."""
+    """Replace the name of a folder in all texts of nested values."""
     if isinstance(value, dict):
         return {moved(k, old, new): moved(v, old, new) for k, v in value.items()}
     if isinstance(value, list):
@@ -80,37 +80,37 @@ def moved(value: Any, old: str, new: str) -> Any:
     return value.replace(old, new) if isinstance(value, str) else value
 
 
-def checkpoint(draw: Draw, material: Material, folder: Path) -> str:
-    """The last checkpoint of a run, in a run's folder."""
+def checkpoint(rng: Rng, material: Material, folder: Path) -> str:
+    """Write a run's folder with a damaged last checkpoint."""
     run = folder / PLACE
     shutil.copytree(material.run, run, ignore=shutil.ignore_patterns("*.ckpt", "wandb"))
     path = run / "checkpoints" / "last.ckpt"
     path.parent.mkdir(exist_ok=True)
-    whole = (material.run / "checkpoints" / "last.ckpt").read_bytes()
-    contents = torch.load(io.BytesIO(whole), weights_only=True)
+    intact = (material.run / "checkpoints" / "last.ckpt").read_bytes()
+    contents = torch.load(io.BytesIO(intact), weights_only=True)
     contents = moved(contents, str(material.run), str(run))
-    if draw is None:
+    if rng is None:
         path.write_bytes(saved(contents))
-        return "whole"
+        return "intact"
     (folder / "planted").write_text("class_path: os.system\ninit_args:\n  command: echo run")
-    kind = draw.choices(["values", "bytes", "pickle", "program", "records", "gadget"],
+    kind = rng.choices(["values", "bytes", "pickle", "program", "records", "gadget"],
                         [55, 12, 10, 10, 5, 8])[0]  # fmt: skip
     if kind == "values":
-        spoil_values(draw, contents)
+        damage_values(rng, contents)
     elif kind == "gadget":
-        plant_gadget(draw, contents, folder / "marker")
-    data = saved(contents) if kind in ("values", "gadget") else whole
+        plant_gadget(rng, contents, folder / "marker")
+    data = saved(contents) if kind in ("values", "gadget") else intact
     if kind == "bytes":
-        data = spoil_bytes(draw, whole, draw.choice([whole, whole[5000:], b"\x80\x02}q\0."]))
+        data = damage_bytes(rng, intact, rng.choice([intact, intact[5000:], b"\x80\x02}q\0."]))
     elif kind in ("pickle", "program", "records"):
-        how = {"pickle": spoil_pickle, "program": random_program, "records": spoil_records}
-        data = how[kind](draw, whole)
+        mutate = {"pickle": damage_pickle, "program": random_program, "records": damage_records}
+        data = mutate[kind](rng, intact)
     path.write_bytes(data)
     return kind
 
 
 def load(folder: Path) -> None:
-    """From a notebook."""
+    """Load it as a notebook does."""
     model = inspection.load(last(folder))
     inspection.next_characters(model, default_prompt(model.tokenizer))
 
@@ -128,12 +128,12 @@ def resume(folder: Path) -> None:
     flags = [f"--trainer.max_steps={STEPS + 2}", "--trainer.val_check_interval=1"]
     flags += ["--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false", AVERAGES]
     flags += [f"--trainer.default_root_dir={folder}", "--trainer.accelerator=cpu"]
-    flags += ["--model.compile=false"]  # compilers are other programs, and write elsewhere
+    flags += ["--model.compile=false"]  # a compiler starts programs and writes to other folders
     main(["fit", "--ckpt_path", str(last(folder)), *flags])
 
 
 def export_again(folder: Path) -> None:
-    export.main(["--ckpt_path", str(last(folder)), "--output", str(folder / "made")])
+    export.main(["--ckpt_path", str(last(folder)), "--output", str(folder / "exported_again")])
 
 
 def last(folder: Path) -> Path:
@@ -143,24 +143,24 @@ def last(folder: Path) -> Path:
 # Exported folders
 
 
-def exported(draw: Draw, material: Material, folder: Path) -> str:
+def exported(rng: Rng, material: Material, folder: Path) -> str:
     shutil.copytree(material.exported, folder / "exported")
-    if draw is None:
-        return "whole"
+    if rng is None:
+        return "intact"
     config = folder / "exported" / CONFIG
     (folder / "planted").write_text("class_path: os.system\ninit_args:\n  command: echo run")
-    kind = draw.choice(["values", "values", "bytes", "header"])
+    kind = rng.choice(["values", "values", "bytes", "header"])
     if kind == "values":
         facts = json.loads(config.read_text())
-        spoil_values(draw, facts)
+        damage_values(rng, facts)
         with contextlib.suppress(RecursionError, UnicodeEncodeError, ValueError):
-            made = json.dumps(facts, default=str, skipkeys=True) if is_small(facts) else "[" * 9**6
-            config.write_text(made)
+            text = json.dumps(facts, default=str, skipkeys=True) if is_small(facts) else "[" * 9**6
+            config.write_text(text)
     else:
         weights = folder / "exported" / WEIGHTS
-        file = weights if kind == "header" else draw.choice([config, weights])
+        file = weights if kind == "header" else rng.choice([config, weights])
         data, start = file.read_bytes(), 1500 if kind == "header" else len(config.read_bytes())
-        file.write_bytes(spoil_bytes(draw, data[:start], data) + data[start:])
+        file.write_bytes(damage_bytes(rng, data[:start], data) + data[start:])
     return kind
 
 
@@ -173,50 +173,51 @@ def read_exported(folder: Path) -> None:
 # Caches of tokens
 
 
-def tokens(draw: Draw, material: Material, folder: Path) -> str:
+def tokens(rng: Rng, material: Material, folder: Path) -> str:
     shutil.copytree(material.cache, folder / "cache")
-    if draw is None:
-        return "whole"
-    place = draw.choice(list((folder / "cache").glob("*/tokens/*")))
-    file = draw.choice([path for path in place.iterdir() if path.is_file()])
+    if rng is None:
+        return "intact"
+    place = rng.choice(list((folder / "cache").glob("*/tokens/*")))
+    file = rng.choice([path for path in place.iterdir() if path.is_file()])
     data = file.read_bytes()
-    kind = draw.choice(["bytes", "bytes summed", "values summed"])
+    kind = rng.choice(["bytes", "bytes summed", "values summed"])
     if kind == "values summed":
         array = np.load(place / cache.TOKENS)
         gadget = np.array([RunsCommand(folder / "run")])
-        odd: list[Any] = [
+        arrays: list[Any] = [
             array[:0], array[:5], array.astype(np.int64), array.astype(">i2"), array - 1,
             array + 250, array.astype(np.float32), array[None], np.array(7), gadget,
             array.astype("U1"), np.array([None] * 9),
         ]  # fmt: skip
-        np.save(place / cache.TOKENS, draw.choice(odd), allow_pickle=True)
-        if not draw.randrange(4):
-            (place / cache.ALPHABET).write_text(draw.choice(["", "a", "ba", "aa", "\0", "é" * 9]))
-        if not draw.randrange(3):  # a header that promises more than there is
-            whole = (place / cache.TOKENS).read_bytes()
+        np.save(place / cache.TOKENS, rng.choice(arrays), allow_pickle=True)
+        if not rng.randrange(4):
+            (place / cache.ALPHABET).write_text(rng.choice(["", "a", "ba", "aa", "\0", "é" * 9]))
+        if not rng.randrange(3):  # a header with a wrong shape
+            content = (place / cache.TOKENS).read_bytes()
             shapes = [b"(10**9,)", b"(99999999999999,)", b"(-5,)", b"((),)", b"(3000, 9)"]
-            shape = draw.choice(shapes)
-            at = whole.find(b"'shape': ") + 9
-            spoiled = whole[:at] + shape.ljust(20) + whole[at + 20 :]
-            (place / cache.TOKENS).write_bytes(spoiled)
+            shape = rng.choice(shapes)
+            at = content.find(b"'shape': ") + 9
+            damaged = content[:at] + shape.ljust(20) + content[at + 20 :]
+            (place / cache.TOKENS).write_bytes(damaged)
     else:
-        file.write_bytes(spoil_bytes(draw, data, data[100:]))
+        file.write_bytes(damage_bytes(rng, data, data[100:]))
     if kind.endswith("summed"):
         (place / cache.SUMS).write_text(cache._checksums(place))
     return kind
 
 
 def read_tokens(folder: Path) -> None:
-    """As training does."""
-    before = os.environ["XDG_CACHE_HOME"]
+    """Read a token cache as training does."""
+    old = os.environ["XDG_CACHE_HOME"]
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     try:
         gather("sample")
     finally:
-        os.environ["XDG_CACHE_HOME"] = before
+        os.environ["XDG_CACHE_HOME"] = old
 
 
 def gather(corpus: str) -> None:
+    """Open a corpus and gather the first batch."""
     data = CharDataModule(corpus, context=8, batch_size=4, sample_size=SIZE)
     data.open()
     batch = data.gather(data.train_windows(0))
@@ -233,28 +234,28 @@ PIECES = [
 ]  # fmt: skip
 
 
-def text(draw: random.Random) -> tuple[str, bytes]:
-    """Bytes that may be a text, and what kind of bytes."""
-    kind = draw.choice(["noise", "pieces", "pieces", "torn", "long", "empty"])
-    whole = ("The cat sat. é漢🏳️\n" * draw.choice([1, 20, 2000])).encode()
-    made = {
-        "noise": draw.randbytes(draw.choice([1, 10, 5000])),
-        "pieces": b"".join(draw.choice(PIECES) for _ in range(draw.randint(1, 30))),
-        "torn": spoil_bytes(draw, whole, whole[1:]),
-        # Of few lines: each is a prompt, and so a text to be made.
-        "long": draw.choice([p for p in PIECES if b"\n" not in p]) * draw.choice([9999, 99_999]),
-        "empty": draw.choice([b"", b"\xef\xbb\xbf", b"a", b"\n"]),
+def text(rng: random.Random) -> tuple[str, bytes]:
+    """Return a kind of text and its bytes, which may not be UTF-8."""
+    kind = rng.choice(["noise", "pieces", "pieces", "torn", "long", "empty"])
+    intact = ("The cat sat. é漢🏳️\n" * rng.choice([1, 20, 2000])).encode()
+    texts = {
+        "noise": rng.randbytes(rng.choice([1, 10, 5000])),
+        "pieces": b"".join(rng.choice(PIECES) for _ in range(rng.randint(1, 30))),
+        "torn": damage_bytes(rng, intact, intact[1:]),
+        # Few lines, because each line is a prompt and generates a text.
+        "long": rng.choice([p for p in PIECES if b"\n" not in p]) * rng.choice([9999, 99_999]),
+        "empty": rng.choice([b"", b"\xef\xbb\xbf", b"a", b"\n"]),
     }
-    return kind, made[kind]
+    return kind, texts[kind]
 
 
-def prompt(draw: Draw, material: Material, folder: Path) -> str:
-    kind, made = text(draw) if draw else ("whole", b"a")
+def prompt(rng: Rng, material: Material, folder: Path) -> str:
+    kind, content = text(rng) if rng else ("intact", b"a")
     shutil.copytree(material.exported, folder / "exported")
-    (folder / "prompt.txt").write_bytes(made)
+    (folder / "prompt.txt").write_bytes(content)
     flags = ["--prompt", "--stop", "--prompt_file", "--prompt_file"]
-    flag = draw.choice(flags) if draw else "--prompt"
-    errors = draw.choice(["surrogateescape", "replace", "ignore"]) if draw else "strict"
+    flag = rng.choice(flags) if rng else "--prompt"
+    errors = rng.choice(["surrogateescape", "replace", "ignore"]) if rng else "strict"
     (folder / "flag.json").write_text(json.dumps([flag, errors]))
     return kind
 
@@ -262,7 +263,7 @@ def prompt(draw: Draw, material: Material, folder: Path) -> str:
 def read_prompt(folder: Path) -> None:
     flag, errors = json.loads((folder / "flag.json").read_text())
     given = (folder / "prompt.txt").read_bytes().decode("utf-8", errors)
-    # The system takes no longer argument.
+    # The system's limit for one argument.
     value = str(folder / "prompt.txt") if flag == "--prompt_file" else given[:130_000]
     main(
         [
@@ -275,9 +276,9 @@ def read_prompt(folder: Path) -> None:
     )
 
 
-def corpus(draw: Draw, _: Material, folder: Path) -> str:
-    kind, made = text(draw) if draw else ("whole", b"to be " * 99)
-    (folder / "corpus.txt").write_bytes(made)
+def corpus(rng: Rng, _: Material, folder: Path) -> str:
+    kind, content = text(rng) if rng else ("intact", b"to be " * 99)
+    (folder / "corpus.txt").write_bytes(content)
     return kind
 
 
@@ -290,8 +291,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "export": export_again, "folder": read_exported, "tokens": read_tokens, "prompt": read_prompt,
     "corpus": read_corpus,
 }  # fmt: skip
-# How many of a hundred inputs each reader has, and what spoils them.
-DRAWN: dict[str, tuple[int, Callable[[Draw, Material, Path], str]]] = {
+# The inputs of a hundred that each reader gets, and the function that writes them.
+INPUTS: dict[str, tuple[int, Callable[[Rng, Material, Path], str]]] = {
     "load": (30, checkpoint), "predict": (10, checkpoint), "validate": (6, checkpoint),
     "resume": (14, checkpoint), "export": (5, checkpoint), "folder": (12, exported),
     "tokens": (10, tokens), "prompt": (7, prompt), "corpus": (6, corpus),

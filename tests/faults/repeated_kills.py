@@ -1,9 +1,9 @@
-"""A run that is killed again and again ends as though nothing had happened: `make faults`.
+"""Kill one run many times and compare it with an uninterrupted one: a part of `make faults`.
 
-Real processes of the real command line, killed by SIGKILL, SIGTERM or SIGINT at random moments:
-while they start, train, validate, save or stop. Each goes on from its last checkpoint, or begins
-again where there is none yet. At the end, weights, optimizer, averages and every row of the run's
-files, but for times, must be those of a run that nobody touched.
+Real processes of the command line are killed by SIGKILL, SIGTERM or SIGINT at random moments: while
+they start, train, validate, save or stop. Each next process resumes from the last checkpoint, or
+starts again if there is none. At the end, the weights, optimizer, averaged weights and every row of
+the tables (except times) must equal those of an uninterrupted run.
 """
 
 import argparse
@@ -34,7 +34,7 @@ FLAGS = [
 
 
 def start(root: Path, steps: int, *more: str) -> subprocess.Popen[str]:
-    """`fit` as a process of its own, in version_0 of a folder."""
+    """Start `fit` as a process, with its run in a folder."""
     flags = [*FLAGS, f"--trainer.max_steps={steps}", f"--trainer.default_root_dir={root}"]
     return subprocess.Popen(
         [sys.executable, "-m", "lit_gpt_scratch", "fit", *flags, *more],
@@ -43,43 +43,43 @@ def start(root: Path, steps: int, *more: str) -> subprocess.Popen[str]:
 
 
 def wait_for_rows(table: Path, process: subprocess.Popen[str]) -> None:
-    """Until a run has written to a table anew, or is at its end."""
-    begun = time.time()
+    """Wait until a run writes to a table, or ends."""
+    start = time.time()
     while process.poll() is None:
         with contextlib.suppress(FileNotFoundError):
-            if table.stat().st_mtime > begun:
+            if table.stat().st_mtime > start:
                 return
         time.sleep(0.01)
 
 
 def campaign(kills: int, steps: int, seed: int, root: Path) -> Counter[str]:
-    """Kill a run that often, let it end, and compare it with one that was left alone.
+    """Kill a run `kills` times, let it finish, and compare it with an uninterrupted run.
 
     Returns:
-        How often each kind of end was seen.
+        The count of each signal and exit code.
     """
-    draw = random.Random(seed)
-    whole = start(root / "whole", steps)
-    assert whole.wait() == 0, whole.stderr.read() if whole.stderr else ""
+    rng = random.Random(seed)
+    other = start(root / "uninterrupted", steps)
+    assert other.wait() == 0, other.stderr.read() if other.stderr else ""
     folder = root / "killed" / "runs" / "gpt_cpu" / "version_0"
     seen: Counter[str] = Counter()
     bar = tqdm(total=kills, desc="kills", unit="kill")
     while True:
         more = [f"--ckpt_path={last(folder)}"] if last(folder).exists() else ["--name=gpt_cpu"]
         if folder.exists() and not last(folder).exists():
-            for path in sorted(folder.rglob("*"), reverse=True):  # nothing was saved: begin again
+            for path in sorted(folder.rglob("*"), reverse=True):  # no checkpoint: start again
                 path.unlink() if path.is_file() else path.rmdir()
             folder.rmdir()
         process = start(root / "killed", steps, *more)
-        number = draw.choice(SIGNALS)
+        number = rng.choice(SIGNALS)
         if bar.n < kills:
-            if draw.random() < 0.75:  # else it is killed while it starts
+            if rng.random() < 0.75:  # otherwise kill it while it starts
                 wait_for_rows(folder / "metrics.csv", process)
-            time.sleep(draw.uniform(0, 4))
+            time.sleep(rng.uniform(0, 4))
             process.send_signal(number)
-        _, said = process.communicate()
-        assert "Traceback" not in said, said
-        assert process.returncode in (0, -number, 128 + number), said
+        _, stderr = process.communicate()
+        assert "Traceback" not in stderr, stderr
+        assert process.returncode in (0, -number, 128 + number), stderr
         if process.returncode == 0 or (
             last(folder).exists() and state(folder)["global_step"] == steps
         ):
@@ -88,18 +88,18 @@ def campaign(kills: int, steps: int, seed: int, root: Path) -> Counter[str]:
         bar.update()
     bar.close()
     assert bar.n == kills, f"the run ended after {bar.n} kills: give it more steps"
-    there = root / "whole" / "runs" / "gpt_cpu" / "version_0"
-    assert same(state(folder), state(there)), "another result"
-    assert tables(folder) == tables(there), "other rows"
+    expected = root / "uninterrupted" / "runs" / "gpt_cpu" / "version_0"
+    assert same(state(folder), state(expected)), "another result"
+    assert tables(folder) == tables(expected), "other rows"
     return seen
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the campaign from the command line."""
     parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
-    parser.add_argument("--kills", type=int, default=20, help="of one run (default: 20)")
-    parser.add_argument("--steps", type=int, default=1500, help="of the run (default: 1500)")
-    parser.add_argument("--seed", type=int, default=1337, help="of the moments (default: 1337)")
+    parser.add_argument("--kills", type=int, default=20, help="number of kills (default: 20)")
+    parser.add_argument("--steps", type=int, default=1500, help="steps of the run (default: 1500)")
+    parser.add_argument("--seed", type=int, default=1337, help="default: 1337")
     options = parser.parse_args(args)
     with tempfile.TemporaryDirectory() as root:
         seen = campaign(options.kills, options.steps, options.seed, Path(root))
