@@ -1,6 +1,7 @@
-"""The benchmarks' own parts: what they measure is measured by hand, not here."""
+"""The benchmarks' helper functions and where their tables go; no measurement is run here."""
 
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -9,55 +10,121 @@ import torch
 from laws import assert_causal
 
 FOLDER = Path(__file__).parent / "benchmarks"
-sys.path.insert(0, str(FOLDER))  # as Python does for the scripts there
+sys.path.insert(0, str(FOLDER))  # as Python does for the scripts in that folder
 
 import ablation  # noqa: E402
-import bench  # noqa: E402
 import common  # noqa: E402
+import growth  # noqa: E402
+import ladder  # noqa: E402
 import long  # noqa: E402
+import variants  # noqa: E402
 
 VARIANTS = [
     value
-    for value in vars(ablation).values()
-    if isinstance(value, type) and issubclass(value, ablation.Variant)
+    for value in vars(variants).values()
+    if isinstance(value, type) and issubclass(value, variants.Variant)
+]
+ROOT, TABLES = common.ROOT, common.TABLES
+README = ROOT / "README.md"
+RESULTS = [
+    ladder.Result("bigram", 4225, 2.4, 2.5, 2.5, seed, f"text {seed}") for seed in common.SEEDS
 ]
 
 
+@pytest.fixture
+def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that the benchmarks take for the project's, with copies of both README files."""
+    for path in (README, TABLES):
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    for module in (common, ladder):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(common, "TABLES", tmp_path / TABLES.relative_to(ROOT))
+    return tmp_path
+
+
+def markers(name: str) -> tuple[str, str]:
+    return f"<!-- {name}: begin (make {name}) -->\n", f"<!-- {name}: end -->"
+
+
+def section(path: Path, name: str) -> str:
+    begin, end = markers(name)
+    return path.read_text(encoding="utf-8").split(begin)[1].split(end)[0]
+
+
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.__name__)
-def test_every_variant_of_the_ablation_is_causal(variant: type[ablation.Variant]) -> None:
+def test_every_variant_of_the_ablation_is_causal(variant: type[variants.Variant]) -> None:
     torch.manual_seed(0)
     net = variant(11, 8, layers=2, width=16)
     assert_causal(net, 11, 8)
-    assert net(torch.zeros(1, 1, dtype=torch.long)).isfinite().all(), "a text begins with one"
+    assert net(torch.zeros(1, 1, dtype=torch.long)).isfinite().all(), "a text of one character"
 
 
 def test_every_variant_is_in_the_table() -> None:
-    """And every line names flags that the command line takes."""
     listed = " ".join(flag for flags in ablation.VARIANTS.values() for flag in flags)
-    assert all(f"ablation.{variant.__name__}" in listed for variant in VARIANTS)
+    assert all(f"variants.{variant.__name__}" in listed for variant in VARIANTS)
 
 
-def test_an_exponent_is_that_of_the_power_law() -> None:
+def test_exponent_is_that_of_the_power_law() -> None:
     sizes = (8, 16, 32, 64)
-    assert bench.exponent(sizes, [3.0 * size**1.5 for size in sizes]) == pytest.approx(1.5)
+    assert growth.exponent(sizes, [3.0 * size**1.5 for size in sizes]) == pytest.approx(1.5)
 
 
-def test_a_loss_is_reached_where_the_curve_first_is_at_most_that() -> None:
+def test_seconds_to_a_loss_end_where_the_curve_first_reaches_it() -> None:
     run = long.Run([1, 2, 3, 4], [10.0, 20.0, 30.0, 40.0], [2.0, 1.5, 1.6, 1.4], 1.4, 1.0, 7)
     assert [run.seconds_to(loss) for loss in (2.5, 1.5, 1.45, 1.4)] == [10, 20, 40, 40]
     assert math.isnan(run.seconds_to(1.39))
 
 
-def test_a_table_replaces_what_stood_between_its_markers_alone(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    begin, end = "<!-- speed: begin (make speed) -->", "<!-- speed: end -->"
-    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
-    common.put_into(readme, "speed", "| new |")
-    assert readme.read_text() == f"before\n{begin}\n| new |\n{end}\nafter\n"
+def test_replace_section_changes_only_the_text_between_the_markers(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    begin, end = markers("speed")
+    path.write_text(f"before\n{begin}old\n{end}\nafter\n")
+    common.replace_section(path, "speed", "| new |")
+    assert path.read_text() == f"before\n{begin}| new |\n{end}\nafter\n"
 
 
 @pytest.mark.parametrize("name", ["ladder", "ablation", "long", "bench"])
-def test_the_readme_has_a_place_for_each_table(name: str) -> None:
-    readme = (common.ROOT / "README.md").read_text()
-    assert readme.count(f"<!-- {name}: begin (make {name}) -->\n") == 1
-    assert readme.count(f"<!-- {name}: end -->") == 1
+def test_each_table_has_one_place_in_the_readme_of_the_benchmarks(name: str) -> None:
+    text = TABLES.read_text(encoding="utf-8")
+    assert [text.count(marker) for marker in markers(name)] == [1, 1]
+    main = README.read_text(encoding="utf-8")
+    assert [main.count(marker) for marker in markers(name)] == [name == "ladder"] * 2
+
+
+@pytest.mark.parametrize("name", ["ablation", "long", "bench"])
+def test_publish_writes_a_table_into_the_readme_of_the_benchmarks(name: str, copies: Path) -> None:
+    common.publish(name, "| new |", readme=True)
+    assert section(common.TABLES, name) == "| new |\n"
+    assert (copies / "README.md").read_bytes() == README.read_bytes()
+    assert (copies / "runs" / f"{name}.md").read_text() == "| new |"
+
+
+def test_publish_changes_no_readme_unless_asked(copies: Path) -> None:
+    common.publish("bench", "| new |", readme=False)
+    ladder.publish_ladder(RESULTS, readme=False)
+    assert common.TABLES.read_bytes() == TABLES.read_bytes()
+    assert (copies / "README.md").read_bytes() == README.read_bytes()
+    assert "2.5" in (copies / "runs" / "ladder.md").read_text()
+
+
+def test_the_ladder_writes_its_table_into_both_readmes_and_samples_into_one(copies: Path) -> None:
+    ladder.publish_ladder(RESULTS, readme=True)
+    main, tables = (section(path, "ladder") for path in (copies / "README.md", common.TABLES))
+    assert main == f"{ladder.table(RESULTS)}\n"
+    assert tables.startswith(ladder.table(RESULTS, "../../configs"))
+    assert f"text {common.SEEDS[0]}" in tables
+    assert "text" not in main
+
+
+@pytest.mark.parametrize(
+    ("path", "configs"),
+    [(README, "configs"), (TABLES, "../../configs")],
+    ids=["main", "benchmarks"],
+)
+def test_each_row_of_the_ladder_links_to_its_config(path: Path, configs: str) -> None:
+    links = re.findall(r"\]\((.*?)\)", ladder.table(RESULTS, configs))
+    assert len(links) == len(ladder.REFERENCE)
+    assert all((path.parent / link).is_file() for link in links)
+    assert [link for link in links if f"]({link})" not in section(path, "ladder")] == []

@@ -1,15 +1,13 @@
-"""How fast it is, beside nanoGPT where a checkout of it is named: `make bench NANOGPT=PATH`.
+"""Measure speed, and compare it with a checkout of nanoGPT: `make bench NANOGPT=PATH`.
 
-Sides of a comparison alternate, for at least three rounds; medians and ranges are quoted. Tables go
-to runs/bench.md and the figures to runs/bench.json; parts that are not run again keep theirs.
+The sides of a comparison take turns, three rounds by default; the tables give medians and ranges.
+The tables are saved in runs/bench.md and the numbers in runs/bench.json. Parts that are not
+measured again keep their earlier numbers.
 """
 
 import argparse
 import json
 import math
-import resource
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +15,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from checkpoint_cost import checkpoints
 from common import (
     QUICK,
     ROOT,
@@ -33,9 +32,9 @@ from common import (
     seconds,
     under_trainer,
 )
-from feeding import start, throughput
+from growth import growth
+from input_and_start import start, throughput
 from nanogpt import NanoGPT
-from survival import survival
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -48,18 +47,18 @@ from lit_gpt_scratch.models.gpt import GPT
 from lit_gpt_scratch.training.hardware import fastest_precision, keep_freed_memory, measured_flops
 from lit_gpt_scratch.training.optim import parameter_groups
 
-SHAPE = {"context": 256, "layers": 4, "heads": 4, "width": 128}  # of generation
+SHAPE = {"context": 256, "layers": 4, "heads": 4, "width": 128}  # of the generation part
 NANOGPT_CPU = ["--data.context=64", "--data.batch_size=12", "--model.net.attention.heads=4"]
 THRESHOLDS = (1.886, 1.70, 1.6357)
 
 
 def nanogpt_step(peer: NanoGPT, steps: int) -> float:
-    """Median ms of a step of nanoGPT's train.py."""
+    """Return the median ms of a step of nanoGPT's train.py."""
     return 1000 * median(peer.train(steps)[10:])
 
 
 def step(peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
-    """One step at nanoGPT's shape for CPUs: 4 layers, width 128, context 64, batch 12, AdamW."""
+    """One step with nanoGPT's sizes for a CPU: 4 layers, width 128, context 64, batch 12, AdamW."""
     fp32, steps = "--trainer.precision=32-true", 200
     config, bf16 = "gpt_cpu_classic", f"--trainer.precision={fastest_precision()}"
     sides: dict[str, Callable[[], float]] = {
@@ -81,7 +80,7 @@ def step(peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
 
 
 def overhead(_peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
-    """What Lightning's Trainer adds to a step of a plain loop."""
+    """Time that Lightning's Trainer adds to a step of a plain PyTorch loop."""
     found: Figures = {}
     table = []
     for config, steps in (("bigram", 1000), ("gpt_cpu", 150)):
@@ -92,36 +91,37 @@ def overhead(_peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
                 f"{config}, Trainer": partial(under_trainer, config, steps),
             },
         )
-        raw, ours = (median(ms) for ms in sides.values())
+        raw, trainer = (median(ms) for ms in sides.values())
         cells = [median_and_range(ms, 2) for ms in sides.values()]
-        table.append([config, *cells, f"{ours - raw:.2f} ms ({100 * (ours / raw - 1):.1f} %)"])
+        added = f"{trainer - raw:.2f} ms ({100 * (trainer / raw - 1):.1f} %)"
+        table.append([config, *cells, added])
         found |= sides
     return found, markdown(["config", "raw loop, ms", "under the Trainer, ms", "overhead"], table)
 
 
 def callbacks(_peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
-    """What all that is logged, drawn and saved beside training costs in gpt_cpu, W&B offline."""
+    """Seconds that each callback takes in a run of gpt_cpu, with W&B offline."""
     found: Figures = {}
     for number in tqdm(range(count), desc="callbacks", leave=False):
         for name, spent in callback_seconds(
             "gpt_cpu", f"--seed_everything={1337 + number}"
         ).items():
             found.setdefault(name, []).append(spent)
-    whole = found.pop("training")
+    training = found.pop("training")
     together = [sum(spent) for spent in zip(*found.values(), strict=True)]
     table = [
-        [name, median_and_range(spent, 2), f"{100 * median(spent) / median(whole):.2f} %"]
+        [name, median_and_range(spent, 2), f"{100 * median(spent) / median(training):.2f} %"]
         for name, spent in {**found, "together": together}.items()
     ]
-    header = ["callback", "s", f"of {median(whole):.0f} s of training"]
-    return found | {"training": whole}, markdown(header, table)
+    header = ["callback", "s", f"of {median(training):.0f} s of training"]
+    return found | {"training": training}, markdown(header, table)
 
 
 # Time to a loss
 
 
 def time_to_loss(peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
-    """Seconds of training, without validation, until the exact validation loss is at most that."""
+    """Seconds of training, without validation, until the exact validation loss reaches a value."""
     found: Figures = {}
     for number in tqdm(range(count), desc="time to loss", leave=False):
         seed = f"--seed_everything={1337 + number}"
@@ -140,15 +140,15 @@ def time_to_loss(peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
 
 
 def loss_table(found: Figures) -> str:
-    """The recipes; the ratio: nanoGPT's seconds in all to those that one takes to 1.886."""
+    """Return the table; its last column is nanoGPT's total seconds / seconds to reach 1.886."""
     header = ["recipe", *(f"s to {t}" for t in THRESHOLDS), "s in all", "loss at the last step"]
-    theirs = found.get("nanoGPT's CPU recipe: seconds")
+    nanogpt = found.get("nanoGPT's CPU recipe: seconds")
     table = []
     for name in dict.fromkeys(key.split(":")[0] for key in found):
         times = [found.get(f"{name}: seconds to {t}") for t in THRESHOLDS]
         cells = ["" if t is None or math.isnan(sum(t)) else median_and_range(t) for t in times]
         ends = median_and_range(found[f"{name}: seconds"])
-        ratio = f"{median(theirs) / median(times[0]):.1f}" if theirs and times[0] else ""
+        ratio = f"{median(nanogpt) / median(times[0]):.1f}" if nanogpt and times[0] else ""
         losses = median_and_range(found[f"{name}: loss"], 4)
         table.append([name, *cells, ends, losses, ratio])
     return markdown([*header, "nanoGPT's time over that to 1.886"], table)
@@ -158,24 +158,24 @@ def loss_table(found: Figures) -> str:
 
 
 def generation(peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
-    """From one character to a full context of 256: 4 layers, width 128, 4 heads, fp32."""
+    """Generate a full context of 256 from one character: 4 layers, width 128, 4 heads, fp32."""
     attention = partial(FusedAttention, heads=SHAPE["heads"])
     sizes = {"layers": SHAPE["layers"], "width": SHAPE["width"]}
-    ours = GPT(65, SHAPE["context"], attention=attention, **sizes).eval()
+    net = GPT(65, SHAPE["context"], attention=attention, **sizes).eval()
     settings = SamplingSettings(max_new_tokens=SHAPE["context"] - 1)
     found: Figures = {}
     table = []
     for batch in (1, 64):
         prompt = torch.zeros(batch, 1, dtype=torch.long)
         work: dict[str, Callable[[], object]] = {
-            "ours": partial(generate, ours, prompt, SHAPE["context"], settings)
+            "ours": partial(generate, net, prompt, SHAPE["context"], settings)
         }
         if peer:
-            theirs = peer.net(**SHAPE)
-            work = {"nanoGPT": partial(theirs.generate, prompt, SHAPE["context"] - 1), **work}
+            nanogpt = peer.net(**SHAPE)
+            work = {"nanoGPT": partial(nanogpt.generate, prompt, SHAPE["context"] - 1), **work}
         chars = batch * (SHAPE["context"] - 1)
-        took = rounds(count, {name: partial(seconds, do) for name, do in work.items()})
-        speeds = {name: [chars / s for s in found] for name, found in took.items()}
+        times = rounds(count, {name: partial(seconds, do) for name, do in work.items()})
+        speeds = {name: [chars / s for s in spent] for name, spent in times.items()}
         base = median(speeds[next(iter(work))])
         table += [
             [str(batch), name, median_and_range(v, 0), f"{median(v) / base:.1f}"]
@@ -189,7 +189,7 @@ def generation(peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
 
 
 def arithmetic(_peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
-    """Floating-point operations of a step of gpt_cpu, counted, against this machine's peaks."""
+    """Floating-point operations of a step of gpt_cpu, compared with the peaks of this machine."""
     cli = fit("gpt_cpu", *QUICK, "--trainer.max_steps=1")
     model, data = cli.model.train(), cli.datamodule
     batch = data.gather(data.train_windows(0))
@@ -220,57 +220,14 @@ def arithmetic(_peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
     return found | {"GFLOP": flops}, markdown(["gpt_cpu", ""], table)
 
 
-# Growth
-
-
-AXES = {
-    "batch": ("data.batch_size", (8, 16, 32, 64)),
-    "context": ("data.context", (32, 64, 128, 256, 512)),
-    "width": ("model.net.width", (64, 128, 256, 512)),
-    "layers": ("model.net.layers", (1, 2, 4, 8)),
-}
-
-
-def point(flag: str) -> None:
-    """In a process of its own: ms of a step, and MiB that training adds to the process."""
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    ms = raw_loop("gpt_cpu", 20, flag)
-    print(json.dumps([ms, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024]))
-
-
-def exponent(sizes: tuple[int, ...], values: list[float]) -> float:
-    """The slope of the straight line through the logarithms."""
-    x, y = (torch.tensor(v, dtype=torch.double).log() for v in (sizes, values))
-    x = x - x.mean()
-    return ((x * y).sum() / x.square().sum()).item()
-
-
-def growth(_peer: NanoGPT | None, _count: int) -> tuple[Figures, str]:
-    """Time and memory of a step of gpt_cpu as one size grows and the others stay."""
-    found: Figures = {}
-    table = []
-    for axis, (flag, sizes) in AXES.items():
-        ms, mib = [], []
-        for size in tqdm(sizes, desc=axis, leave=False):
-            command = [sys.executable, __file__, f"--point=--{flag}={size}"]
-            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            for values, value in zip((ms, mib), json.loads(said.splitlines()[-1]), strict=True):
-                values.append(value)
-        found |= {f"{axis}: ms": ms, f"{axis}: MiB": mib}
-        for name, values in (("ms", ms), ("MiB", mib)):
-            cells = ", ".join(f"{size}: {v:.0f}" for size, v in zip(sizes, values, strict=True))
-            table.append([axis, name, cells, f"{exponent(sizes, values):.2f}"])
-    return found, markdown(["grows", "", "size: value", "exponent"], table)
-
-
 PARTS = {
     part.__name__: part
     for part in (step, time_to_loss, generation, overhead, callbacks, arithmetic, growth)
-} | {"input": throughput, "start": start, "survival": survival}
+} | {"input": throughput, "start": start, "checkpoints": checkpoints}
 
 
 def parts(options: argparse.Namespace) -> Iterator[tuple[str, Figures, str]]:
-    """Each part that is asked for, as it finishes."""
+    """Yield the name, numbers and table of each part that was asked for."""
     peer = None
     if options.nanogpt:
         peer = NanoGPT(options.nanogpt.resolve(), Path(open_corpus("tiny-shakespeare").path))
@@ -281,27 +238,26 @@ def parts(options: argparse.Namespace) -> Iterator[tuple[str, Figures, str]]:
 def main() -> None:
     """Run the benchmarks from the command line."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT, to compare with")
+    parser.add_argument("--nanogpt", type=Path, help="folder of a nanoGPT checkout")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to run (default: all)")
-    parser.add_argument("--rounds", type=int, default=3, help="of each comparison (default: 3)")
-    parser.add_argument("--readme", action="store_true", help="put the tables into README.md too")
-    parser.add_argument("--point", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds of each comparison (default: 3)"
+    )
+    parser.add_argument("--readme", action="store_true", help="write tests/benchmarks/README.md")
     options = parser.parse_args()
     keep_freed_memory()
-    if options.point:
-        return point(options.point)
-    kept = ROOT / "runs" / "bench.json"
-    everything: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    results = ROOT / "runs" / "bench.json"
+    saved: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
     for name, figures, table in parts(options):
-        everything[name] = {"figures": figures, "table": table, "machine": machine()}
-        with atomic_write(kept) as file:
-            file.write(json.dumps(everything, indent=1).encode())
+        saved[name] = {"figures": figures, "table": table, "machine": machine()}
+        with written_whole(results) as file:
+            file.write(json.dumps(saved, indent=1).encode())
     lines = []
     for name, part in PARTS.items():
-        if name in everything:
-            about = f"{part.__doc__} {everything[name]['machine']}, {options.rounds} rounds."
-            lines += [f"**{name.replace('_', ' ')}**: {about}", "", everything[name]["table"], ""]
-    return publish("bench", "\n".join(lines), options.readme)
+        if name in saved:
+            about = f"{part.__doc__} {saved[name]['machine']}, {options.rounds} rounds."
+            lines += [f"**{name.replace('_', ' ')}**: {about}", "", saved[name]["table"], ""]
+    publish("bench", "\n".join(lines), options.readme)
 
 
 if __name__ == "__main__":

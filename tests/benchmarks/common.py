@@ -1,4 +1,4 @@
-"""What the benchmarks share: quiet runs, the README's tables, the machine they ran on."""
+"""Functions that all benchmarks use: silent training runs, timing, tables in README files."""
 
 import contextlib
 import csv
@@ -22,83 +22,93 @@ from lit_gpt_scratch.training.optim import parameter_groups
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
+TABLES = ROOT / "tests" / "benchmarks" / "README.md"
 SEEDS = (1337, 1338, 1339)
 QUICK = ["--name=bench", "--wandb.mode=disabled", "--trainer.limit_val_batches=0"]
-Figures = dict[str, list[float]]
+Figures = dict[str, list[float]]  # name: one number for each round
 
 
 def fit(config: str, *args: str) -> CharCLI:
-    """Train a shipped config by the command line's own `fit`, without a word.
+    """Train a config of `configs/` with the command `fit`, and print nothing.
 
     Raises:
-        InputError: `fit` refused.
+        InputError: `fit` reported an error.
     """
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             return main(["fit", "--config", str(CONFIGS / f"{config}.yaml"), *args])
     except SystemExit as error:
-        raise InputError(said.getvalue().strip().splitlines()[-1]) from error
+        raise InputError(output.getvalue().strip().splitlines()[-1]) from error
 
 
 def logged(cli: CharCLI, name: str, by: str = "train_seconds") -> list[tuple[float, float]]:
-    """All that a run logged under a name, each with the seconds of training until then."""
+    """Return (seconds of training, value) for each row of metrics.csv that has the metric `name`.
+
+    Args:
+        by: The column to return in place of the seconds.
+    """
     with (cli.folder / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row.get(name)]
     return [(float(row[by]), float(row[name])) for row in rows]
 
 
 def mean_and_range(values: Sequence[float], digits: int = 4) -> str:
-    """`mean (least to most)`, or the one value."""
+    """Format as `mean (min to max)`, or as the value alone if there is one."""
     spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
 def median_and_range(values: Sequence[float], digits: int = 1) -> str:
-    """`median (least to most)`."""
-    least, most = min(values), max(values)
-    return f"{statistics.median(values):.{digits}f} ({least:.{digits}f} to {most:.{digits}f})"
+    """Format as `median (min to max)`."""
+    low, high = min(values), max(values)
+    return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table."""
+    """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def machine() -> str:
-    """What figures were measured on."""
+    """Describe the processor, the GPU and the PyTorch version of this machine."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     name = torch.cpu.get_capabilities().get("cpu_name") or platform.processor()
     return f"{os.cpu_count()} cores of {name}, {device}, PyTorch {torch.__version__}"
 
 
-def put_into(readme: Path, name: str, text: str) -> None:
-    """Replace what stands between a name's two markers in a file."""
+def replace_section(path: Path, name: str, text: str) -> None:
+    """Replace the text between the two markers of a section in a Markdown file."""
     begin, end = f"<!-- {name}: begin (make {name}) -->", f"<!-- {name}: end -->"
-    old = readme.read_text(encoding="utf-8")
+    old = path.read_text(encoding="utf-8")
     before, after = old.split(begin)[0], old.split(end)[1]
-    with atomic_write(readme) as file:
+    with written_whole(path) as file:
         file.write(f"{before}{begin}\n{text}\n{end}{after}".encode())
 
 
 def publish(name: str, text: str, readme: bool) -> None:
-    """Print a table, keep it as runs/NAME.md, and put it into the README where that is wanted."""
+    """Print a result and save it as runs/NAME.md.
+
+    Args:
+        readme: Whether to write it into tests/benchmarks/README.md as well.
+    """
     print(text)
     with atomic_write(ROOT / "runs" / f"{name}.md") as file:
         file.write(text.encode())
     if readme:
-        put_into(ROOT / "README.md", name, text)
+        replace_section(TABLES, name, text)
 
 
 def seconds(work: Callable[[], object]) -> float:
+    """Return how long a call takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def rounds(count: int, sides: dict[str, Callable[[], float]]) -> Figures:
-    """Each side in turn, `count` times."""
+    """Measure all sides of a comparison in turn, `count` times."""
     found: Figures = {name: [] for name in sides}
     for _ in tqdm(range(count), desc=" | ".join(sides), leave=False):
         for name, side in sides.items():
@@ -106,13 +116,13 @@ def rounds(count: int, sides: dict[str, Callable[[], float]]) -> Figures:
     return found
 
 
-# Steps: a plain loop over the same batches, optimizer and schedule, and Lightning's.
+# The time of a training step, in a plain PyTorch loop and under Lightning's Trainer
 
 
 def raw_loop(config: str, steps: int, *args: str) -> float:
-    """Ms of a step of a plain PyTorch loop that does what the Trainer's steps do.
+    """Return the ms of a step in a plain PyTorch loop that does the same work as the Trainer.
 
-    As `under_trainer`: the median over stretches of as many steps as lie between two log lines.
+    As in `under_trainer`, this is the median over intervals of `log_every_n_steps` steps.
     """
     cli = fit(config, *QUICK, "--trainer.max_steps=1", *args)
     model, data = cli.model.train(), cli.datamodule
@@ -133,13 +143,13 @@ def raw_loop(config: str, steps: int, *args: str) -> float:
         optimizer.step()
         schedule.step()
         times.append(1000 * (time.perf_counter() - start))
-    stretch = min(steps, int(cli.trainer.log_every_n_steps))
-    means = [statistics.mean(times[i : i + stretch]) for i in range(0, steps, stretch)]
+    interval = min(steps, int(cli.trainer.log_every_n_steps))
+    means = [statistics.mean(times[i : i + interval]) for i in range(0, steps, interval)]
     return statistics.median(means[1:] or means)
 
 
 def under_trainer(config: str, steps: int, *args: str) -> float:
-    """Median ms of a step of `fit`, over the stretches between two lines of its log."""
+    """Return the median ms of a step of `fit`, over the intervals between two rows of its log."""
     cli = fit(config, *QUICK, f"--trainer.max_steps={steps}", *args)
     chars = cli.datamodule.batch_size * cli.datamodule.context
     speeds = [speed for _, speed in logged(cli, "chars_per_sec")]
@@ -147,7 +157,10 @@ def under_trainer(config: str, steps: int, *args: str) -> float:
 
 
 def callback_seconds(config: str, *args: str) -> dict[str, float]:
-    """Seconds that each callback took in a whole run, by Lightning's profiler, and training did."""
+    """Return the seconds that each callback took in a run, and the seconds of training.
+
+    Lightning's profiler measures the callbacks.
+    """
     cli = fit(config, "--name=bench", "--wandb.mode=offline", "--trainer.profiler=simple", *args)
     spent: dict[str, float] = {}
     for action, durations in cli.trainer.profiler.recorded_durations.items():  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
-"""The README's pictures, from real runs: `make figures`.
+"""Draw the README's pictures from real runs: `make figures`.
 
-The curves and samples are of the newest runs of each rung, which `make ladder` trains; for the
-moving picture a small GPT is trained once more, and its attention looked at on the way.
+The curves and samples show the newest run of each rung, which `make ladder` trains. For the
+animation, a small GPT is trained again and its attention is recorded during training.
 """
 
 import argparse
@@ -27,37 +27,37 @@ from lit_gpt_scratch.runs.reading import Run, read_run
 from lit_gpt_scratch.runs.report import REFERENCES
 
 FIGURES = ROOT / "notebooks" / "figures"
-RUNGS = [rung for rung in REFERENCE if rung != "gpt"]  # which needs a GPU
+RUNGS = [rung for rung in REFERENCE if rung != "gpt"]  # gpt needs a GPU
 SENTENCE = "Long live the king, my lord!"
 STEPS = (0, 2, 5, 10, 20, 30, 45, 60, 80, 100, 130, 160, 200, 250, 300, 400, 500, 650, 800)
 STEPS = (*STEPS, 1000, 1300, 1600, 2000)
 
 
 def newest(rung: str) -> Run:
-    """What a rung's newest run left.
+    """Read the newest run of a rung that has a validation loss and samples.
 
     Raises:
-        InputError: There is none, or it is not one of `make ladder`'s.
+        InputError: There is no such run.
     """
     folders = (ROOT / "runs" / rung).glob("version_*")
     for folder in sorted(folders, key=lambda path: int(path.name[8:]), reverse=True):
         run = read_run(folder, rung)
         if "val/loss" in run.val and run.samples:
             return run
-    raise InputError(f"there is no run of {rung}: make ladder trains them all.")
+    raise InputError(f"there is no run of {rung}: train all rungs with `make ladder`.")
 
 
 def save(figure: Any, name: str) -> None:
-    """As a picture of few colours, which is a small one."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=110)
+    """Save a figure as a PNG of 64 colours, which makes a small file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110)
     plt.close(figure)
-    with atomic_write(FIGURES / name) as file:
-        Image.open(drawn).convert("RGB").quantize(64).save(file, "PNG", optimize=True)
+    with written_whole(FIGURES / name) as file:
+        Image.open(buffer).convert("RGB").quantize(64).save(file, "PNG", optimize=True)
 
 
 def draw_ladder(runs: dict[str, Run]) -> None:
-    """How every rung learns: by steps beside the reference's figures, and by seconds."""
+    """Draw the validation loss of every rung by steps, with the reference's, and by seconds."""
     figure, (by_step, by_time) = plt.subplots(
         1, 2, figsize=(11, 4.4), layout="constrained", sharey=True
     )
@@ -90,7 +90,7 @@ def draw_ladder(runs: dict[str, Run]) -> None:
 
 
 def draw_samples(runs: dict[str, Run]) -> None:
-    """The beginning of what each rung writes at its end."""
+    """Draw the beginning of the last sample of each rung."""
     figure, axes = plt.subplots(figsize=(9, 0.78 * len(runs)), layout="constrained")
     axes.set(xlim=(0, 1), ylim=(len(runs), 0))
     axes.axis("off")
@@ -104,54 +104,57 @@ def draw_samples(runs: dict[str, Run]) -> None:
     save(figure, "samples.png")
 
 
-class Frames(Callback):
-    """Looks at the attention of a sentence after each of STEPS."""
+class AttentionFrames(Callback):
+    """Record the attention weights in SENTENCE at each step of STEPS."""
 
     def __init__(self) -> None:
-        self.seen: dict[int, list[LayerAttention]] = {}
+        self.frames: dict[int, list[LayerAttention]] = {}
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         if trainer.global_step in STEPS:
-            self.seen[trainer.global_step] = attention(pl_module, SENTENCE)
+            self.frames[trainer.global_step] = attention(pl_module, SENTENCE)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self.seen[trainer.global_step] = attention(pl_module, SENTENCE)
+        self.frames[trainer.global_step] = attention(pl_module, SENTENCE)
 
 
 def draw_attention() -> None:
-    """Three heads, from averages over the past to what training makes of them."""
-    cli = fit("gpt_cpu_classic", "--name=figures", "--trainer.callbacks+=figures.Frames")
-    seen = next(c for c in cli.trainer.callbacks if type(c).__name__ == "Frames").seen  # type: ignore[attr-defined]
-    _, *_, end = seen.values()
+    """Draw the animation: the weights of three heads before, during and after training."""
+    cli = fit("gpt_cpu_classic", "--name=figures", "--trainer.callbacks+=figures.AttentionFrames")
+    [recorder] = (c for c in cli.trainer.callbacks if type(c).__name__ == "AttentionFrames")
+    recorded = recorder.frames  # type: ignore[attr-defined]
+    _, *_, end = recorded.values()
     heads = [(i, head) for i, layer in enumerate(end) for head in range(len(layer.weights))]
-    # Those that are surest in the end, each of another layer.
-    sure = {at: float(end[at[0]].weights[at[1]].amax(-1).mean()) for at in heads}
-    best = {i: max((at for at in heads if at[0] == i), key=sure.__getitem__) for i, _ in heads}
-    chosen = sorted(sorted(best.values(), key=sure.__getitem__)[-3:])
+    # Choose the heads with the sharpest attention after training, one for each layer.
+    sharpness = {at: float(end[at[0]].weights[at[1]].amax(-1).mean()) for at in heads}
+    best = {i: max((at for at in heads if at[0] == i), key=sharpness.__getitem__) for i, _ in heads}
+    chosen = sorted(sorted(best.values(), key=sharpness.__getitem__)[-3:])
     frames = []
-    for step, layers in tqdm(seen.items(), desc="attention", unit="frame"):
+    for step, layers in tqdm(recorded.items(), desc="attention", unit="frame"):
         figure, grid = plt.subplots(1, 3, figsize=(13, 4.8), layout="constrained")
         for axes, (layer, head) in zip(grid, chosen, strict=True):
             plot_attention(layers[layer].weights[head], SENTENCE, axes)
             axes.tick_params(labelsize=8)
             axes.set_title(f"layer {layer}, head {head}")
-        said = "before training: averages of the past" if step == 0 else f"after {step:,} steps"
-        figure.suptitle(said, fontsize=15)
-        drawn = io.BytesIO()
-        figure.savefig(drawn, dpi=75)
+        title = f"after {step:,} steps" if step else "before training: averages of the past"
+        figure.suptitle(title, fontsize=15)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=75)
         plt.close(figure)
-        frames.append(Image.open(drawn).convert("RGB"))
+        frames.append(Image.open(buffer).convert("RGB"))
     mixed = Image.new("RGB", frames[0].size)
-    for i, frame in enumerate(frames[:: len(frames) // 4]):  # all that is seen on the way
+    # One palette must fit all frames, so it is made from parts of several.
+    for i, frame in enumerate(frames[:: len(frames) // 4]):
         part = (0, i * frame.height // 5, frame.width, (i + 1) * frame.height // 5)
         mixed.paste(frame.crop(part), part)
     palette = mixed.quantize(64)
     first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    shown = [1500, *[300] * (len(others) - 1), 3000]  # ms
-    with atomic_write(FIGURES / "attention.gif") as file:
+    durations = [1500, *[300] * (len(others) - 1), 3000]  # ms
+    with written_whole(FIGURES / "attention.gif") as file:
         first.save(
-            file, "GIF", save_all=True, append_images=others, duration=shown, loop=0, optimize=True
-        )
+            file, "GIF", save_all=True, append_images=others, duration=durations, loop=0,
+            optimize=True,
+        )  # fmt: skip
 
 
 def main(args: Sequence[str] | None = None) -> None:

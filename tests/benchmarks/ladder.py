@@ -1,7 +1,7 @@
-"""All rungs, trained and compared: `make ladder`.
+"""Train all rungs and compare them: `make ladder`.
 
-Prints the README's table with a sample of each rung, and writes both to runs/ladder.md. The small
-rungs run side by side, one thread each, for three seeds; the larger ones alone, on all cores.
+Prints a table with a sample of each rung, and saves both in runs/ladder.md. The small rungs train
+in parallel with one thread each, for three seeds. The larger rungs train alone, on all cores.
 """
 
 import argparse
@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 
 import torch
-from common import SEEDS, fit, machine, markdown, mean_and_range, publish
+from common import (
+    ROOT,
+    SEEDS,
+    fit,
+    machine,
+    markdown,
+    mean_and_range,
+    publish,
+    replace_section,
+)
 from tqdm import tqdm
 
 from lit_gpt_scratch.errors import InputError
@@ -20,7 +29,7 @@ from lit_gpt_scratch.models.gpt import count_parameters
 from lit_gpt_scratch.runs.summary import sample_text
 from lit_gpt_scratch.training.checkpointing import best_checkpoint
 
-# Train and validation loss of the reference, "GPT from Scratch", as printed at iteration 4,800.
+# Training and validation loss that the reference, "GPT from Scratch", prints at iteration 4,800.
 REFERENCE = {
     "bigram": "2.5403 / 2.5804",
     "mean": "none given",
@@ -36,7 +45,7 @@ LARGE = ("gpt_cpu_classic", "gpt_cpu", "gpt")
 
 @dataclass(frozen=True)
 class Result:
-    """One finished run: exact losses in nats per character, and a text."""
+    """A finished run: exact losses in nats per character, and a sample."""
 
     config: str
     parameters: int
@@ -48,10 +57,10 @@ class Result:
 
 
 def run(config: str, seed: int, corpus: str) -> Result:
-    """Train one rung by the command line's own `fit`.
+    """Train one rung with the command `fit`.
 
     Raises:
-        InputError: `fit` refused.
+        InputError: `fit` reported an error.
     """
     flags = ["--wandb.mode", "disabled", "--data.corpus", corpus]
     cli = fit(config, "--seed_everything", str(seed), *flags)
@@ -68,7 +77,7 @@ def run(config: str, seed: int, corpus: str) -> Result:
 
 
 def run_all(corpus: str) -> Iterator[Result]:
-    """Every run of the ladder, as it finishes."""
+    """Yield the result of each run of the ladder."""
     small = [(config, seed) for config in REFERENCE if config not in LARGE for seed in SEEDS]
     workers = os.cpu_count() or 1
     with ProcessPoolExecutor(
@@ -82,9 +91,13 @@ def run_all(corpus: str) -> Iterator[Result]:
             yield run(config, SEEDS[0], corpus)
 
 
-def row(config: str, results: Sequence[Result]) -> list[str]:
-    """The table's line of one rung."""
-    name = f"[`{config}`](configs/{config}.yaml)"
+def row(config: str, results: Sequence[Result], configs: str) -> list[str]:
+    """Return the table's row of one rung.
+
+    Args:
+        configs: The folder of the configs, as the link names it.
+    """
+    name = f"[`{config}`]({configs}/{config}.yaml)"
     if not results:
         return [name, REFERENCE[config], "needs a GPU: not run here", "", "", "", ""]
     first = results[0]
@@ -99,38 +112,49 @@ def row(config: str, results: Sequence[Result]) -> list[str]:
     ]
 
 
-def report(results: Sequence[Result]) -> str:
-    """The table and the samples, in Markdown."""
-    by_config = {c: [r for r in results if r.config == c] for c in REFERENCE}
+def table(results: Sequence[Result], configs: str = "configs") -> str:
+    """Return the table and its note, in Markdown; `configs` is the folder that its links name."""
     header = ["config", "reference: train / validation", "train, last step"]
     header += ["validation, last step", "validation, best checkpoint", "parameters"]
-    lines = [
-        markdown([*header, "training time"], [row(c, found) for c, found in by_config.items()]),
-        "",
+    rows = [row(c, [r for r in results if r.config == c], configs) for c in REFERENCE]
+    note = (
         f"Nats per character, exact over the whole validation split; mean and range of the seeds "
         f"{', '.join(map(str, SEEDS))}, where a range is given, else seed {SEEDS[0]}. {machine()}; "
-        "small rungs one thread each; times the slowest seed's, without validation.",
-        "",
-    ]
-    for config, found in by_config.items():
-        if found:
+        "small rungs one thread each; times the slowest seed's, without validation."
+    )
+    return f"{markdown([*header, 'training time'], rows)}\n\n{note}"
+
+
+def samples(results: Sequence[Result]) -> str:
+    """Return one sample of each rung, in Markdown."""
+    first = {result.config: result.sample for result in reversed(results)}
+    lines = []
+    for config in REFERENCE:
+        if config in first:
             lines += [f"<details><summary>A sample of {config}</summary>", "", "```text"]
-            lines += [found[0].sample, "```", "", "</details>", ""]
+            lines += [first[config], "```", "", "</details>", ""]
     return "\n".join(lines)
+
+
+def publish_ladder(results: Sequence[Result], readme: bool) -> None:
+    """Publish the table with the samples; with `readme`, write the table into README.md as well."""
+    publish("ladder", f"{table(results, '../../configs')}\n\n{samples(results)}", readme)
+    if readme:
+        replace_section(ROOT / "README.md", "ladder", table(results))
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the ladder from the command line."""
     parser = argparse.ArgumentParser(prog="make ladder", description=__doc__)
     parser.add_argument("--corpus", default="tiny-shakespeare", help="as --data.corpus")
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md too")
+    parser.add_argument("--readme", action="store_true", help="write the tables into the READMEs")
     options = parser.parse_args(args)
     total = len(SEEDS) * (len(REFERENCE) - len(LARGE)) + 2 + torch.cuda.is_available()
     try:
         results = list(tqdm(run_all(options.corpus), total=total, desc="ladder", unit="run"))
     except InputError as error:
         parser.exit(2, f"{error}\n")
-    publish("ladder", report(results), options.readme)
+    publish_ladder(results, options.readme)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The long run, to nanoGPT's published loss for a GPU and beyond: `make long`.
+"""Train gpt_cpu_long, which goes below nanoGPT's published loss for a GPU: `make long`.
 
-Trains gpt_cpu_long once for each seed, alone on all cores. Figures are kept in runs/long.json seed
-by seed, so that the runs may be made one at a time; the tables go to runs/long.md.
+Trains once for each seed, alone on all cores. Each seed's numbers are saved in runs/long.json, so
+that the seeds can be trained one at a time. The tables are saved in runs/long.md.
 """
 
 import argparse
@@ -11,23 +11,31 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
 
-from common import ROOT, SEEDS, fit, logged, machine, markdown, publish
-from common import mean_and_range as mean_of
-from common import median_and_range as median_of
+from common import (
+    ROOT,
+    SEEDS,
+    fit,
+    logged,
+    machine,
+    markdown,
+    mean_and_range,
+    median_and_range,
+    publish,
+)
 from tqdm import tqdm
 
 from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.models.gpt import count_parameters
 from lit_gpt_scratch.training.checkpointing import best_checkpoint
 
-# What nanoGPT's README gives for its configuration for a GPU, the best published, and our aim.
+# nanoGPT's published loss for a GPU, the best published loss of one network, and our goal.
 THRESHOLDS = (1.4697, 1.4603, 1.45)
-KEPT = ROOT / "runs" / "long.json"
+RESULTS = ROOT / "runs" / "long.json"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run: exact losses in nats per character, at each validation and at the end."""
+    """A finished run: exact losses in nats per character, at each validation and at the end."""
 
     steps: list[int]
     seconds: list[float]
@@ -37,13 +45,13 @@ class Run:
     parameters: int
 
     def seconds_to(self, threshold: float) -> float:
-        """Of training, until the validation loss is at most that; NaN: it never was."""
+        """Return the seconds of training until the loss is at most `threshold`, or NaN."""
         curve = zip(self.seconds, self.losses, strict=True)
         return next((seconds for seconds, loss in curve if loss <= threshold), math.nan)
 
 
 def run(seed: int) -> Run:
-    """Train by the command line's own `fit`."""
+    """Train with the command `fit`."""
     cli = fit("gpt_cpu_long", "--wandb.mode=disabled", f"--seed_everything={seed}")
     seconds, losses = zip(*logged(cli, "val/loss"), strict=True)
     return Run(
@@ -57,23 +65,24 @@ def run(seed: int) -> Run:
 
 
 def report(by_seed: dict[str, Run]) -> str:
-    """Where they end, when they pass what is published, and the curve."""
+    """Return the final losses, the time to each threshold and the loss curve, in Markdown."""
     runs = list(by_seed.values())
     size = f"{runs[0].steps[-1]:,} steps, {runs[0].parameters:,} parameters"
     rows = [
-        [f"seconds of training: {size}", median_of([r.seconds[-1] for r in runs], 0)],
-        ["validation, last step", f"**{mean_of([r.losses[-1] for r in runs])}**"],
-        ["validation, best checkpoint", mean_of([r.best for r in runs])],
-        ["train, last step", mean_of([r.train for r in runs])],
+        [f"seconds of training: {size}", median_and_range([r.seconds[-1] for r in runs], 0)],
+        ["validation, last step", f"**{mean_and_range([r.losses[-1] for r in runs])}**"],
+        ["validation, best checkpoint", mean_and_range([r.best for r in runs])],
+        ["train, last step", mean_and_range([r.train for r in runs])],
     ]
     for threshold in THRESHOLDS:
         times = [r.seconds_to(threshold) for r in runs]
-        late = math.isnan(sum(times))
-        rows.append([f"seconds to {threshold}", "not by all" if late else median_of(times, 0)])
+        missed = math.isnan(sum(times))
+        cell = "not by all" if missed else median_and_range(times, 0)
+        rows.append([f"seconds to {threshold}", cell])
     curve = []
     for i, step in enumerate(runs[0].steps):
         seconds, losses = [r.seconds[i] for r in runs], [r.losses[i] for r in runs]
-        curve.append([f"{step:,}", f"{mean(seconds):.0f}", mean_of(losses)])
+        curve.append([f"{step:,}", f"{mean(seconds):.0f}", mean_and_range(losses)])
     lines = [
         markdown(["gpt_cpu_long", ""], rows),
         f"Seeds {', '.join(by_seed)}. Nats per character, exact over the whole validation split, "
@@ -89,14 +98,14 @@ def main(args: Sequence[str] | None = None) -> None:
     """Train the long run from the command line."""
     parser = argparse.ArgumentParser(prog="make long", description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="default: all three")
-    parser.add_argument("--readme", action="store_true", help="put the tables into README.md too")
+    parser.add_argument("--readme", action="store_true", help="write tests/benchmarks/README.md")
     options = parser.parse_args(args)
-    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    saved = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for seed in tqdm(options.seeds, desc="long", unit="run"):
-        kept[str(seed)] = asdict(run(seed))
-        with atomic_write(KEPT) as file:
-            file.write(json.dumps(kept, indent=1).encode())
-    publish("long", report({seed: Run(**kept[seed]) for seed in sorted(kept)}), options.readme)
+        saved[str(seed)] = asdict(run(seed))
+        with written_whole(RESULTS) as file:
+            file.write(json.dumps(saved, indent=1).encode())
+    publish("long", report({seed: Run(**saved[seed]) for seed in sorted(saved)}), options.readme)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""nanoGPT, from a checkout that the user names: its own scripts, run as they are.
+"""Run the scripts of a nanoGPT checkout without changes, for `make bench`.
 
 https://github.com/karpathy/nanoGPT
 """
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-# The command for a CPU in nanoGPT's README; it evaluates at the first and the last step only.
+# The CPU command of nanoGPT's README, with evaluation at the first and the last step only.
 RECIPE = [
     "config/train_shakespeare_char.py", "--device=cpu", "--compile=False", "--log_interval=1",
     "--eval_iters=1", "--always_save_checkpoint=True", "--block_size=64", "--batch_size=12",
@@ -24,18 +24,18 @@ RECIPE = [
 
 
 class NanoGPT:
-    """A checkout.
+    """A checkout of nanoGPT.
 
     Args:
-        folder: Where it is; the text is prepared there, and checkpoints are written there.
-        corpus: The text.
+        folder: The checkout. nanoGPT writes its prepared data and its checkpoints into it.
+        corpus: The text to train on.
     """
 
     def __init__(self, folder: Path, corpus: Path) -> None:
         self.folder = folder
         spec: Any = importlib.util.spec_from_file_location("nanogpt", folder / "model.py")
         self.module = importlib.util.module_from_spec(spec)
-        sys.modules["nanogpt"] = self.module  # its dataclass looks itself up
+        sys.modules["nanogpt"] = self.module  # its dataclass needs to find its own module
         spec.loader.exec_module(self.module)
         self.data = folder / "data" / "shakespeare_char"
         if not (self.data / "val.bin").exists():
@@ -50,15 +50,15 @@ class NanoGPT:
         return done.stdout
 
     def train(self, steps: int) -> list[float]:
-        """Seconds of each of its training steps, without those at which it also evaluates."""
+        """Train, and return the seconds of each step, except steps that also evaluate."""
         limits = [f"--max_iters={steps}", f"--lr_decay_iters={steps}", f"--eval_interval={steps}"]
-        said = self._run("train.py", *RECIPE, *limits)
-        found = re.findall(r"iter (\d+): loss [\d.]+, time ([\d.]+)ms", said)
+        output = self._run("train.py", *RECIPE, *limits)
+        found = re.findall(r"iter (\d+): loss [\d.]+, time ([\d.]+)ms", output)
         return [float(ms) / 1000 for step, ms in found if int(step) % steps]
 
     @torch.no_grad()
     def exact_validation(self) -> float:
-        """The loss of its last checkpoint over the whole validation split, nats per character."""
+        """Return the last checkpoint's exact validation loss, in nats per character."""
         path = self.folder / "out-shakespeare-char" / "ckpt.pt"
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         model = self.module.GPT(self.module.GPTConfig(**checkpoint["model_args"])).eval()
@@ -73,7 +73,7 @@ class NanoGPT:
         return total / (len(ids) - 1)
 
     def net(self, context: int, layers: int, heads: int, width: int) -> Any:
-        """A new network, to generate with."""
+        """Return a new, untrained network for generation."""
         sizes = {"block_size": context, "n_layer": layers, "n_head": heads, "n_embd": width}
         config = self.module.GPTConfig(vocab_size=65, dropout=0.0, bias=False, **sizes)
         return self.module.GPT(config).eval()

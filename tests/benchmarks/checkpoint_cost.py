@@ -1,4 +1,4 @@
-"""Parts of the benchmark: what it costs that a run survives."""
+"""One part of `make bench`: the time that saving a checkpoint and resuming take."""
 
 import os
 import subprocess
@@ -13,25 +13,25 @@ from lightning.pytorch.callbacks import Callback
 
 from lit_gpt_scratch.training.checkpointing import SignalCheckpoint
 
-EVERY = 10  # steps
-MINUTES = 5
+EVERY = 10  # steps between two checkpoints
+MINUTES = 5  # between two checkpoints of `fit`
 
 
 class TimedSaves(Callback):
-    """Has the run saved again and again, and keeps how long each took."""
+    """Save a checkpoint every EVERY steps and record the seconds of each."""
 
-    taken: ClassVar[list[float]] = []
+    times: ClassVar[list[float]] = []
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx and batch_idx % EVERY == 0:
-            saver = next(c for c in trainer.callbacks if isinstance(c, SignalCheckpoint))
-            self.taken.append(seconds(lambda: saver.save(trainer)))
+            saver = next(c for c in trainer.callbacks if isinstance(c, Saver))
+            self.times.append(seconds(lambda: saver.save(trainer)))
 
 
-class EndsAtFirstStep(Callback):
-    """Says when the first step begins, and ends the process."""
+class ExitAtFirstStep(Callback):
+    """Print the time at the first step and end the process."""
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
@@ -41,27 +41,27 @@ class EndsAtFirstStep(Callback):
 
 
 def until_first_step(root: str, *args: str) -> float:
-    """Seconds from the start of a `fit` process of gpt_cpu to its first step."""
+    """Return the seconds from the start of a `fit` process of gpt_cpu to its first step."""
     command = [sys.executable, "-m", "lit_gpt_scratch", "fit", f"--config={CONFIGS}/gpt_cpu.yaml"]
-    command += ["--trainer.callbacks+=survival.EndsAtFirstStep", "--name=bench", *args]
+    command += ["--trainer.callbacks+=checkpoint_cost.ExitAtFirstStep", "--name=bench", *args]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    begun = time.time()
+    start = time.time()
     done = subprocess.run(
         [*command, f"--trainer.default_root_dir={root}"],
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    return float(done.stdout.split()[-1]) - begun
+    return float(done.stdout.split()[-1]) - start
 
 
-def survival(_peer: object, count: int) -> tuple[Figures, str]:
-    """What a checkpoint costs gpt_cpu, and how much later a resumed run takes its first step."""
-    TimedSaves.taken = []
+def checkpoints(_peer: object, count: int) -> tuple[Figures, str]:
+    """Seconds to save a checkpoint of gpt_cpu, and to the first step of a new and a resumed run."""
+    TimedSaves.times = []
     steps = EVERY * (count + 1)
     with TemporaryDirectory() as root:
         flags = [f"--trainer.max_steps={steps}", f"--trainer.default_root_dir={root}"]
-        cli = fit("gpt_cpu", *QUICK, *flags, "--trainer.callbacks+=survival.TimedSaves")
+        cli = fit("gpt_cpu", *QUICK, *flags, "--trainer.callbacks+=checkpoint_cost.TimedSaves")
         last = cli.folder / "checkpoints" / "last.ckpt"
-        found: Figures = {"a checkpoint, s": TimedSaves.taken}
+        found: Figures = {"a checkpoint, s": TimedSaves.times}
         found |= rounds(
             count,
             {
@@ -73,6 +73,6 @@ def survival(_peer: object, count: int) -> tuple[Figures, str]:
         )
         size = last.stat().st_size / 1e6
     table = [[name, median_and_range(values, 3)] for name, values in found.items()]
-    share = 100 * max(TimedSaves.taken) / (60 * MINUTES)
+    share = 100 * max(TimedSaves.times) / (60 * MINUTES)
     table.insert(1, [f"of every {MINUTES} minutes, at most", f"{share:.3f} %"])
     return found, markdown(["gpt_cpu", f"a checkpoint of {size:.1f} MB"], table)

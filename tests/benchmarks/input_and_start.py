@@ -1,4 +1,4 @@
-"""What training is fed with, and what it waits for: parts of `make bench`."""
+"""Two parts of `make bench`: the speed of the data module, and the start of commands."""
 
 import contextlib
 import os
@@ -27,23 +27,23 @@ from lit_gpt_scratch.data.tokenizer import CharTokenizer
 
 PROGRAM = [sys.executable, "-m", "lit_gpt_scratch"]
 SHAPES = {"gpt_cpu, 16 x 256": (16, 256), "large, 512 x 1024": (512, 1024)}
-CHARACTERS = 1 << 25  # of a measurement
+CHARACTERS = 1 << 25  # in one measurement
 
 
-def fed(data: CharDataModule) -> float:
-    """Characters a second of a data module alone: windows drawn and gathered, ids in int64."""
+def characters_per_second(data: CharDataModule) -> float:
+    """Return how many characters (ids in int64) a data module draws and gathers in a second."""
     count = CHARACTERS // (data.batch_size * data.context)
-    took = seconds(lambda: [data.gather(data.train_windows(k)).inputs.shape for k in range(count)])
-    return count * data.batch_size * data.context / took
+    spent = seconds(lambda: [data.gather(data.train_windows(k)).inputs.shape for k in range(count)])
+    return count * data.batch_size * data.context / spent
 
 
 def throughput(_peer: object, count: int) -> tuple[Figures, str]:
-    """What the data module delivers to one process, and what training gpt_cpu takes of it."""
+    """Characters per second that the data module delivers, and that training gpt_cpu uses."""
     sides = {}
     for name, (batch, context) in SHAPES.items():
         data = CharDataModule(batch_size=batch, context=context)
         data.open()
-        sides[name] = partial(fed, data)
+        sides[name] = partial(characters_per_second, data)
     taken = "taken in training gpt_cpu"
     sides[taken] = lambda: 16 * 256 * 1000 / under_trainer("gpt_cpu", 150)
     found = rounds(count, sides)
@@ -53,12 +53,12 @@ def throughput(_peer: object, count: int) -> tuple[Figures, str]:
 
 
 def run(*command: str, cwd: Path | None = None) -> float:
-    """Seconds of a process from its start to its end."""
+    """Return the seconds of a process from its start to its end."""
     return seconds(lambda: subprocess.run(command, cwd=cwd, capture_output=True, check=True))
 
 
 def start(_peer: object, count: int) -> tuple[Figures, str]:
-    """Encoding, caching, and the time until something is on the screen."""
+    """Speed of encoding and caching a corpus, and seconds until a command prints its output."""
     text = "".join(chr(32 + (7 * i) % 90) for i in range(1 << 20)) * 64
     tokenizer = CharTokenizer.of(text)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -68,7 +68,7 @@ def start(_peer: object, count: int) -> tuple[Figures, str]:
         names = iter(range(1000))
 
         def cache() -> float:
-            os.environ["XDG_CACHE_HOME"] = f"{folder}/cache{next(names)}"  # empty each time
+            os.environ["XDG_CACHE_HOME"] = f"{folder}/cache{next(names)}"  # a new, empty cache
             path.write_text(text)
             return 64 / seconds(lambda: load_tokens(open_corpus(str(path)), None))
 

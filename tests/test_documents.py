@@ -1,0 +1,60 @@
+"""The README files: their links lead somewhere, and the example in README.md works."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from laws import assert_causal, in_pieces, random_ids, stirred, train_small
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted(
+    list(ROOT.glob("*.md"))
+    + [ROOT / ".github" / "CONTRIBUTING.md"]
+    + [path for room in ("configs", "notebooks", "tests") for path in (ROOT / room).rglob("*.md")]
+)
+CODE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    text = CODE.sub("", path.read_text(encoding="utf-8"))
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_inside_the_project_leads_to_a_file(path: Path) -> None:
+    text = CODE.sub("", path.read_text(encoding="utf-8"))
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def test_the_attention_of_the_readme_trains_and_is_causal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the readme's own flag, in place of the attention of the rung `transformer`."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    [code] = [code for language, code in CODE.findall(text) if language == "python"]
+    (tmp_path / "my_module.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    flag = "--model.net.attention my_module.MyAttention"
+    assert f"--config configs/transformer.yaml {flag}" in text
+    cli = train_small(tmp_path, *flag.split(), config=ROOT / "configs" / "transformer.yaml")
+    net = cli.model.net
+    [attention] = [m for m in net.modules() if type(m).__name__ == "MyAttention"]
+    size, context = len(cli.model.tokenizer), cli.model.context
+    assert_causal(net, size, context)
+    net, ids = stirred(net), random_ids(size, 3, context)
+    with torch.no_grad():
+        cached = in_pieces(net, ids, [2, context - 3, 1])
+        torch.testing.assert_close(cached, net(ids), atol=1e-5, rtol=0)
+    weights = attention.weights(torch.zeros(1, 8, 32))  # equal scores: only the distance counts
+    torch.testing.assert_close(weights.sum(-1), torch.ones(1, 4, 8))
+    assert (weights[0, :, -1].diff() > 0).all(), "nearer positions have larger weights"
