@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from laws import assert_causal, in_pieces, random_ids, stirred, train_small
+from laws import assert_causal, in_pieces, random_ids, train_small, with_random_weights
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -51,7 +51,7 @@ def test_the_attention_of_the_readme_trains_and_is_causal(
     [attention] = [m for m in net.modules() if type(m).__name__ == "MyAttention"]
     size, context = len(cli.model.tokenizer), cli.model.context
     assert_causal(net, size, context)
-    net, ids = stirred(net), random_ids(size, 3, context)
+    net, ids = with_random_weights(net), random_ids(size, 3, context)
     with torch.no_grad():
         cached = in_pieces(net, ids, [2, context - 3, 1])
         torch.testing.assert_close(cached, net(ids), atol=1e-5, rtol=0)

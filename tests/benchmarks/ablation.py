@@ -17,7 +17,7 @@ import torch
 from common import ROOT, SEEDS, fit, machine, markdown, mean_and_range, publish
 from tqdm import tqdm
 
-from lit_gpt_scratch.files import written_whole
+from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.models.gpt import count_parameters
 
 # Eight tenths of the corpus for training, one held out; the last is the validation split.
@@ -89,7 +89,7 @@ def run_all(steps: int) -> dict[str, list[Result]]:
         }
         for done in tqdm(as_completed(started), "ablation", len(started), unit="run"):
             saved[started[done]] = done.result()
-            with written_whole(RESULTS) as file:
+            with atomic_write(RESULTS) as file:
                 file.write(json.dumps(saved, indent=1).encode())
     return {name: [saved[f"{name}, {steps} steps, {seed}"] for seed in SEEDS] for name in VARIANTS}
 

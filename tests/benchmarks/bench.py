@@ -250,7 +250,7 @@ def main() -> None:
     saved: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
     for name, figures, table in parts(options):
         saved[name] = {"figures": figures, "table": table, "machine": machine()}
-        with written_whole(results) as file:
+        with atomic_write(results) as file:
             file.write(json.dumps(saved, indent=1).encode())
     lines = []
     for name, part in PARTS.items():

@@ -26,7 +26,7 @@ class TimedSaves(Callback):
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx and batch_idx % EVERY == 0:
-            saver = next(c for c in trainer.callbacks if isinstance(c, Saver))
+            saver = next(c for c in trainer.callbacks if isinstance(c, SignalCheckpoint))
             self.times.append(seconds(lambda: saver.save(trainer)))
 
 

@@ -83,7 +83,7 @@ def replace_section(path: Path, name: str, text: str) -> None:
     begin, end = f"<!-- {name}: begin (make {name}) -->", f"<!-- {name}: end -->"
     old = path.read_text(encoding="utf-8")
     before, after = old.split(begin)[0], old.split(end)[1]
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(f"{before}{begin}\n{text}\n{end}{after}".encode())
 
 

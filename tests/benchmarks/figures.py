@@ -52,7 +52,7 @@ def save(figure: Any, name: str) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110)
     plt.close(figure)
-    with written_whole(FIGURES / name) as file:
+    with atomic_write(FIGURES / name) as file:
         Image.open(buffer).convert("RGB").quantize(64).save(file, "PNG", optimize=True)
 
 
@@ -150,7 +150,7 @@ def draw_attention() -> None:
     palette = mixed.quantize(64)
     first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     durations = [1500, *[300] * (len(others) - 1), 3000]  # ms
-    with written_whole(FIGURES / "attention.gif") as file:
+    with atomic_write(FIGURES / "attention.gif") as file:
         first.save(
             file, "GIF", save_all=True, append_images=others, duration=durations, loop=0,
             optimize=True,

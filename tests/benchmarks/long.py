@@ -103,7 +103,7 @@ def main(args: Sequence[str] | None = None) -> None:
     saved = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for seed in tqdm(options.seeds, desc="long", unit="run"):
         saved[str(seed)] = asdict(run(seed))
-        with written_whole(RESULTS) as file:
+        with atomic_write(RESULTS) as file:
             file.write(json.dumps(saved, indent=1).encode())
     publish("long", report({seed: Run(**saved[seed]) for seed in sorted(saved)}), options.readme)
 

@@ -6,14 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_gpt_scratch.models.attention import (
-    AttentionFactory,
-    KVCache,
-    RotaryAttention,
-    rms_norm,
-    rotate,
-)
-from lit_gpt_scratch.models.modern import ModernBlock, ModernGPT, SquaredReLU
+from lit_gpt_scratch.models.attention import AttentionFactory
+from lit_gpt_scratch.models.kv_cache import KVCache
+from lit_gpt_scratch.models.modern import ModernBlock, ModernGPT, SquaredReLUMLP
+from lit_gpt_scratch.models.norms import rms_norm
+from lit_gpt_scratch.models.rotary import RotaryAttention, apply_rope
 
 
 class Variant(ModernGPT):
@@ -45,7 +42,7 @@ class Variant(ModernGPT):
 
 
 class NoShift(nn.Module):
-    def forward(self, x: Tensor, *cache: KVCache) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         return x
 
 
@@ -58,7 +55,7 @@ class NoTokenShift(Variant):
 class AttentionWithoutNorm(RotaryAttention):
     def split(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        q, k = (rotate(y.float(), start).to(v.dtype) for y in (q, k))
+        q, k = (apply_rope(y.float(), start).to(v.dtype) for y in (q, k))
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
@@ -81,7 +78,7 @@ class LearnedPositions(Variant):
         self.embed.register_forward_hook(lambda _, __, x: x + self.positions.weight[: x.size(1)])
 
 
-class GELU(SquaredReLU):
+class GELU(SquaredReLUMLP):
     def forward(self, x: Tensor) -> Tensor:
         return self.output(F.gelu(self.hidden(x)))
 
@@ -91,7 +88,7 @@ class GELUFeedForward(Variant):
         self.replace_class("feed_forward", GELU)
 
 
-class SwiGLU(SquaredReLU):
+class SwiGLU(SquaredReLUMLP):
     """A gated MLP with about the same number of parameters (Shazeer 2020)."""
 
     def __init__(self, width: int) -> None:
@@ -114,7 +111,7 @@ class SwiGLUFeedForward(Variant):
 
 
 class LayerNormBlock(ModernBlock):
-    def forward(self, x: Tensor, *cache: KVCache) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         size = x.shape[-1:]
         x = x + self.attention(self.attention_shift(F.layer_norm(x, size)))
         return x + self.feed_forward(self.feed_forward_shift(F.layer_norm(x, size)))
@@ -145,7 +142,7 @@ class SoftCap(Variant):
 class ParallelBlock(ModernBlock):
     """Attention and MLP in parallel (Wang and Komatsuzaki 2021)."""
 
-    def forward(self, x: Tensor, *cache: KVCache) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         y = self.attention_shift(rms_norm(x))
         return x + self.attention(y) + self.feed_forward(y)
 
@@ -232,9 +229,9 @@ class TrigramEmbedding(NGramEmbedding):
 
 
 class GatedAttention(RotaryAttention):
-    def read(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def head_outputs(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         gates = 2 * self.gate(self.input).sigmoid().transpose(1, 2)
-        return super().read(q, k, v) * gates[..., None]
+        return super().head_outputs(q, k, v) * gates[..., None]
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         self.input = x
