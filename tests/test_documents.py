@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from laws import assert_causal, in_pieces, random_ids, train_small, with_random_weights
+from laws import assert_causal, random_ids, run_in_pieces, train_small, with_random_weights
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -53,7 +53,7 @@ def test_the_attention_of_the_readme_trains_and_is_causal(
     assert_causal(net, size, context)
     net, ids = with_random_weights(net), random_ids(size, 3, context)
     with torch.no_grad():
-        cached = in_pieces(net, ids, [2, context - 3, 1])
+        cached = run_in_pieces(net, ids, [2, context - 3, 1])
         torch.testing.assert_close(cached, net(ids), atol=1e-5, rtol=0)
     weights = attention.weights(torch.zeros(1, 8, 32))  # equal scores: only the distance counts
     torch.testing.assert_close(weights.sum(-1), torch.ones(1, 4, 8))
