@@ -35,7 +35,7 @@ test: $(READY)  ## Run the whole test suite
 test-core: $(READY)  ## Run the tests that start no long process, about two minutes
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
-ladder: $(READY)  ## Train all rungs and write runs/ladder.md (ARGS=--readme: the READMEs too)
+ladder: $(READY)  ## Train the rungs and write runs/ladder.md (ARGS=--readme: the READMEs too)
 	$(BIN)/python tests/benchmarks/ladder.py $(ARGS)
 
 ablation: $(READY)  ## Change one part of gpt_cpu at a time and write runs/ablation.md
