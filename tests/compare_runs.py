@@ -1,4 +1,4 @@
-"""Whether two runs are the same: their checkpoints to the last bit, and their tables."""
+"""Compares two runs: their checkpoints bit for bit, and the rows of their tables."""
 
 import csv
 from pathlib import Path
@@ -15,7 +15,7 @@ def last(folder: Path) -> Path:
 
 
 def state(folder: Path) -> dict[str, Any]:
-    """What is to be the same to the last bit."""
+    """Return the parts of last.ckpt that must be bit-identical."""
     checkpoint = torch.load(last(folder), weights_only=True)
     names = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "unlogged")
     averages = [value for key, value in checkpoint.items() if "model_state" in key]
@@ -33,7 +33,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def tables(folder: Path) -> dict[str, list[dict[str, str]]]:
-    """Every row of every file, but for what a clock says."""
+    """Return all rows of all CSV files, without the columns that measure time."""
     found = {}
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="", encoding="utf-8") as file:

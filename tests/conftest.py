@@ -1,4 +1,4 @@
-"""What every test runs under: one thread, a cache of its own, no account and no real download."""
+"""The environment of all tests: one thread, a temporary cache, no account, no download."""
 
 import os
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ settings.load_profile("laws")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The environment of all tests, and of the processes they start."""
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Set the environment of all tests and of the processes that they start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("LIT_GPT_SCRATCH_DATA", raising=False)

@@ -1,4 +1,4 @@
-"""A run that is stopped and goes on ends as though nothing had happened."""
+"""Saving and resuming: a resumed run equals an uninterrupted one."""
 
 import os
 import re
@@ -29,41 +29,43 @@ EVERYTHING = [
 ]  # fmt: skip
 
 
-class Ask(pl.Callback):
-    """Sends this process a signal in the middle of a batch."""
+class SendSignal(pl.Callback):
+    """Sends a signal to this process in the middle of a batch."""
 
     batch, number = -1, signal.SIGTERM
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.fit_loop.epoch_loop.batch_idx == Ask.batch:
-            os.kill(os.getpid(), Ask.number)
+        if trainer.fit_loop.epoch_loop.batch_idx == SendSignal.batch:
+            os.kill(os.getpid(), SendSignal.number)
 
 
 @pytest.fixture(autouse=True)
 def _no_more_signals() -> Iterator[None]:
     yield
-    Ask.batch = -1
+    SendSignal.batch = -1
 
 
 def train(root: Path, *args: str) -> CharCLI:
-    return train_small(root, *EVERYTHING, "--trainer.callbacks+=test_checkpointing.Ask", *args)
+    return train_small(
+        root, *EVERYTHING, "--trainer.callbacks+=test_checkpointing.SendSignal", *args
+    )
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing stopped."""
-    return train(tmp_path_factory.mktemp("whole")).folder
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was not interrupted."""
+    return train(tmp_path_factory.mktemp("complete")).folder
 
 
 @pytest.mark.parametrize("batches", [[0], [1], [7], [8], [15], [23], [3, 6, 11, 16, 19]], ids=str)
-def test_a_run_that_is_stopped_and_goes_on_is_the_same_run(
-    batches: list[int], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    batches: list[int], complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Wherever: at a boundary, within an accumulation, at a validation's step, at the last."""
+    """Stopped between two steps, within an accumulation, at a validation, or at the last step."""
     more: list[str] = []
     folder = tmp_path / "runs" / "gpt_cpu" / "version_0"
     for batch in batches:
-        Ask.batch = batch
+        SendSignal.batch = batch
         if batch >= 22:  # at the last step there is nothing left to stop
             train(tmp_path, *more)
             break
@@ -72,45 +74,47 @@ def test_a_run_that_is_stopped_and_goes_on_is_the_same_run(
         assert stop.value.code == 128 + signal.SIGTERM
         assert f"--ckpt_path {last(folder)}" in capsys.readouterr().err
         more = [f"--ckpt_path={last(folder)}"]
-    Ask.batch = -1
+    SendSignal.batch = -1
     if torch.load(last(folder), weights_only=True)["global_step"] < 12:
         train(tmp_path, *more)
     assert [path.name for path in folder.parent.iterdir()] == ["version_0"]
-    assert tables(folder) == tables(whole)
-    assert same(state(folder), state(whole))
-    assert len(list(folder.glob("attention/*.png"))) == len(list(whole.glob("attention/*.png")))
+    assert tables(folder) == tables(complete)
+    assert same(state(folder), state(complete))
+    assert len(list(folder.glob("attention/*.png"))) == len(list(complete.glob("attention/*.png")))
 
 
-def test_what_was_logged_after_the_checkpoint_is_logged_anew(whole: Path, tmp_path: Path) -> None:
-    """Also from an earlier one, of a run that went on to its end."""
-    Ask.batch = 7
+def test_rows_after_the_checkpoint_are_logged_again(complete: Path, tmp_path: Path) -> None:
+    """Also when a finished run resumes from an earlier checkpoint."""
+    SendSignal.batch = 7
     with pytest.raises(SystemExit):
         train(tmp_path)
-    Ask.batch = -1
+    SendSignal.batch = -1
     folder = tmp_path / "runs" / "gpt_cpu" / "version_0"
     early = shutil.copy(last(folder), last(folder).with_name("early.ckpt"))
     for checkpoint in (last(folder), early):
         assert train(tmp_path, f"--ckpt_path={checkpoint}").folder == folder
-        assert tables(folder) == tables(whole)
-        assert same(state(folder), state(whole))
+        assert tables(folder) == tables(complete)
+        assert same(state(folder), state(complete))
 
 
-def test_a_checkpoint_elsewhere_begins_a_new_folder(whole: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_outside_its_run_starts_a_new_folder(complete: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere.ckpt"
-    elsewhere.write_bytes(last(whole).read_bytes())
-    before = tables(whole)
+    elsewhere.write_bytes(last(complete).read_bytes())
+    before = tables(complete)
     run = train(tmp_path, f"--ckpt_path={elsewhere}", "--trainer.max_steps=14")
-    assert run.folder != whole
-    assert tables(whole) == before
-    other = train(tmp_path, f"--ckpt_path={last(whole)}", "--trainer.max_steps=14", "--name=other")
+    assert run.folder != complete
+    assert tables(complete) == before
+    other = train(
+        tmp_path, f"--ckpt_path={last(complete)}", "--trainer.max_steps=14", "--name=other"
+    )
     assert other.folder.parent.name == "other"
-    assert tables(whole) == before
+    assert tables(complete) == before
 
 
-def test_minutes_pass_and_a_checkpoint_is_there(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_checkpoint_is_saved_at_intervals(
+    complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between any two steps, and the run is the same for it."""
+    """Here after each step; saving does not change the run."""
     monkeypatch.setattr(saving.SignalCheckpoint.__init__, "__defaults__", (0.0,))
     steps: list[int] = []
     save = saving.SignalCheckpoint.save
@@ -122,8 +126,8 @@ def test_minutes_pass_and_a_checkpoint_is_there(
     monkeypatch.setattr(saving.SignalCheckpoint, "save", note)
     folder = train(tmp_path).folder
     assert steps == [*range(12)]
-    assert tables(folder) == tables(whole)
-    assert same(state(folder), state(whole))
+    assert tables(folder) == tables(complete)
+    assert same(state(folder), state(complete))
 
 
 def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
@@ -136,14 +140,14 @@ def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
         saver._note(signal.SIGTERM, None)
 
 
-def test_handlers_are_given_back(tmp_path: Path) -> None:
+def test_signal_handlers_are_restored(tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     train(tmp_path)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_a_full_disk_is_one_line_and_the_checkpoint_before_it_is_whole(tmp_path: Path) -> None:
-    """The file may not grow beyond what there is room for."""
+def test_a_full_disk_is_one_line_and_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk."""
     io, path = saving.AtomicCheckpointIO(), tmp_path / "last.ckpt"
     io.save_checkpoint({"weights": torch.arange(10)}, path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -157,13 +161,13 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_it_is_whole(tmp_path:
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def test_a_disk_that_may_not_be_written_is_one_line_for_every_file_of_a_run(
-    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_file_that_cannot_be_written_is_one_line(
+    complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A table, a picture, the config: a folder is in the place of each."""
+    """A table, the pictures, the config: something else has its path."""
     for name in ("samples.csv", "attention", "config.yaml"):
         folder = tmp_path / name / "runs" / "gpt_cpu" / "version_0"
-        shutil.copytree(whole, folder)
+        shutil.copytree(complete, folder)
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
             (folder / name).touch()
@@ -176,7 +180,7 @@ def test_a_disk_that_may_not_be_written_is_one_line_for_every_file_of_a_run(
         assert f"{folder / name}" in capsys.readouterr().err
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_spoils_no_checkpoint(
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = train_small(tmp_path, "--trainer.log_every_n_steps=1").folder
@@ -200,11 +204,11 @@ def test_a_loss_that_is_no_number_ends_the_run_and_spoils_no_checkpoint(
     [(1, 5.0, "logits"), (2, 5.0, "the validation loss is"), (50, 0.0, "not all weights")],
     ids=["at a sample", "at a validation", "between two of them"],
 )
-def test_the_step_that_ends_all_numbers_spoils_no_checkpoint(
+def test_weights_that_are_not_finite_are_never_saved(
     validations: int, minutes: float, said_of: str,
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Its own loss is still one: its weights are not."""
+    """The loss of the step is finite, but its new weights are not."""
     folder = train_small(tmp_path).folder
     kept = {path.name: path.read_bytes() for path in last(folder).parent.iterdir()}
     monkeypatch.setattr(saving.SignalCheckpoint.__init__, "__defaults__", (minutes,))

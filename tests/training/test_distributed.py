@@ -1,4 +1,4 @@
-"""Several processes train as one, by the Trainer's flags alone: real ones, of the command line."""
+"""Several real processes train together, started by the Trainer's flags."""
 
 import contextlib
 import csv
@@ -33,7 +33,7 @@ Job = subprocess.Popen[str]
 
 
 def start(root: Path, *flags: str, by: list[str] | None = None, **environment: str) -> Job:
-    """`fit` as a user starts it, with its own group of processes, in a folder."""
+    """Start `fit` in a folder as a user would, in a process group of its own."""
     path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     command = [*(by or [sys.executable]), "-m", "lit_gpt_scratch", "fit", *FLAGS]
     return subprocess.Popen(
@@ -44,7 +44,7 @@ def start(root: Path, *flags: str, by: list[str] | None = None, **environment: s
 
 
 def end(job: Job, code: int = 0) -> str:
-    """What a job said, on both channels, when all its processes have ended, with this code."""
+    """Wait for the exit code and the end of all processes; return stdout and stderr."""
     try:
         out, err = job.communicate(timeout=LIMIT)
         deadline = time.monotonic() + 30
@@ -60,7 +60,7 @@ def end(job: Job, code: int = 0) -> str:
 
 
 def is_alive(group: int) -> bool:
-    """Whether any process of a group lives."""
+    """Return whether any process of a group is alive."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             status, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
@@ -80,7 +80,7 @@ def resumed(folder: Path, *flags: str) -> list[str]:
 
 
 def only_run(root: Path) -> Path:
-    """The folder of the one run under a root."""
+    """Return the folder of the only run under a root."""
     (folder,) = (root / "runs").glob("*/*")
     return folder
 
@@ -90,9 +90,9 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def assert_equal_figures(folder: Path, whole: Path) -> None:
-    """The same rows, none twice and none missing, and the same figures up to rounding."""
-    ours, theirs = rows(folder), rows(whole)
+def assert_equal_rows(folder: Path, single: Path) -> None:
+    """Check for the same rows, none repeated or missing, with equal values up to rounding."""
+    ours, theirs = rows(folder), rows(single)
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
     for name in MEASURED:
         figures = [[float(row[name]) for row in side if row[name]] for side in (ours, theirs)]
@@ -100,15 +100,15 @@ def assert_equal_figures(folder: Path, whole: Path) -> None:
         assert figures[0] == pytest.approx(figures[1], abs=1e-6, rel=0), name
 
 
-def counted(folder: Path) -> list[tuple[str, ...]]:
+def row_keys(folder: Path) -> list[tuple[str, ...]]:
     with (folder / "symbols.csv").open(newline="", encoding="utf-8") as file:
         return [(row["step"], row["symbol"], row["count"]) for row in csv.DictReader(file)]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of a run of one process, and beside it, as 0.pt, what it learnt from."""
-    root = tmp_path_factory.mktemp("whole")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a run of one process. Beside it, 0.pt holds the inputs of its training."""
+    root = tmp_path_factory.mktemp("single")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(HERE)
         note = [
@@ -119,21 +119,21 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(whole: Path, tmp_path: Path) -> None:
-    """The same windows, the same losses, one set of files, one W&B run, each line once."""
+def test_two_processes_train_as_one(single: Path, tmp_path: Path) -> None:
+    """Same windows, same losses, one set of files, one W&B run; each line is printed once."""
     note = [
         "--trainer.callbacks+=extra_callbacks.RecordInputs",
         f"--trainer.callbacks.folder={tmp_path}",
     ]
     said = end(start(tmp_path, *TWO, *note, WANDB_MODE="offline"))
     folder = only_run(tmp_path)
-    assert_equal_figures(folder, whole)
-    assert counted(folder) == counted(whole), "every character once, whoever read it"
-    all_rows = torch.load(whole.parents[2] / "0.pt")
+    assert_equal_rows(folder, single)
+    assert row_keys(folder) == row_keys(single), "every character once, whoever read it"
+    all_rows = torch.load(single.parents[2] / "0.pt")
     shares = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert torch.equal(torch.stack(shares, dim=2).flatten(1, 2), all_rows), "the same windows"
     assert {path.name for path in folder.iterdir()} - {"wandb"} == {
-        path.name for path in whole.iterdir()
+        path.name for path in single.iterdir()
     }
     assert len(list(folder.glob("wandb/offline-run-*"))) == 1
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
@@ -142,8 +142,8 @@ def test_two_processes_train_as_one(whole: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_any_number_of_processes(whole: Path, tmp_path: Path) -> None:
-    """Two, stopped by a signal to the second; then one; then three: the same order, one log."""
+def test_a_run_resumes_with_any_number_of_processes(single: Path, tmp_path: Path) -> None:
+    """Two processes (a signal to the second one stops them), then one, then three."""
     ask = ["--trainer.callbacks+=extra_callbacks.SendSignal", "--trainer.callbacks.step=19"]
     said = end(start(tmp_path, *TWO, *ask, "--trainer.callbacks.rank=1"), 143)
     folder = only_run(tmp_path)
@@ -157,12 +157,12 @@ def test_a_run_goes_on_with_any_number_of_processes(whole: Path, tmp_path: Path)
     assert stop.value.code == 143
     end(start(tmp_path, *resumed(folder, "--trainer.devices=3", "--trainer.strategy=ddp")))
     assert only_run(tmp_path) == folder
-    assert_equal_figures(folder, whole)
+    assert_equal_rows(folder, single)
 
 
 @pytest.mark.slow
-def test_two_groups_of_torchrun_train_as_one(whole: Path, tmp_path: Path) -> None:
-    """As on two machines that share their disk."""
+def test_two_torchrun_groups_train_as_one(single: Path, tmp_path: Path) -> None:
+    """As on two machines with a shared disk."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
     torchrun += ["--master_addr=127.0.0.1", f"--master_port={free_port()}"]
     jobs = [
@@ -170,15 +170,15 @@ def test_two_groups_of_torchrun_train_as_one(whole: Path, tmp_path: Path) -> Non
     ]
     said = [end(job) for job in jobs]
     folder = only_run(tmp_path)
-    assert_equal_figures(folder, whole)
-    assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
+    assert_equal_rows(folder, single)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in single.iterdir()}
     assert "Next:" in said[0]
     assert said[1].strip() == "", "the other machine's terminal stays empty"
 
 
 @pytest.mark.slow
-def test_machines_that_were_started_differently_do_not_train(tmp_path: Path) -> None:
-    """Here by the variables that any cluster can set: each says what is wrong with it."""
+def test_processes_with_different_flags_do_not_train(tmp_path: Path) -> None:
+    """They are started by environment variables, as on a cluster; each reports what differs."""
     port = str(free_port())
     jobs = [
         start(
@@ -193,8 +193,8 @@ def test_machines_that_were_started_differently_do_not_train(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_stopped_job_goes_on_as_though_nothing_had_happened(tmp_path: Path) -> None:
-    """To the last bit, dropout and rows too: a signal to the first process, then Ctrl-C to all."""
+def test_a_stopped_job_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """With dropout; first a signal to rank 0 stops it, then Ctrl-C to all ranks."""
     untouched = start(tmp_path / "untouched", *TWO, *DROPOUT)
     ask = ["--trainer.callbacks+=extra_callbacks.SendSignal", "--trainer.callbacks.step=9"]
     said = end(start(tmp_path / "stopped", *TWO, *DROPOUT, *ask), 143)
@@ -214,8 +214,8 @@ def test_a_stopped_job_goes_on_as_though_nothing_had_happened(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_all_end_with_the_first_process(tmp_path: Path) -> None:
-    """Killed, also while the others load, it leaves none that waits; its mistake is said once."""
+def test_all_processes_end_with_rank_zero(tmp_path: Path) -> None:
+    """Also if rank 0 is killed while the others start. Its error is printed once."""
     loading = start(tmp_path / "loading", *TWO)
     next(line for line in loading.stderr or () if line.startswith("run "))
     time.sleep(0.5)
@@ -230,14 +230,14 @@ def test_all_end_with_the_first_process(tmp_path: Path) -> None:
     assert last(only_run(tmp_path / "killed")).exists()
 
 
-def test_a_batch_in_three_parts_is_the_larger_batch(whole: Path, tmp_path: Path) -> None:
-    """The same windows, gradients accumulated: what does not fit at once is learnt in parts."""
+def test_accumulating_three_batches_equals_one_larger_batch(single: Path, tmp_path: Path) -> None:
+    """Same windows, same losses up to rounding."""
     parts = ["--data.batch_size=8", "--trainer.accumulate_grad_batches=3"]
     parts += ["--trainer.val_check_interval=60", f"--trainer.default_root_dir={tmp_path}"]
-    assert_equal_figures(cli.main(["fit", *FLAGS, *parts]).folder, whole)
+    assert_equal_rows(cli.main(["fit", *FLAGS, *parts]).folder, single)
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused(
+def test_a_batch_size_not_divisible_by_the_devices_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:

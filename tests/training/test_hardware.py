@@ -1,4 +1,4 @@
-"""What the machine at hand does fast, against what its system says of it."""
+"""Detected features of the hardware, compared with what the operating system reports."""
 
 import subprocess
 import sys
@@ -29,17 +29,17 @@ print(sum(faults[5:]))
 
 
 @linux
-def test_a_cpu_multiplies_bf16_where_the_kernel_lists_it() -> None:
+def test_bf16_on_a_cpu_agrees_with_the_features_that_the_kernel_lists() -> None:
     flags = Path("/proc/cpuinfo").read_text().split()
     assert multiplies_bf16("cpu") == bool({"avx512_bf16", "amx_bf16"} & set(flags))
 
 
-def test_only_a_device_that_is_there_multiplies_bf16() -> None:
+def test_a_missing_device_does_not_multiply_bf16() -> None:
     assert multiplies_bf16("cuda") <= torch.cuda.is_available()
     assert not multiplies_bf16("mps")
 
 
-def test_the_fastest_precision_is_that_of_the_device_that_lightning_takes() -> None:
+def test_the_fastest_precision_fits_the_device_that_lightning_chooses() -> None:
     if torch.backends.mps.is_available():
         device = "mps"
     else:
@@ -48,8 +48,8 @@ def test_the_fastest_precision_is_that_of_the_device_that_lightning_takes() -> N
 
 
 @linux
-def test_steps_get_back_the_memory_that_those_before_them_freed() -> None:
-    """Hardly a page of it is asked for anew: without, there are a thousand in each step."""
+def test_keep_freed_memory_avoids_page_faults() -> None:
+    """Without it, each step has about 1,000 page faults."""
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 1000

@@ -1,4 +1,4 @@
-"""Parameter groups, the optimizers against PyTorch's, the schedules' values."""
+"""Parameter groups, optimizers compared with PyTorch's, and the values of the schedules."""
 
 import copy
 import io
@@ -25,18 +25,18 @@ from lit_gpt_scratch.training.optim import parameter_groups
 STEEP = (3.4445, -4.775, 2.0315)  # the polynomial a s + b s^3 + c s^5 of Jordan et al. 2024
 
 
-def a_net() -> nn.Module:
+def build_net() -> nn.Module:
     torch.manual_seed(0)
     return GPT(11, 7, layers=2, width=16)
 
 
 def is_matrix(name: str) -> bool:
-    """Of the blocks; neither a table nor a vector."""
+    """Return whether a parameter is a matrix of a block: no embedding and no vector."""
     return ".attention." in name or ".feed_forward." in name
 
 
-def loss_of(net: nn.Module, k: int) -> Tensor:
-    """On a batch that is a function of its number."""
+def batch_loss(net: nn.Module, k: int) -> Tensor:
+    """Return the loss on batch number k."""
     ids = random_ids(11, 4, 8, seed=k)
     return nn.functional.cross_entropy(net(ids[:, :-1]).mT, ids[:, 1:])
 
@@ -44,7 +44,7 @@ def loss_of(net: nn.Module, k: int) -> Tensor:
 def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
     for k in steps:
         optimizer.zero_grad()
-        loss_of(net, k).backward()
+        batch_loss(net, k).backward()
         optimizer.step()
 
 
@@ -56,8 +56,8 @@ def test_groups_hold_every_parameter_exactly_once(config) -> None:
 
 
 def test_only_matrices_decay() -> None:
-    """The embeddings are the tables and the unembedding; vectors are the norms."""
-    net = a_net()
+    """Embeddings include the unembedding; vectors are the gains of the norms."""
+    net = build_net()
     optimizer = AdamW(parameter_groups(net), weight_decay=0.1)
     names = {id(p): name for name, p in net.named_parameters()}
     found = {
@@ -73,7 +73,7 @@ def test_only_matrices_decay() -> None:
     }
 
 
-def test_a_member_of_an_ensemble_has_the_groups_that_it_has_alone() -> None:
+def test_an_ensemble_groups_the_parameters_of_its_members_as_each_member_would() -> None:
     net = Ensemble(11, 7, partial(GPT, layers=1, width=16), size=2)
     alone, together = parameter_groups(net.members[1]), parameter_groups(net)
     for one, all_ in zip(alone, together, strict=True):
@@ -84,8 +84,8 @@ def test_a_member_of_an_ensemble_has_the_groups_that_it_has_alone() -> None:
 
 
 def test_decay_shrinks_a_matrix_and_nothing_else() -> None:
-    """Without a gradient, AdamW does nothing but decay."""
-    net = a_net()
+    """With a gradient of zero, AdamW only applies the weight decay."""
+    net = build_net()
     before = copy.deepcopy(net.state_dict())
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -94,9 +94,9 @@ def test_decay_shrinks_a_matrix_and_nothing_else() -> None:
         torch.testing.assert_close(weight, before[name] * (0.95 if is_matrix(name) else 1))
 
 
-def test_ours_equals_pytorchs_plain_adamw() -> None:
-    """The fused kernel, our argument names, our groups: all one with the loop of PyTorch."""
-    ours, theirs = a_net(), a_net()
+def test_adamw_equals_pytorchs_unfused_adamw() -> None:
+    """In spite of the fused kernel, other argument names and parameter groups."""
+    ours, theirs = build_net(), build_net()
     train(ours, AdamW(parameter_groups(ours), 0.01, 0.8, 0.95, 0.3), range(6))
     decaying = [p for name, p in theirs.named_parameters() if is_matrix(name)]
     others = [p for name, p in theirs.named_parameters() if not is_matrix(name)]
@@ -110,13 +110,13 @@ def test_ours_equals_pytorchs_plain_adamw() -> None:
 
 
 @given(st.integers(1, 8), st.integers(0, 8), st.integers(1, 3), st.floats(-5, 5))
-def test_orthogonalizing_acts_on_singular_values_alone(
+def test_orthogonalize_changes_only_singular_values(
     rows: int, wider: int, count: int, size: float
 ) -> None:
-    """Whatever the size of a matrix, and of those beside it: directions stay.
+    """The singular vectors stay, whatever the scale of a matrix and of the others in its stack.
 
-    In double precision, the values are those of the polynomial, applied five times; in bf16 they
-    are from 0.6 to 1.3. They start up to 50 times apart.
+    In double precision, the new singular values are the polynomial's, applied five times. In bf16
+    they lie between 0.6 and 1.3. The old ones differ by up to a factor of 50.
     """
     torch.manual_seed(rows + 10 * wider)
     left, _ = torch.linalg.qr(torch.randn(count, rows, rows, dtype=torch.double))
@@ -137,21 +137,21 @@ def test_orthogonalizing_acts_on_singular_values_alone(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_gradient_of_zero_is_no_direction(dtype: torch.dtype) -> None:
+def test_orthogonalize_maps_a_zero_gradient_to_zero(dtype: torch.dtype) -> None:
     assert torch.equal(orthogonalize(torch.zeros(2, 3, 4), dtype=dtype), torch.zeros(2, 3, 4))
 
 
 @pytest.mark.parametrize("longest", [math.inf, 0.05], ids=["unclipped", "clipped"])
 def test_muon_equals_pytorchs_muon_and_adamw(longest: float) -> None:
-    """Step by step from one gradient, clipped or not, on tall, wide and square matrices.
+    """After each step from the same gradient, on tall, wide and square matrices.
 
-    Embeddings and vectors: but for fp32's rounding. Matrices: equal to the bit where stacked and
-    single products sum in one order, as they do on the machine this was written on; a bf16 number
-    rounded the other way is off by 2^-8, and the slope of the polynomial, 3.4, can make 2% of it.
-    Where there is no hardware for bf16, ours iterates in fp32: then a direction that no gradient
-    has is zero, but noise in theirs (it was 14% of a step).
+    Embeddings and vectors are equal up to fp32 rounding. Matrices are bit-identical if stacked and
+    single products add up in the same order, as on the machine of this test's author. Otherwise a
+    bf16 number may round the other way: an error of 2^-8, which the polynomial's slope of 3.4 makes
+    2 percent. Without bf16 hardware, our optimizer iterates in fp32: a direction without gradient
+    is then exactly zero, but noise in PyTorch's (14 percent of a step).
     """
-    ours = with_random_weights(a_net())
+    ours = with_random_weights(build_net())
     theirs, start = copy.deepcopy(ours), copy.deepcopy(ours)
     optimizer = Muon(
         parameter_groups(ours), lr=0.05, momentum=0.8, weight_decay=1.0, adamw_lr=0.03,
@@ -170,7 +170,7 @@ def test_muon_equals_pytorchs_muon_and_adamw(longest: float) -> None:
     tolerance = 0.02 if multiplies_bf16("cpu") else 0.25
     for k in range(6):
         optimizer.zero_grad()
-        loss_of(ours, k).backward()
+        batch_loss(ours, k).backward()
         nn.utils.clip_grad_norm_(ours.parameters(), longest)
         for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
             other.grad = one.grad.clone()
@@ -186,9 +186,9 @@ def test_muon_equals_pytorchs_muon_and_adamw(longest: float) -> None:
                 torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
-def test_exact_muon_equals_a_loop_over_matrices() -> None:
-    """In fp32; one after the other, none seen from its other side."""
-    net = with_random_weights(a_net())
+def test_muon_in_fp32_equals_a_loop_over_matrices() -> None:
+    """One matrix at a time, never transposed."""
+    net = with_random_weights(build_net())
     optimizer = Muon(
         parameter_groups(net), lr=0.05, momentum=0.9, weight_decay=0.5, iterations=4, exact=True
     )
@@ -212,11 +212,11 @@ def test_exact_muon_equals_a_loop_over_matrices() -> None:
             torch.testing.assert_close(p.detach(), expected[name], atol=1e-5, rtol=1e-4)
 
 
-def test_a_gradients_length_does_not_count_for_muon() -> None:
-    """So a first step with clipping is that without."""
-    nets = [with_random_weights(a_net()) for _ in range(2)]
+def test_muon_ignores_the_length_of_a_gradient() -> None:
+    """So clipping does not change the first step."""
+    nets = [with_random_weights(build_net()) for _ in range(2)]
     for net, longest in zip(nets, (math.inf, 1e-3), strict=True):
-        loss_of(net, 0).backward()
+        batch_loss(net, 0).backward()
         assert nn.utils.clip_grad_norm_(net.parameters(), longest) > 0.1
         Muon(parameter_groups(net), exact=True).step()
     for (name, one), other in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
@@ -224,9 +224,9 @@ def test_a_gradients_length_does_not_count_for_muon() -> None:
             torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
-def test_muon_takes_the_matrices_alone() -> None:
-    """Whatever has another name, or none, goes by AdamW: also if it could be a matrix."""
-    net = a_net()
+def test_only_the_group_matrices_uses_muon() -> None:
+    """All other groups use AdamW, also for 2-D parameters."""
+    net = build_net()
     optimizer = Muon(parameter_groups(net))
     train(net, optimizer, range(1))
     for name, parameter in net.named_parameters():
@@ -247,14 +247,14 @@ def test_muon_takes_the_matrices_alone() -> None:
     [("blocks.0.attention.qkv",), ("embed.position",), (".attention.", ".feed_forward."), ("",)],
     ids=["a matrix", "a table", "all matrices", "all"],
 )
-def test_a_parameter_without_a_gradient_is_left_alone(
+def test_a_parameter_without_a_gradient_does_not_change(
     optimizer_class: type[torch.optim.Optimizer], idle: tuple[str, ...]
 ) -> None:
-    """It does not even decay."""
-    net = a_net()
+    """It does not decay either."""
+    net = build_net()
     before = copy.deepcopy(net.state_dict())
     optimizer = optimizer_class(parameter_groups(net), weight_decay=0.5)
-    loss_of(net, 0).backward()
+    batch_loss(net, 0).backward()
     for name, parameter in net.named_parameters():
         if any(part in name for part in idle):
             parameter.grad = None
@@ -266,20 +266,20 @@ def test_a_parameter_without_a_gradient_is_left_alone(
 
 
 @pytest.mark.parametrize("optimizer_class", [AdamW, Muon])
-def test_a_closure_is_a_loss_and_its_gradient(
+def test_step_calls_the_closure_with_gradients_enabled(
     optimizer_class: type[torch.optim.Optimizer],
 ) -> None:
-    """Lightning passes the whole of a training step as one."""
-    ours, theirs = a_net(), a_net()
+    """Lightning passes a whole training step as a closure."""
+    ours, theirs = build_net(), build_net()
     optimizer = optimizer_class(parameter_groups(ours))
 
     def closure() -> float:
         optimizer.zero_grad()
-        loss = loss_of(ours, 0)
+        loss = batch_loss(ours, 0)
         loss.backward()
         return loss.item()
 
-    assert optimizer.step(closure) == loss_of(theirs, 0).item()
+    assert optimizer.step(closure) == batch_loss(theirs, 0).item()
     train(theirs, optimizer_class(parameter_groups(theirs)), range(1))
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -288,13 +288,13 @@ def test_a_closure_is_a_loss_and_its_gradient(
 @pytest.mark.parametrize(
     ("optimizer_class", "schedule_class"), [(AdamW, WarmupCosine), (Muon, WarmupStableDecay)]
 )
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
+def test_a_resumed_optimizer_equals_an_uninterrupted_one(
     optimizer_class: type[torch.optim.Optimizer], schedule_class: Callable[..., LRScheduler]
 ) -> None:
-    """Network, optimizer and schedule through a file of plain data: equal to the bit."""
+    """Network, optimizer and schedule are bit-identical after saving and loading plain data."""
 
     def parts() -> list[nn.Module | torch.optim.Optimizer | LRScheduler]:
-        net = a_net()
+        net = build_net()
         optimizer = optimizer_class(parameter_groups(net), lr=0.01, weight_decay=0.1)
         return [net, optimizer, schedule_class(optimizer, steps=8, warmup=3)]
 
@@ -317,9 +317,9 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     assert not torch.equal(whole[0].unembed[1].weight, interrupted[0].unembed[1].weight)
 
 
-def test_a_loaded_state_lies_where_the_parameters_are() -> None:
-    """Whatever device it was saved on: a fused kernel wants all on one."""
-    net = a_net()
+def test_a_loaded_state_is_on_the_device_of_the_parameters() -> None:
+    """Whatever device it was saved on, because a fused kernel needs one device."""
+    net = build_net()
     optimizer = Muon(parameter_groups(net))
     train(net, optimizer, range(1))
     elsewhere = Muon(parameter_groups(copy.deepcopy(net).to("meta")))
@@ -331,7 +331,7 @@ def test_a_loaded_state_lies_where_the_parameters_are() -> None:
 def rates(
     count: int, make: Callable[[torch.optim.Optimizer], LRScheduler], lr: float = 1.0
 ) -> list[float]:
-    """The learning rates of a run's first `count` steps."""
+    """Return the learning rates of the first `count` steps."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
     schedule = make(optimizer)
     found = []
@@ -342,7 +342,7 @@ def rates(
     return found
 
 
-def test_warm_up_and_cosine_at_their_corners() -> None:
+def test_values_of_warmup_cosine() -> None:
     found = rates(120, lambda o: WarmupCosine(o, steps=110, warmup=10, final=0.1), lr=2.0)
     assert found[0] == pytest.approx(0.2)
     assert found[4] == pytest.approx(1.0)
@@ -355,10 +355,10 @@ def test_warm_up_and_cosine_at_their_corners() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 60), st.floats(0, 1))
-def test_the_rate_rises_to_the_peak_and_falls_to_the_final(
+def test_warmup_cosine_rises_to_the_peak_and_falls_to_the_final_rate(
     steps: int, warmup: int, final: float
 ) -> None:
-    """Also where the warm-up is longer than the run."""
+    """Also if the warm-up is longer than the run."""
     found = rates(steps + warmup + 1, lambda o: WarmupCosine(o, steps, warmup, final))
     rise, fall = found[:warmup], found[warmup:]
     assert all(a < b for a, b in itertools.pairwise(rise))
@@ -369,7 +369,7 @@ def test_the_rate_rises_to_the_peak_and_falls_to_the_final(
     assert end == pytest.approx([final] * len(end))
 
 
-def test_warm_up_plateau_and_line_at_their_corners() -> None:
+def test_values_of_warmup_stable_decay() -> None:
     found = rates(120, lambda o: WarmupStableDecay(o, steps=100, warmup=10, decay=0.4), lr=2.0)
     assert found[0] == pytest.approx(0.2)
     assert found[4] == pytest.approx(1.0)
@@ -380,10 +380,10 @@ def test_warm_up_plateau_and_line_at_their_corners() -> None:
 
 
 @given(st.integers(1, 80), st.integers(1, 40), st.floats(0.01, 1))
-def test_the_rate_rises_to_a_plateau_and_falls_in_a_straight_line_to_zero(
+def test_warmup_stable_decay_falls_in_a_straight_line_to_zero(
     steps: int, warmup: int, decay: float
 ) -> None:
-    """A line meets a warm-up that is too long for a plateau; the step after the last has zero."""
+    """If the warm-up is long, the line begins without a plateau. After the last step it is zero."""
     found = rates(steps + 1, lambda o: WarmupStableDecay(o, steps, warmup, decay))
     top = max(found)
     first, last = found.index(top), len(found) - 1 - found[::-1].index(top)
@@ -405,11 +405,11 @@ def test_the_rate_rises_to_a_plateau_and_falls_in_a_straight_line_to_zero(
 @pytest.mark.parametrize(
     ("optimizer_class", "name"), [(AdamW, "lr"), (Muon, "lr"), (Muon, "adamw_lr")]
 )
-def test_a_rate_that_cannot_be_is_refused(
+def test_an_invalid_learning_rate_is_refused(
     optimizer_class: type[torch.optim.Optimizer], name: str, lr: float
 ) -> None:
     with pytest.raises(InputError, match=f"^{name} is {lr}"):
-        optimizer_class(parameter_groups(a_net()), **{name: lr})
+        optimizer_class(parameter_groups(build_net()), **{name: lr})
 
 
 @pytest.mark.parametrize(
@@ -428,9 +428,9 @@ def test_a_rate_that_cannot_be_is_refused(
         ("iterations", -5),
     ],
 )
-def test_a_muon_that_cannot_be_is_refused_by_name(name: str, value: float) -> None:
+def test_an_invalid_argument_of_muon_is_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(InputError, match=f"^{name} is {value}"):
-        Muon(parameter_groups(a_net()), **{name: value})
+        Muon(parameter_groups(build_net()), **{name: value})
 
 
 @pytest.mark.parametrize(
@@ -449,9 +449,9 @@ def test_a_muon_that_cannot_be_is_refused_by_name(name: str, value: float) -> No
         (WarmupStableDecay, "decay", math.nan),
     ],
 )
-def test_a_schedule_that_cannot_be_is_refused_by_name(
+def test_an_invalid_argument_of_a_schedule_is_refused_by_name(
     schedule_class: Callable[..., LRScheduler], name: str, value: float
 ) -> None:
-    optimizer = AdamW(parameter_groups(a_net()))
+    optimizer = AdamW(parameter_groups(build_net()))
     with pytest.raises(InputError, match=f"^{name} is {value}"):
         schedule_class(optimizer, steps=10, **{name: value})
