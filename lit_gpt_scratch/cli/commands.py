@@ -27,13 +27,14 @@ from lit_gpt_scratch.errors import InputError, exit_with_error, is_out_of_memory
 from lit_gpt_scratch.private_api import WRONG_WEIGHTS
 from lit_gpt_scratch.runs import folder as run_folder
 from lit_gpt_scratch.runs.callbacks import make_callbacks
-from lit_gpt_scratch.runs.metrics_logger import MetricsCSV, trim_after_step
+from lit_gpt_scratch.runs.recorders import MetricsCSV
 from lit_gpt_scratch.runs.summary import (
     format_header,
     format_summary,
     print_resume_command,
     run_facts,
 )
+from lit_gpt_scratch.runs.tables import trim_after_step
 from lit_gpt_scratch.runs.wandb_logger import (
     finish_wandb_run,
     get_wandb_run,

@@ -1,7 +1,6 @@
 """A run on disk: its folder, tables, W&B record, dashboard and report.
 
-This package exports what reads runs without Lightning. The callbacks and loggers of `fit` are in
-modules of their own.
+The names below read runs and do not import Lightning; the modules for `fit` do.
 """
 
 from lit_gpt_scratch.runs.folder import find_checkpoint

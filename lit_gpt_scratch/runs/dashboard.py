@@ -12,11 +12,7 @@ from lit_gpt_scratch.runs.panels import AXES, PANELS, Panel
 
 
 def build_workspace(project: str, entity: str) -> Any:
-    """Return the dashboard as a `wandb_workspaces` object; only its `save()` needs a login.
-
-    Raises:
-        InputError: wandb-workspaces is not installed.
-    """
+    """Return the dashboard as a `wandb_workspaces` object; only its `save()` needs a login."""
     try:
         ws = import_module("wandb_workspaces.workspaces")
         wr = import_module("wandb_workspaces.reports.v2")

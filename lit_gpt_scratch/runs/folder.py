@@ -1,11 +1,6 @@
-"""The folder of a run: its name, lock and checkpoint; and which run is the newest.
+"""The folder of a run: its name, lock and checkpoint. `report` needs it without Lightning."""
 
-Of one name's runs, the newest has the highest version number. `--ckpt_path best` and `last` look
-at all names: they take the file that was saved last.
-
-This module does not import Lightning, so that `report` starts fast.
-"""
-
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -16,8 +11,6 @@ import yaml
 from lit_gpt_scratch.errors import InputError, write_errors_as_input_errors
 from lit_gpt_scratch.files import atomic_write, lock
 from lit_gpt_scratch.runs.tables import read_rows
-
-DEFAULT_NAME = "gpt_cpu"
 
 
 def runs_folder(root: str | Path | None) -> Path:
@@ -35,17 +28,8 @@ def version_order(path: Path) -> list[Any]:
     return [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", path.name)]
 
 
-def newest_run(folder: Path) -> Path | None:
-    """Return the run with the highest version number inside a folder, if there is one."""
-    return max(filter(is_run, folder.glob("*")), key=version_order, default=None)
-
-
 def new_run_folder(runs: Path, name: str) -> Path:
-    """Return the next `NAME/version_N`; rank 0 creates it, so concurrent runs never share it.
-
-    Raises:
-        InputError: The name is a path, or the folder cannot be written.
-    """
+    """Return the next `NAME/version_N`; rank 0 creates it, so concurrent runs never share it."""
     from lit_gpt_scratch.training.distributed import is_rank_zero  # imports Lightning
 
     if not name or name != Path(name).name or name.startswith("."):
@@ -78,7 +62,7 @@ def default_name(config: Path | None, checkpoint: Path | None) -> str:
         folder = config.resolve().parent
     elif checkpoint:
         folder = checkpoint.resolve().parents[1]
-    return folder.parent.name if folder.name.startswith("version_") else DEFAULT_NAME
+    return folder.parent.name if folder.name.startswith("version_") else "gpt_cpu"
 
 
 def write_yaml_files(folder: Path, **contents: dict[str, Any]) -> None:
@@ -96,11 +80,7 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 def resume_folder(checkpoint: Path, name: str | None) -> Path | None:
-    """Return the folder of the run that a checkpoint belongs to, to resume in that folder.
-
-    Returns:
-        The folder; None if the checkpoint lies outside a run, or `name` asks for another run.
-    """
+    """Return the folder of a checkpoint's run; None outside a run, or if `name` is another run."""
     path = checkpoint.resolve()
     folder = path.parents[1]
     inside = path.parent.name == "checkpoints" and is_run(folder)
@@ -108,20 +88,13 @@ def resume_folder(checkpoint: Path, name: str | None) -> Path | None:
 
 
 def refuse_truncated_config(config: Path) -> None:
-    """Refuse a run's own config.yaml that has lost its end: defaults would replace that part.
-
-    `fit` writes the file atomically, and its last key is `wandb.tags`. A failed copy or a damaged
-    disk can truncate it later.
-
-    Raises:
-        InputError: The end is missing.
-    """
+    """Raise InputError if a run's own config.yaml has lost its end: defaults would replace it."""
     if config.name != "config.yaml" or not (config.parent / "checkpoints").is_dir():
         return
     text = config.read_text(encoding="utf-8")
     values = yaml.safe_load(text)
-    last = values.get("wandb") if isinstance(values, dict) else None
-    if "tags" not in (last or ()) or not text.endswith("\n"):
+    wandb = values.get("wandb") if isinstance(values, dict) else None
+    if "tags" not in (wandb or ()) or not text.endswith("\n"):  # the last key that `fit` writes
         raise InputError(
             f"--config {config} is truncated: its end is missing. Give the configs and flags that "
             "the run was started with instead; fit then writes a new config.yaml."
@@ -129,32 +102,20 @@ def refuse_truncated_config(config: Path) -> None:
 
 
 def find_unfinished_run(folder: Path) -> Path | None:
-    """Return the newest run in runs/NAME if it stopped before its last step and nobody trains it.
-
-    A run without metrics.csv has another logger; it is not reported.
-    """
-    newest = newest_run(folder)
-    if newest is None or not (newest / "metrics.csv").is_file():
+    """Return the newest run in runs/NAME if it stopped early and no process trains it."""
+    newest = max(filter(is_run, folder.glob("*")), key=version_order, default=None)
+    if newest is None or not (newest / "metrics.csv").is_file():  # it has another logger
         return None
-    try:
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
         config = yaml.safe_load((newest / "config.yaml").read_text())
         step = max((int(row["step"]) for row in read_rows(newest / "metrics.csv")[1]), default=0)
-        unfinished = step < int(config["trainer"]["max_steps"])
         os.close(lock_run_folder(newest))
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
-        return None
-    return newest if unfinished else None
+        return newest if step < int(config["trainer"]["max_steps"]) else None
+    return None
 
 
 def lock_run_folder(folder: Path) -> int:
-    """Lock a run's folder, so that no other process trains in it.
-
-    Returns:
-        A file descriptor. Closing it, or the end of this process, releases the lock.
-
-    Raises:
-        InputError: Another process holds the lock.
-    """
+    """Return a file descriptor that locks a run's folder against other processes until closed."""
     descriptor = lock(folder)
     if descriptor is None:
         raise InputError(
@@ -165,11 +126,7 @@ def lock_run_folder(folder: Path) -> int:
 
 
 def find_checkpoint(wanted: str, runs: Path) -> Path:
-    """Return the checkpoint file that `--ckpt_path` names: a path, or `best` or `last`.
-
-    Raises:
-        InputError: No run has a checkpoint of that name.
-    """
+    """Return the checkpoint that `--ckpt_path` names: a path, or the newest `best` or `last`."""
     if wanted not in ("best", "last"):
         return Path(wanted).expanduser()
     files = runs.glob(f"*/version_*/checkpoints/{wanted}.ckpt")

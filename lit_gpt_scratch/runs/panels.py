@@ -7,26 +7,15 @@ AXES = {"step": "step", "tokens_seen": "characters seen", "train_seconds": "seco
 
 
 class Panel(NamedTuple):
-    """One plot, table or series of images.
+    """One plot, table or series of images."""
 
-    Attributes:
-        section: The heading above the panel.
-        title: The panel's title.
-        key: What `fit` logs: a column of metrics.csv for a line, the file KEY.csv for a table or
-            bars, the folder KEY for images.
-        kind: How the panel is drawn.
-        unit: Unit of the vertical axis.
-        log: Whether the vertical axis is logarithmic.
-        axes: Horizontal axes; W&B gets one plot for each. The report offers all of `AXES`.
-    """
-
-    section: str
+    section: str  # the heading above the panel
     title: str
-    key: str
+    key: str  # column of metrics.csv (line), file KEY.csv (table or bar) or folder KEY (image)
     kind: Literal["line", "bar", "table", "image"] = "line"
-    unit: str = ""
-    log: bool = False
-    axes: tuple[str, ...] = ("step",)
+    unit: str = ""  # of the vertical axis
+    log: bool = False  # whether the vertical axis is logarithmic
+    axes: tuple[str, ...] = ("step",)  # W&B gets one plot for each; the report offers all `AXES`
 
 
 NATS = "nats per character"

@@ -1,8 +1,4 @@
-"""Finds and reads runs on disk: complete ones, interrupted ones, and old ones that lack files.
-
-A run may come from an untrusted source: this module executes none of its content and treats all
-values as text.
-"""
+"""Finds and reads runs on disk, also incomplete ones, and executes none of their content."""
 
 import base64
 import contextlib
@@ -18,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 
 from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.runs.folder import is_run, newest_run, version_order
+from lit_gpt_scratch.runs.folder import is_run, version_order
 from lit_gpt_scratch.runs.panels import AXES, PANELS, Panel
 from lit_gpt_scratch.runs.tables import Row, read_rows
 
@@ -29,27 +25,16 @@ Columns = dict[str, list[float | None]]
 
 
 class Run(NamedTuple):
-    """The contents of a run's folder.
+    """The contents of a run's folder."""
 
-    Attributes:
-        label: End of the folder's path, long enough to be unique.
-        config: Settings by dotted name.
-        about: Contents of about.yaml.
-        train: Columns of the rows of metrics.csv that training logged.
-        val: Columns of the rows that validation logged.
-        symbols: Count and loss of each character in the last validation.
-        samples: Steps, each with pairs of prompt and continuation.
-        attention: Steps, each with an image as a data URL.
-    """
-
-    label: str
-    config: dict[str, str]
-    about: dict[str, Any]
-    train: Columns
-    val: Columns
-    symbols: dict[str, tuple[float, float]]
-    samples: list[tuple[str, list[tuple[str, str]]]]
-    attention: list[tuple[str, str]]
+    label: str  # the end of the folder's path, long enough to be unique
+    config: dict[str, str]  # settings by dotted name
+    about: dict[str, Any]  # contents of about.yaml
+    train: Columns  # of the rows of metrics.csv that training logged
+    val: Columns  # of the rows that validation logged
+    symbols: dict[str, tuple[float, float]]  # last validation's count and loss of each character
+    samples: list[tuple[str, list[tuple[str, str]]]]  # steps; pairs of prompt and continuation
+    attention: list[tuple[str, str]]  # steps, each with an image as a data URL
 
     @property
     def network(self) -> str:
@@ -70,11 +55,7 @@ class Run(NamedTuple):
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """Return the runs among `paths` and below; without paths, each name's newest run in ./runs.
-
-    Raises:
-        InputError: A folder does not exist, or has no run in it.
-    """
+    """Return the runs among `paths` and below; without paths, each name's newest run in ./runs."""
     found: list[Path] = []
     for path in paths or [Path("runs")]:
         if not path.is_dir():
@@ -82,10 +63,8 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
         below = list(runs_below(path.resolve()))
         if not below:
             raise InputError(f"folder {path} has no run in it: name one such as runs/NAME.")
-        if not paths:
-            names = dict.fromkeys(run.parent for run in below)
-            below = [run for run in map(newest_run, names) if run]
-        found += below
+        newest = {run.parent: run for run in below}  # the runs of a name come in version order
+        found += below if paths else newest.values()
     return list(dict.fromkeys(found))
 
 
@@ -101,11 +80,9 @@ def runs_below(folder: Path) -> Iterator[Path]:
 def unique_labels(folders: Sequence[Path]) -> list[str]:
     """Return the last two parts of each path, or as many parts as make the labels unique."""
     parts = 2
-    while True:
-        labels = ["/".join(folder.parts[-parts:]) for folder in folders]
-        if len(set(labels)) == len(labels):
-            return labels
+    while len({folder.parts[-parts:] for folder in folders}) < len(folders):
         parts += 1
+    return ["/".join(folder.parts[-parts:]) for folder in folders]
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -148,17 +125,8 @@ def metric_columns(rows: Iterable[Row], required: str) -> Columns:
     return {key: column for key, column in columns.items() if any(v is not None for v in column)}
 
 
-def read_run(
-    folder: Path, label: str, max_images: int = MAX_STEPS, max_bytes: int = 1 << 20
-) -> Run:
-    """Read a run's folder; whatever is missing stays empty.
-
-    Args:
-        folder: The run's folder.
-        label: The run's name in the report.
-        max_images: Number of attention images.
-        max_bytes: Size of each image; a larger one is scaled down.
-    """
+def read_run(folder: Path, label: str, max_images: int = MAX_STEPS, max_bytes: int = 2**20) -> Run:
+    """Read a run's folder; what is missing stays empty. Images are scaled down to `max_bytes`."""
     _, metrics = read_rows(folder / "metrics.csv")
     samples: dict[str, list[tuple[str, str]]] = {}
     for row in read_rows(folder / "samples.csv")[1]:
@@ -204,16 +172,10 @@ def read_image(path: Path, max_bytes: int) -> Iterator[tuple[str, str]]:
 
 
 def read_wandb(*segments: Path) -> dict[int, dict[str, Any]]:
-    """Return the values that W&B recorded offline for one run, by step.
+    """Return the values of one run that W&B recorded in its folders `offline-run-*`, by step.
 
     W&B starts a new segment each time a run resumes. Rows of an earlier segment are dropped from
     the first step of the next one: the run logged them after its last checkpoint, then again.
-
-    Args:
-        segments: W&B's folders `offline-run-TIME-ID`, in any order.
-
-    Raises:
-        InputError: A folder is not one of W&B's.
     """
     rows: dict[int, dict[str, Any]] = {}
     for segment in sorted(segments, key=lambda path: path.name):

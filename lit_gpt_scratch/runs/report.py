@@ -75,12 +75,10 @@ def make_scoreboard(runs: Sequence[Run]) -> list[list[tuple[str, bool]]]:
     board = []
     for run in runs:
         comparable = [other for other in runs if other.validation_text == run.validation_text]
-        columns = zip(*map(compute_scores, comparable), strict=True)
+        columns = zip(compute_scores(run), *map(compute_scores, comparable), strict=True)
         row = []
-        for (form, best), value, column in zip(
-            SCORES.values(), compute_scores(run), columns, strict=True
-        ):
-            known = [other for other in column if other is not None]
+        for (form, best), (value, *others) in zip(SCORES.values(), columns, strict=True):
+            known = [other for other in others if other is not None]
             is_best = best is not None and len(known) > 1 and value == best(known)
             row.append(("" if value is None else form.format(value), is_best))
         board.append(row)
@@ -132,7 +130,7 @@ def render_report(runs: Sequence[Run]) -> str:
         board=make_scoreboard(runs),
         references={name: (loss, loss / math.log(2)) for name, loss in references.items()},
         differences=find_differences(runs),
-        sections=[(n, list(p)) for n, p in groupby(panels, lambda panel: panel.section)],
+        sections=[(name, list(group)) for name, group in groupby(panels, lambda p: p.section)],
         axes=AXES,
         data={
             "runs": curves,
@@ -145,11 +143,7 @@ def render_report(runs: Sequence[Run]) -> str:
 
 
 def write_report(paths: Sequence[Path], output: Path) -> None:
-    """Write the report about the runs in some folders; see `find_runs` for the default.
-
-    Raises:
-        InputError: There is no run, or `output` is another file or cannot be written.
-    """
+    """Write the report about the runs that `find_runs` finds; replace no file but a report."""
     folders = reading.find_runs(paths)
     images = min(reading.MAX_STEPS, max(2, MAX_IMAGES // len(folders)))
     size = MAX_IMAGE_BYTES // (images * len(folders))
@@ -173,7 +167,7 @@ def main(args: Sequence[str] | None = None) -> None:
     where = "Folders of runs, or folders that contain runs. Default: each name's newest in ./runs."
     parser.add_argument("runs", nargs="*", type=Path, help=where)
     parser.add_argument(
-        "--output", type=Path, default=Path("report.html"), help="The HTML file to write."
+        "--output", type=Path, default="report.html", help="The HTML file to write."
     )
     with exit_on_input_error(parser.prog):
         options = parser.parse_args(args)

@@ -11,9 +11,9 @@ from typing import Any
 import lightning
 import torch
 
-from lit_gpt_scratch.generation.sampling import SamplingSettings
-from lit_gpt_scratch.generation.text import default_prompt
-from lit_gpt_scratch.models.gpt import count_parameters
+from lit_gpt_scratch.data.grammar import play_log_loss
+from lit_gpt_scratch.generation import SamplingSettings, default_prompt
+from lit_gpt_scratch.models import count_parameters
 from lit_gpt_scratch.runs.folder import last_checkpoint
 from lit_gpt_scratch.runs.recorders import printable_lines
 from lit_gpt_scratch.training.checkpointing import best_checkpoint
@@ -39,7 +39,6 @@ def git_commit() -> str | None:
 def run_facts(trainer: Any, model: Any, data: Any) -> dict[str, Any]:
     """Return the contents of about.yaml: facts about a run that its config lacks."""
     device = trainer.strategy.root_device
-    cuda = device.type == "cuda"
     return {
         "network": type(model.net).__name__,
         "parameters": count_parameters(model.net),
@@ -48,7 +47,7 @@ def run_facts(trainer: Any, model: Any, data: Any) -> dict[str, Any]:
         "alphabet_size": len(data.alphabet),
         "context": data.context,
         "git_commit": git_commit(),
-        "device": torch.cuda.get_device_name(device) if cuda else str(device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "precision": str(trainer.precision),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -60,17 +59,15 @@ def format_header(model: Any, data: Any, folder: Path) -> str:
     """Return the lines that `fit` prints before training."""
     net, splits = model.net, data.splits
     parts = [f"{name} {count_parameters(part):,}" for name, part in net.named_children()]
-    return "\n".join(
-        [
-            f"network      {type(net).__name__}, {count_parameters(net):,} parameters "
-            f"({', '.join(parts)})",
-            f"corpus       {data.hparams.corpus}: {len(splits.train):,} characters to train on, "
-            f"{len(splits.val):,} to validate, alphabet of {len(data.alphabet)}",
-            f"batch        {data.batch_size} windows of {data.context} characters",
-            f"run          {folder}",
-            *large_alphabet_notice(model),
-        ]
-    )
+    lines = [
+        f"network      {type(net).__name__}, {count_parameters(net):,} parameters "
+        f"({', '.join(parts)})",
+        f"corpus       {data.hparams.corpus}: {len(splits.train):,} characters to train on, "
+        f"{len(splits.val):,} to validate, alphabet of {len(data.alphabet)}",
+        f"batch        {data.batch_size} windows of {data.context} characters",
+        f"run          {folder}",
+    ]
+    return "\n".join(lines + large_alphabet_notice(model))
 
 
 def large_alphabet_notice(model: Any) -> list[str]:
@@ -124,31 +121,23 @@ def format_summary(trainer: Any, model: Any, data: Any, folder: Path) -> str:
         f"last         {format_loss(metrics.get('val/loss'))} at step {trainer.global_step}{gap}",
         f"best         {format_loss(best_checkpoint(trainer).best_model_score)}",
         f"time         {throughput.train_seconds:.0f} s of training",
-        *grammar_loss_line(data),
-        f"run          {folder}",
-        "",
-        "A sample:",
-        "",
-        *printable_lines(sample_text(model, data.seed)),
-        "",
     ]
+    if data.hparams.corpus == "sample":
+        floor, error = play_log_loss(data.splits.val.start + 1, data.splits.val.stop)
+        lines.append(
+            f"floor        {format_loss(floor)}, standard error {error:.4f}: the grammar itself"
+        )
+    sample = printable_lines(sample_text(model, data.seed))
+    lines += [f"run          {folder}", "", "A sample:", "", *sample, ""]
     prompt = " --prompt ROMEO:" if set("ROMEO:") <= set(data.alphabet) else ""
     checkpoints = [folder / "checkpoints" / "best.ckpt", last_checkpoint(folder)]
-    for checkpoint in [path for path in checkpoints if path.exists()][:1]:
+    if checkpoint := next(filter(Path.exists, checkpoints), None):
         path = shlex.quote(str(checkpoint))
-        lines += ["Next:", f"  lit-gpt-scratch predict --ckpt_path {path}{prompt}"]
-        lines += [f"  lit-gpt-scratch validate --ckpt_path {path}"]
-        lines += [f"  lit-gpt-scratch report {shlex.quote(str(folder))}"]
+        lines += [
+            "Next:",
+            f"  lit-gpt-scratch predict --ckpt_path {path}{prompt}",
+            f"  lit-gpt-scratch validate --ckpt_path {path}",
+            f"  lit-gpt-scratch report {shlex.quote(str(folder))}",
+        ]
     offline = sorted(folder.glob("wandb/offline-run-*"))
     return "\n".join(lines + [f"  wandb sync {shlex.quote(str(run))}" for run in offline])
-
-
-def grammar_loss_line(data: Any) -> list[str]:
-    """Return the loss of the built-in grammar itself, or nothing for another corpus."""
-    if data.hparams.corpus != "sample":
-        return []
-    from lit_gpt_scratch.data.grammar import play_log_loss
-
-    val = data.splits.val
-    floor, error = play_log_loss(val.start + 1, val.stop)
-    return [f"floor        {format_loss(floor)}, standard error {error:.4f}: the grammar itself"]

@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -40,11 +40,7 @@ class WandbSettings:
 
 
 def resolve_wandb_mode(settings: WandbSettings) -> Any:
-    """Return the mode of the settings, else of WANDB_MODE, else offline.
-
-    Raises:
-        InputError: WANDB_MODE is not a mode.
-    """
+    """Return the mode of the settings, else of WANDB_MODE, else offline."""
     mode = settings.mode or os.environ.get("WANDB_MODE", "offline")
     if mode not in WANDB_MODES:
         raise InputError(f"WANDB_MODE is {mode!r}: it must be {', '.join(WANDB_MODES)}.")
@@ -63,14 +59,8 @@ def make_wandb_loggers(
 ) -> list[Logger]:
     """Return the W&B logger; none if the mode is `disabled` or this process is not rank 0.
 
-    Args:
-        folder: The run's folder, where W&B keeps its files.
-        config: The settings that W&B shows.
-        settings: Mode and place of the W&B run.
-        wandb_id: Id of the W&B run that this run resumes.
-
-    Raises:
-        InputError: W&B refuses the run, or WANDB_MODE is not a mode.
+    W&B keeps its files in `folder`, shows `config`, and continues its run `wandb_id` if given.
+    Raise InputError if W&B refuses the run.
     """
     mode = resolve_wandb_mode(settings)
     if mode == "disabled" or not is_rank_zero():
@@ -84,12 +74,8 @@ def make_wandb_loggers(
             id=wandb_id,
             resume="allow" if wandb_id else None,
             dir=folder,
-            mode=mode,
-            project=settings.project,
-            entity=settings.entity,
-            group=settings.group,
-            tags=settings.tags,
             config=config,
+            **asdict(replace(settings, mode=mode)),
             settings=wandb.Settings(silent=mode == "offline", console="off", **WANDB_FLUSH),
         )
     except wandb.Error as error:
@@ -101,8 +87,8 @@ def make_wandb_loggers(
 
 def get_wandb_run(trainer: Any) -> Any:
     """Return the W&B run of this process, or None."""
-    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-    return loggers[0].experiment if loggers else None
+    runs = (logger.experiment for logger in trainer.loggers if isinstance(logger, WandbLogger))
+    return next(runs, None)
 
 
 def finish_wandb_run(folder: Path) -> None:
@@ -114,14 +100,10 @@ def finish_wandb_run(folder: Path) -> None:
 
 
 class WandbCheckpoints(Callback):
-    """Saves the W&B run's id in each checkpoint, and logs the best checkpoint as an artifact.
-
-    Args:
-        wandb_id: Id of the W&B run that this run resumes; kept if W&B is now disabled.
-    """
+    """Saves the W&B run's id in each checkpoint, and logs the best checkpoint as an artifact."""
 
     def __init__(self, wandb_id: str | None = None) -> None:
-        self.wandb_id = wandb_id
+        self.wandb_id = wandb_id  # of the resumed run; it is kept if W&B is now disabled
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         run = get_wandb_run(trainer)
@@ -137,10 +119,9 @@ class WandbCheckpoints(Callback):
         if run and Path(best.best_model_path).is_file():
             import wandb
 
-            metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-            assert best.best_model_score is not None
-            metrics["best val/loss"] = float(best.best_model_score)
-            artifact = wandb.Artifact(f"checkpoint-{run.id}", "model", metadata=metrics)
+            metrics = trainer.callback_metrics | {"best val/loss": best.best_model_score}
+            metadata = {name: float(value) for name, value in metrics.items()}
+            artifact = wandb.Artifact(f"checkpoint-{run.id}", "model", metadata=metadata)
             # Refer to the file in its place instead of copying it.
             artifact.add_file(best.best_model_path, policy="immutable", skip_cache=True)
             run.log_artifact(artifact, aliases=["best"])

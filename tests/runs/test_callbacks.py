@@ -9,8 +9,12 @@ from laws import train_small
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_gpt_scratch.runs.callbacks import make_callbacks
-from lit_gpt_scratch.runs.metrics_logger import RowCounts
-from lit_gpt_scratch.runs.recorders import AttentionRecorder, SampleRecorder, SymbolLossRecorder
+from lit_gpt_scratch.runs.recorders import (
+    AttentionRecorder,
+    RowCounts,
+    SampleRecorder,
+    SymbolLossRecorder,
+)
 from lit_gpt_scratch.runs.wandb_logger import WandbCheckpoints
 from lit_gpt_scratch.training.checkpointing import SignalCheckpoint
 from lit_gpt_scratch.training.distributed import RankConsistencyCheck

@@ -13,7 +13,6 @@ from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.runs.folder import (
     find_unfinished_run,
     lock_run_folder,
-    newest_run,
     refuse_truncated_config,
     resume_folder,
 )
@@ -77,11 +76,12 @@ def test_the_newest_run_of_a_name_has_the_highest_version_number(tmp_path: Path)
     for age, number in enumerate((10, 9, 2)):
         folder = tmp_path / f"version_{number}"
         folder.mkdir()
-        (folder / "config.yaml").touch()
+        (folder / "metrics.csv").write_text("step\n4\n")
+        (folder / "config.yaml").write_text("trainer: {max_steps: 5}")
         os.utime(folder / "config.yaml", (1e9 + age, 1e9 + age))
     (tmp_path / "version_11").mkdir()
-    assert newest_run(tmp_path) == tmp_path / "version_10"
-    assert newest_run(tmp_path / "missing") is None
+    assert find_unfinished_run(tmp_path) == tmp_path / "version_10"
+    assert find_unfinished_run(tmp_path / "missing") is None
 
 
 def test_an_unfinished_run_of_the_same_name_is_reported_once(

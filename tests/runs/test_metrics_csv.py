@@ -6,7 +6,8 @@ import pytest
 from compare_runs import last
 from laws import train_small
 
-from lit_gpt_scratch.runs.metrics_logger import MetricsCSV, RowCounts, trim_after_step
+from lit_gpt_scratch.runs.recorders import MetricsCSV, RowCounts
+from lit_gpt_scratch.runs.tables import trim_after_step
 
 
 def test_rows_are_appended_and_new_columns_are_added(tmp_path: Path) -> None:
