@@ -16,7 +16,7 @@ from lit_gpt_scratch.training.throughput import Throughput
 
 
 def make_callbacks(folder: Path, bar: bool | None, wandb_id: str | None = None) -> list[Callback]:
-    """Return the callbacks of a run; by default, it has a progress bar in a terminal only."""
+    """Return the callbacks of a run. If `bar` is None, only a terminal gets a progress bar."""
     if bar is None:
         bar = sys.stdout.isatty()
     options: dict[str, Any] = {

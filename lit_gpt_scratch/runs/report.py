@@ -5,12 +5,13 @@ escapes all text, and its content security policy forbids network requests.
 """
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import resources
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+from statistics import median
 
 from jsonargparse import ArgumentParser
 from tqdm import tqdm
@@ -20,7 +21,7 @@ from lit_gpt_scratch.errors import InputError, exit_on_input_error
 from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.runs import reading
 from lit_gpt_scratch.runs.panels import AXES, PANELS
-from lit_gpt_scratch.runs.reading import Columns, Run, parse_number, subsample
+from lit_gpt_scratch.runs.reading import Run, parse_number, subsample
 
 MAX_POINTS = 500  # of each curve
 MAX_SYMBOLS = 120  # the most frequent ones
@@ -39,35 +40,29 @@ REFERENCES = {
 }
 REFERENCE_TEXT = (TINY_SHAKESPEARE_SHA256, "0.1", "0.0")
 
-# Columns of the scoreboard: format, and which of several values is the best.
-SCORES: dict[str, tuple[str, Callable[[list[float]], float] | None]] = {
-    "parameters": ("{:,.0f}", None),
-    "validation loss, last": ("{:.4f}", min),
-    "best": ("{:.4f}", min),
-    "bits per character": ("{:.3f}", min),
-    "seconds of training": ("{:,.0f}", None),
-    "characters per second": ("{:,.0f}", max),
-    "MFU": ("{:.0%}", max),
+# Columns of the scoreboard: metric, statistic of its values, format, best value of several runs.
+Statistic = Callable[[list[float]], float]
+last: Statistic = itemgetter(-1)
+SCORES: dict[str, tuple[str, Statistic, str, Statistic | None]] = {
+    "parameters": ("parameters", last, "{:,.0f}", None),
+    "validation loss, last": ("val/loss", last, "{:.4f}", min),
+    "best": ("val/loss", min, "{:.4f}", min),
+    "bits per character": ("val/loss", lambda losses: min(losses) / math.log(2), "{:.3f}", min),
+    "seconds of training": ("train_seconds", last, "{:,.0f}", None),
+    "characters per second": ("chars_per_sec", median, "{:,.0f}", max),
+    "MFU": ("mfu", median, "{:.0%}", max),
 }
 
 
 def compute_scores(run: Run) -> list[float | None]:
     """Return a run's values in the order of SCORES; None where the run has no value."""
-
-    def known(columns: Columns, key: str) -> list[float]:
-        return [value for value in columns.get(key, ()) if value is not None]
-
-    losses, seconds = known(run.val, "val/loss"), known(run.train, "train_seconds")
-    speeds, mfu = known(run.train, "chars_per_sec"), known(run.train, "mfu")
-    return [
-        parse_number(run.about.get("parameters")),
-        losses[-1] if losses else None,
-        min(losses, default=None),
-        min(losses) / math.log(2) if losses else None,
-        seconds[-1] if seconds else None,
-        statistics.median(speeds) if speeds else None,
-        statistics.median(mfu) if mfu else None,
-    ]
+    parameters = parse_number(run.about.get("parameters"))
+    columns = run.train | {"val/loss": run.val.get("val/loss", []), "parameters": [parameters]}
+    scores = []
+    for key, summarize, _, _ in SCORES.values():
+        known = [value for value in columns.get(key, ()) if value is not None]
+        scores.append(summarize(known) if known else None)
+    return scores
 
 
 def make_scoreboard(runs: Sequence[Run]) -> list[list[tuple[str, bool]]]:
@@ -77,7 +72,7 @@ def make_scoreboard(runs: Sequence[Run]) -> list[list[tuple[str, bool]]]:
         comparable = [other for other in runs if other.validation_text == run.validation_text]
         columns = zip(compute_scores(run), *map(compute_scores, comparable), strict=True)
         row = []
-        for (form, best), (value, *others) in zip(SCORES.values(), columns, strict=True):
+        for (_, _, form, best), (value, *others) in zip(SCORES.values(), columns, strict=True):
             known = [other for other in others if other is not None]
             is_best = best is not None and len(known) > 1 and value == best(known)
             row.append(("" if value is None else form.format(value), is_best))
