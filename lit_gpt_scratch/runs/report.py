@@ -40,9 +40,9 @@ REFERENCES = {
 }
 REFERENCE_TEXT = (TINY_SHAKESPEARE_SHA256, "0.1", "0.0")
 
-# Columns of the scoreboard: metric, statistic of its values, format, best value of several runs.
 Statistic = Callable[[list[float]], float]
 last: Statistic = itemgetter(-1)
+# Columns of the scoreboard: metric, statistic of its values, format, best value of several runs.
 SCORES: dict[str, tuple[str, Statistic, str, Statistic | None]] = {
     "parameters": ("parameters", last, "{:,.0f}", None),
     "validation loss, last": ("val/loss", last, "{:.4f}", min),
