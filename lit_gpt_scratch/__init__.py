@@ -3,7 +3,7 @@
 from importlib import import_module
 from types import ModuleType
 
-# Where the classes of each former module are now: old checkpoints and configs name them there.
+# Old module -> folder that has its classes now. Old checkpoints and configs name old modules.
 MOVED = {
     "attention": "models",
     "modern": "models",
@@ -14,7 +14,7 @@ MOVED = {
 
 
 def __getattr__(name: str) -> ModuleType:
-    """The room that took over a former module. Jsonargparse resolves old class paths by it."""
+    """Return the folder for an old module, so that jsonargparse can import old class paths."""
     if name in MOVED:
         return import_module(f"{__name__}.{MOVED[name]}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def lock(folder: Path, required: bool = False) -> int | None:
+def lock(folder: Path, locked_if_unsupported: bool = False) -> int | None:
     """Take an exclusive lock on a folder, without waiting.
 
     It keeps out only others that call `lock`. Closing the descriptor, or exiting, releases it.
 
     Args:
         folder: The folder to lock.
-        required: If the file system does not support locks: True treats the folder as locked by
-            another process, False as free.
+        locked_if_unsupported: Whether to treat the folder as locked by another process, rather than
+            as free, if the file system has no locks.
 
     Returns:
         The open descriptor; None if another process holds the lock or the folder does not exist.
@@ -34,7 +34,7 @@ def lock(folder: Path, required: bool = False) -> int | None:
     except BlockingIOError:
         locked = False
     except OSError:  # the file system does not support locks
-        locked = not required
+        locked = not locked_if_unsupported
     if not locked or not folder.exists():  # the process that held it before may have deleted it
         os.close(descriptor)
         return None
@@ -43,14 +43,14 @@ def lock(folder: Path, required: bool = False) -> int | None:
 
 @contextlib.contextmanager
 def staging_dir(path: Path) -> Iterator[Path]:
-    """Create a temporary folder next to `path`, in which to build what is then renamed to `path`.
+    """Create a temporary folder next to `path`. Build the content there, then rename it to `path`.
 
     The folder is deleted on exit. On entry, folders that killed processes left for the same `path`
     are deleted; those of running processes are locked and stay.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{escape(path.name)}-????????.partial"):
-        if (descriptor := lock(stale, required=True)) is not None:
+        if (descriptor := lock(stale, locked_if_unsupported=True)) is not None:
             shutil.rmtree(stale, ignore_errors=True)
             os.close(descriptor)
     held = None

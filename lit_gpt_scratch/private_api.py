@@ -22,13 +22,13 @@ INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 
 
 def set_logged_step(trainer: Any) -> None:
-    """Correct the counter by which Lightning logs: a resume at a validation shifts it by one."""
+    """Set Lightning's logging step: it is one off after resuming at the step of a validation."""
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 
 @contextmanager
 def without_announced_batch(trainer: Any) -> Iterator[None]:
-    """Undo the announcement of the next batch meanwhile, so that a checkpoint does not count it."""
+    """Meanwhile do not count the next batch, which Lightning has marked as ready but not used."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     for tracker in (progress.total, progress.current):
         tracker.ready -= 1
@@ -80,7 +80,7 @@ def foreach_lerp_(starts: list["Tensor"], ends: list["Tensor"], weight: float) -
 
 
 def allow_clipping(optimizer: Any) -> None:
-    """Let Lightning clip gradients of a fused optimizer, whose kernel could undo a loss scale."""
+    """Let Lightning clip gradients; it refuses for fused optimizers, which may unscale them."""
     optimizer._step_supports_amp_scaling = False
 
 

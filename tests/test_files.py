@@ -124,7 +124,7 @@ def test_without_lock_support_lock_succeeds_and_staging_deletes_nothing(
     descriptor = lock(tmp_path)
     assert descriptor is not None
     os.close(descriptor)
-    assert lock(tmp_path, required=True) is None
+    assert lock(tmp_path, locked_if_unsupported=True) is None
     with atomic_write(tmp_path / "target") as file:
         file.write(b"all")
     assert (tmp_path / "target").read_bytes() == b"all"

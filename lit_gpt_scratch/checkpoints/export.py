@@ -52,7 +52,7 @@ def write_export(
 
 
 def best_loss(checkpoint: Path, contents: dict[str, Any]) -> float | None:
-    """Return the validation loss of a best.ckpt; other files do not store their own."""
+    """Return the validation loss of a best.ckpt; other files do not store it."""
     if checkpoint.name != "best.ckpt":
         return None
     try:

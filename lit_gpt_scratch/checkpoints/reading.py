@@ -64,7 +64,9 @@ def read_checkpoint(path: Path, plugin: str | None = None) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"checkpoint {path} is refused: {error}.") from error
     if not has_parts:
-        raise InputError(f"checkpoint {path} was not written by {PACKAGE}: use one of its fit.")
+        raise InputError(
+            f"checkpoint {path} was not written by {PACKAGE}: give one that `fit` wrote."
+        )
     checkpoint["state_dict"] = dict(checkpoint["state_dict"])  # drops the dictionary's attributes
     return checkpoint
 
@@ -72,7 +74,9 @@ def read_checkpoint(path: Path, plugin: str | None = None) -> dict[str, Any]:
 def _load(path: Path) -> Any:
     """Load a file of plain data or an exported folder."""
     if not path.exists():
-        raise InputError(f"checkpoint {path}: no such file. Give a path, or best or last.")
+        raise InputError(
+            f"checkpoint {path}: no such file. Give an existing path, or best or last."
+        )
     remedy = "use another, such as the other of best.ckpt and last.ckpt"
     try:
         if path.is_dir():
@@ -101,8 +105,8 @@ def _load_folder(folder: Path) -> dict[str, Any]:
     for file in (config, weights):
         if file.is_symlink() or not file.is_file():
             raise InputError(
-                f"checkpoint {folder} is a folder but not an export of {PACKAGE}, which has a file "
-                f"{file.name} (not a link): name a .ckpt file."
+                f"checkpoint {folder} is a folder but not an export of {PACKAGE}: a regular file "
+                f"{file.name} is missing. Give an exported folder or a .ckpt file."
             )
     with weights.open("rb") as opened:
         header_bytes = int.from_bytes(opened.read(8), "little")
@@ -132,7 +136,7 @@ def limit_parameters(path: Path) -> Iterator[None]:
     them, when their memory is reserved but not yet used.
     """
     left = _size(path)
-    message = "the checkpoint has too few weights for this network: do not change its sizes."
+    message = "the checkpoint has too few weights for this network: do not change its size."
 
     def count(_module: Any, _name: str, parameter: torch.Tensor | None) -> None:
         nonlocal left

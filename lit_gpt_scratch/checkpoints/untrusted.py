@@ -28,7 +28,7 @@ from lit_gpt_scratch.private_api import (
     steps_in_loops,
 )
 
-# Pickle opcodes of plain data that PyTorch saved: those that create a value, those that fill one.
+# Opcodes in a pickle of plain data: CREATE pushes a new value, FILL adds to a container.
 CREATE = {
     "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT",
     "BINUNICODE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
@@ -75,7 +75,7 @@ def require_plain_archive(path: Path) -> None:
 
 
 def _require_plain_pickle(pickled: bytes) -> None:
-    """Simulate a pickle's program without running it; the stack holds what created each value."""
+    """Simulate a pickle without running it; the stack holds the name of each value's opcode."""
     stack: list[Any] = []
     outer: list[list[Any]] = []  # the stack at each mark
     memo: dict[Any, Any] = {}
@@ -140,7 +140,9 @@ def require_plain(value: Any, size: int) -> None:
         elif type(part) is torch.Tensor:
             size -= part.numel()
             if part.layout != torch.strided or part.device.type != "cpu" or size < 0:
-                raise ValueError("it has tensors where none belong, or larger than the file")
+                raise ValueError(
+                    "its settings hold a tensor, or its tensors are larger than the file"
+                )
         elif type(part) is int:
             if not -(1 << 63) <= part < 1 << 63:
                 raise ValueError("it has a number of more than 64 bits")
@@ -149,7 +151,7 @@ def require_plain(value: Any, size: int) -> None:
 
 
 def require_own_state(checkpoint: dict[str, Any]) -> None:
-    """Check everything but class paths that training and validation would act on.
+    """Check all values that training and validation use. `require_classes_of` checks class paths.
 
     Raises `ValueError` if the loops would not continue at global_step, callbacks name files
     elsewhere, weights are not finite, or a key names code to run.
@@ -159,13 +161,15 @@ def require_own_state(checkpoint: dict[str, Any]) -> None:
     for _, state in _nested(checkpoint.get("loops", {})):
         is_count = isinstance(state, int) and 0 <= state < 1 << 53
         if not is_count and not isinstance(state, dict | list):
-            raise ValueError("its loops hold more than counts")
+            raise ValueError(
+                "its step counters are not all counts (the file was edited or damaged)"
+            )
     try:
         agree = steps_in_loops(checkpoint["loops"]) == checkpoint["global_step"]
     except (KeyError, TypeError):
         agree = "loops" not in checkpoint  # exports have no loops
     if not agree:
-        raise ValueError("its loops are not at its global_step")
+        raise ValueError("its step counters disagree (the file was edited or damaged)")
     for key, state in _nested(checkpoint.get("callbacks", {})):
         if key.endswith("_path") and not isinstance(state, str):
             raise ValueError("it holds a path that is not text")
@@ -189,8 +193,9 @@ def require_own_state(checkpoint: dict[str, Any]) -> None:
 def require_classes_of(hyper_parameters: dict[str, Any], modules: Sequence[str]) -> None:
     """Check that the model's hyperparameters name only classes of the given modules.
 
-    jsonargparse may read any text as a class path, as YAML, or as the name of a config file. So no
-    other text is allowed except, with a plugin (a second module), plain words such as `gelu`.
+    jsonargparse may read any text as a class path, as YAML, or as the name of a config file. So
+    every text must be the path of an allowed class. With a plugin (a second module), lower-case
+    words such as `gelu` are allowed, too.
     Raises `ValueError` otherwise.
     """
     for name in ("net", "optimizer", "schedule"):

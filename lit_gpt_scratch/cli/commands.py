@@ -147,7 +147,7 @@ class CharCLI(CheckpointCLI):
             finish_wandb_run(self.folder)
             done = f"step {self.trainer.global_step:,} of {self.trainer.max_steps:,}"
             print_resume_command(self.folder, f"\nStopped at {done}, and saved.")
-            # If another process exits with an error, Lightning kills the first one too early.
+            # Other ranks exit with 0: after an error code, Lightning would kill rank 0 too early.
             raise SystemExit(128 + stop.signal_number if is_rank_zero() else 0) from None
         except SystemExit as end:
             if not isinstance(end.__context__, KeyboardInterrupt):  # Lightning exits on Ctrl-C
@@ -161,7 +161,9 @@ class CharCLI(CheckpointCLI):
                 shutil.rmtree(self.folder, ignore_errors=True)
             if self.ckpt_path and not isinstance(error, InputError):
                 self.report_bad_checkpoint(error, started)
-            print_resume_command(self.folder, "The last good checkpoint is there.")
+            print_resume_command(
+                self.folder, "The run failed. Its last complete checkpoint is still on disk."
+            )
             raise
         finally:
             if self._lock is not None:
@@ -178,9 +180,10 @@ class CharCLI(CheckpointCLI):
             return
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise InputError(
-            f"going on from {self.ckpt_path} failed ({type(error).__name__} in "
+            f"resuming from {self.ckpt_path} failed ({type(error).__name__} in "
             f"{Path(place.filename).name}, line {place.lineno}: {str(error)[:200]}). The "
-            "checkpoint is damaged, or has other callbacks: use another, or leave out --ckpt_path."
+            "checkpoint is damaged, or was saved with other callbacks: give another checkpoint, or "
+            "start a new run without --ckpt_path."
         ) from error
 
     def after_fit(self) -> None:
@@ -256,6 +259,8 @@ def main(args: Sequence[str] | None = None) -> CharCLI:
             reason = str(error)[:200] or "MemoryError"
             exit_with_error(PROGRAM, f"there is not enough memory ({reason}): {advice}")
         if WRONG_WEIGHTS in str(error):
-            advice = "do not change its sizes."
+            advice = (
+                "leave out flags and configs that change its size (--model.net, --data.context)."
+            )
             exit_with_error(PROGRAM, f"the checkpoint's weights do not fit this network: {advice}")
         raise

@@ -21,9 +21,11 @@ def export(checkpoint: Path, output: Path, plugin: str | None = None) -> None:
         InputError: The checkpoint is refused, or the folder exists or cannot be written.
     """
     if output.exists():
-        raise InputError(f"output {output} exists already: name a new folder.")
+        raise InputError(f"--output {output} exists already: name a new folder.")
     if checkpoint.is_dir():
-        raise InputError(f"checkpoint {checkpoint} is a folder: give a .ckpt file, or copy it.")
+        raise InputError(
+            f"--ckpt_path {checkpoint} is a folder: give a .ckpt file (an export can be copied)."
+        )
     import_plugin(plugin)
     contents = read_checkpoint(checkpoint, plugin)
     build_model(contents, checkpoint)  # refuses a checkpoint whose parts do not fit together

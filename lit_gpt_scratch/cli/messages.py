@@ -71,7 +71,7 @@ class Parser(LightningArgumentParser):
     def get_defaults(self, *args: Any, **kwargs: Any) -> Any:
         """Return the defaults without the arguments of default classes; jsonargparse adds those.
 
-        Otherwise a class that replaces a default class would get its values: AdamW Muon's lr.
+        Otherwise a class would get values of the default class that it replaces: AdamW Muon's lr.
         """
         config = super().get_defaults(*args, **kwargs)
         for key in [*config.keys()]:

@@ -35,7 +35,10 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # the data module gives each process its share
 }
 MAX_NESTED = 10_000  # brackets in one argument
-NESTED = "an argument nests too deep: put a long prompt into a file, and give --prompt_file."
+NESTED = (
+    f"an argument has more than {MAX_NESTED:,} of the characters [ {{ - ? and cannot be read. "
+    "If it is --prompt, put the text into a file and give --prompt_file."
+)
 
 
 class CheckpointCLI(LightningCLI):
@@ -67,7 +70,7 @@ class CheckpointCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return the commands, each with the arguments of its method that are no flags: all."""
+        """Return each command with the arguments of its Trainer method: none becomes a flag."""
         return {name: {*signature(getattr(Trainer, name)).parameters} for name in TRAINER_COMMANDS}
 
     def init_parser(self, command: str = "", **kwargs: Any) -> LightningArgumentParser:
@@ -165,8 +168,9 @@ class CheckpointCLI(LightningCLI):
             instantiate_module(CharDataModule, data)
         except Exception as error:  # contradictory values fail in many ways
             other = isinstance(error, KeyError)
-            fault = "is of another version of this program" if other else "does not fit together"
-            raise InputError(f"checkpoint {path} {fault}: {str(error)[:200]}.") from error
+            fault = "was written by another version" if other else "does not fit together"
+            reason = f"{str(error)[:200]}. Use another checkpoint"
+            raise InputError(f"--ckpt_path {path} {fault}: {reason}.") from error
 
     def check_against_checkpoint(self, command: str, args: Sequence[str]) -> None:
         """Refuse to resume a finished run, and to open a URL that only the checkpoint names."""

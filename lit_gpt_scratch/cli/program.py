@@ -37,7 +37,7 @@ def overview() -> str:
 def find_command(args: Sequence[str] | None = None) -> Callable[[], Any]:
     """Return the function of the command that `args` (default: the process' own) name.
 
-    It is imported here: a command without Lightning does not wait seconds for its import.
+    Its module is imported only now, so that commands without Lightning start at once.
     """
     args = sys.argv[1:] if args is None else args
     first = args[0] if args else "--help"

@@ -42,7 +42,7 @@ class Lens(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """Effect of one changed character. S is 0 for a network without its own residual stream."""
+    """Effect of one changed character. S is 0 if the network has no residual stream of its own."""
 
     stages: list[str]
     residual: Tensor  # (S, T): norm of the change, divided by the norm before it
@@ -146,7 +146,7 @@ def similarity(model: LitCharLM) -> Tensor:
 
 @contextmanager
 def ablate_head(model: LitCharLM, layer: int, head: int) -> Iterator[None]:
-    """Within this `with` block, zero one head. Attention without `output` counts as one head."""
+    """Within this `with` block, zero one head. Attention without a module `output` is one head."""
     attention = _item_at("layer", _attentions(model), layer)
     heads = _count_heads(attention)
     _item_at("head", range(heads), head)
@@ -165,7 +165,7 @@ def ablate_head(model: LitCharLM, layer: int, head: int) -> Iterator[None]:
 
 @contextmanager
 def ablate_layer(model: LitCharLM, layer: int) -> Iterator[None]:
-    """Within this `with` block, skip a block, or zero the one attention of an `AttentionLM`."""
+    """Within this `with` block, skip a block; of an `AttentionLM`, zero the attention's output."""
     module = _item_at("layer", [*_layers(model).values()], layer)
     block = hasattr(model.net, "blocks")
     with module.register_forward_hook(lambda _, x, y: x[0] if block else torch.zeros_like(y)):

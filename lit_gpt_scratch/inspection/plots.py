@@ -31,7 +31,7 @@ CELL = 0.3  # side in inches of a cell that holds one character
 FRAME = "#d55e00"
 COST = "rise of the loss,\nnats per character"
 MAX_CHARACTERS = 120  # more could not be read in one plot
-KINDS = {  # of characters: the first test that is true decides; with a colour
+KINDS = {  # kinds of characters: (test, colour); the first true test decides
     "upper case": (str.isupper, "#0072b2"),
     "lower case": (str.islower, "#d55e00"),
     "other letter": (str.isalpha, "#cc79a7"),
@@ -113,7 +113,7 @@ def plot_logit_lens(lens: Lens, text: str, alphabet: str, axes: Axes | None = No
 
 
 def plot_costs(heads: Tensor, layers: Tensor, axes: Axes | None = None) -> Axes:
-    """Plot the costs of heads (L, H) and of whole layers (L,); colours span those of the heads."""
+    """Plot costs of heads (L, H) and of layers (L,); the colour scale covers the heads only."""
     count, columns = heads.shape
     gap = heads.new_full((count, 1), torch.nan)
     costs = torch.cat([heads, gap, layers[:, None]], dim=1).cpu()

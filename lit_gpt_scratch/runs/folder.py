@@ -132,5 +132,7 @@ def find_checkpoint(wanted: str, runs: Path) -> Path:
     files = runs.glob(f"*/version_*/checkpoints/{wanted}.ckpt")
     newest = max(files, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
-        raise InputError(f"ckpt_path {wanted}: no run under {runs} has one. Run fit first.")
+        raise InputError(
+            f"--ckpt_path {wanted}: no run in {runs} has a {wanted}.ckpt. Run fit first."
+        )
     return newest

@@ -62,7 +62,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
             raise InputError(f"runs folder {path} does not exist: name another, or run fit first.")
         below = list(runs_below(path.resolve()))
         if not below:
-            raise InputError(f"folder {path} has no run in it: name one such as runs/NAME.")
+            raise InputError(f"folder {path} contains no run: give a folder such as runs/NAME.")
         newest = {run.parent: run for run in below}  # the runs of a name come in version order
         found += below if paths else newest.values()
     return list(dict.fromkeys(found))

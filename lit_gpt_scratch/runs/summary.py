@@ -124,9 +124,7 @@ def format_summary(trainer: Any, model: Any, data: Any, folder: Path) -> str:
     ]
     if data.hparams.corpus == "sample":
         floor, error = play_log_loss(data.splits.val.start + 1, data.splits.val.stop)
-        lines.append(
-            f"floor        {format_loss(floor)}, standard error {error:.4f}: the grammar itself"
-        )
+        lines.append(f"floor        {format_loss(floor)}, ± {error:.4f}: the lowest loss possible")
     sample = printable_lines(sample_text(model, data.seed))
     lines += [f"run          {folder}", "", "A sample:", "", *sample, ""]
     prompt = " --prompt ROMEO:" if set("ROMEO:") <= set(data.alphabet) else ""

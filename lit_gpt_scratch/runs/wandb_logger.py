@@ -110,7 +110,7 @@ class WandbCheckpoints(Callback):
         checkpoint["wandb_id"] = run.id if run else self.wandb_id
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Commit this step's row before the checkpoint is saved: a resumed run logs later steps."""
+        """Commit this step's row before the checkpoint: a resumed run does not log it again."""
         if run := get_wandb_run(trainer):
             run.log({}, step=trainer.global_step, commit=True)
 

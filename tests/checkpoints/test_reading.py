@@ -288,7 +288,7 @@ def test_best_and_last_are_those_of_the_newest_run(tmp_path: Path) -> None:
 
 def test_best_of_no_run_says_so(tmp_path: Path) -> None:
     for runs in (tmp_path, tmp_path / "none"):
-        with pytest.raises(InputError, match=r"ckpt_path best: no run under .* Run fit first"):
+        with pytest.raises(InputError, match=r"--ckpt_path best: no run in .* Run fit first"):
             find_checkpoint("best", runs)
 
 

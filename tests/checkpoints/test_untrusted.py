@@ -285,12 +285,12 @@ def run_loops(contents: dict[str, Any], **values: Any) -> None:
 @pytest.mark.parametrize("value", [-1, "6", 1.5, None, torch.ones(1), 1 << 62])
 def test_loop_states_that_are_not_counts_are_refused(edited: Any, value: Any) -> None:
     """Otherwise training could continue at another step, or never end."""
-    assert_refused(edited(lambda c: run_loops(c, ready=value)), "loops hold more than counts")
+    assert_refused(edited(lambda c: run_loops(c, ready=value)), "step counters are not all counts")
 
 
 @pytest.mark.parametrize("step", [0, 3, 5])
 def test_a_global_step_that_differs_from_the_loops_is_refused(edited: Any, step: int) -> None:
-    assert_refused(edited(lambda c: c.update(global_step=step)), "loops are not at its global_step")
+    assert_refused(edited(lambda c: c.update(global_step=step)), "step counters disagree")
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_a_callback_path_that_is_not_text_is_refused(edited: Any, value: Any) ->
 @pytest.mark.parametrize("name", ["net", "optimizer", "_instantiator"])
 @pytest.mark.parametrize("value", [torch.ones(0), torch.ones(3)], ids=["empty", "full"])
 def test_a_tensor_in_the_settings_is_refused(edited: Any, name: str, value: Any) -> None:
-    assert_refused(edited(lambda c: c["hyper_parameters"].update({name: value})), "it has tensors")
+    assert_refused(edited(lambda c: c["hyper_parameters"].update({name: value})), "hold a tensor")
 
 
 @pytest.mark.parametrize("place", ["net", "optimizer", "schedule", "attention"])

@@ -88,7 +88,7 @@ PREDICT_MISTAKES = {
     "stop: character '8' at position 0": ["--stop", "8"],
     "prompt_file /none.txt cannot be read: No such file": ["--prompt_file", "/none.txt"],
     "prompt and prompt_file are both given": ["--prompt", "A", "--prompt_file", "/none.txt"],
-    "do not change its sizes": ["--model.net.width", "32"],
+    "change its size": ["--model.net.width", "32"],
 }
 
 

@@ -65,7 +65,7 @@ def test_a_bad_checkpoint_is_one_line(tmp_path: Path, checkpoint: Path, refusal:
         assert "no such file" in refusal(command, "--ckpt_path", tmp_path / "none.ckpt")
         assert "damaged" in refusal(command, "--ckpt_path", broken)
         assert "was not written by" in refusal(command, "--ckpt_path", foreign)
-        assert "no run under" in refusal(command, "--ckpt_path", "best")
+        assert "no run in" in refusal(command, "--ckpt_path", "best")
 
 
 def test_a_checkpoint_of_another_version_is_one_line(

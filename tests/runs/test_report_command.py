@@ -73,7 +73,7 @@ def test_the_command_writes_one_file_and_prints_its_path(
 
 ERRORS = {
     "runs folder nowhere does not exist": ["nowhere"],
-    "folder empty has no run in it": ["empty"],
+    "folder empty contains no run": ["empty"],
     "output notes.html exists and is no report": ["runs", "--output=notes.html"],
     "output empty cannot be written (Is a directory)": ["runs", "--output=empty"],
     "output notes.html/r.html cannot be written": ["runs", "--output=notes.html/r.html"],
