@@ -63,10 +63,10 @@ class CharCLI(CheckpointCLI):
     def instantiate_classes(self) -> None:
         with limit_parameters(self.ckpt_path) if self.ckpt_path else contextlib.nullcontext():
             super().instantiate_classes()
-        if self.subcommand != "fit":
-            self.model.load_state_dict(self.weights)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
+        if self.ckpt_path:  # weights that do not fit are refused before fit writes a file
+            self.model.load_state_dict(self.weights)
         config = self.config_init[self.subcommand].trainer
         kwargs |= {"enable_checkpointing": False, "logger": config.logger or False}
         if self.subcommand == "predict":

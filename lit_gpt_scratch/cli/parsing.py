@@ -47,7 +47,7 @@ class CheckpointCLI(LightningCLI):
     ckpt_path: Path | None = None  # the checkpoint; if there is one, the values below are set
     ckpt_step: int  # the optimizer step that it was saved at
     ckpt_data: dict[str, Any]  # the hyperparameters of its data module
-    weights: dict[str, Any]  # its state_dict, except for fit: there Lightning loads it
+    weights: dict[str, Any]  # its state_dict
     wandb_id: str | None = None  # the id of its W&B run
     parsers: dict[str, LightningArgumentParser]  # by command; the key of the main parser is ""
 
@@ -147,9 +147,8 @@ class CheckpointCLI(LightningCLI):
         import_plugin(plugin)
         path = self.ckpt_path = find_checkpoint(wanted, runs_folder(root))
         checkpoint = read_checkpoint(path, plugin)
-        if command != "fit":
-            self.weights = checkpoint["state_dict"]
-        elif path.is_dir():
+        self.weights = checkpoint["state_dict"]
+        if command == "fit" and path.is_dir():
             raise InputError(
                 f"{path} is an export, without the optimizer's state: fit cannot resume from it. "
                 "Give the .ckpt file that it was made from."

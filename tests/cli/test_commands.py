@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -333,15 +334,22 @@ def test_test_without_a_test_split_is_one_line(checkpoint: Path, refusal: Refusa
     assert "there is no test split" in refusal("test", "--ckpt_path", checkpoint)
 
 
-def test_a_run_that_fails_before_its_first_step_leaves_no_folder(
-    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["gpt_cpu", "other"])
+def test_weights_of_another_network_are_refused_before_a_file_changes(
+    name: str, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = ["fit", "--ckpt_path", str(run_folder / "checkpoints/last.ckpt"), *TINY[:4]]
+    """Neither in the folder of the run that would resume, nor in a new folder."""
+    folder = tmp_path / "runs" / "gpt_cpu" / "version_0"
+    shutil.copytree(run_folder, folder)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    other = ["fit", "--ckpt_path", str(folder / "checkpoints/last.ckpt"), *TINY[:4]]
     other += ["--model.net", "lit_gpt_scratch.models.Bigram", "--wandb.mode", "disabled"]
+    other += ["--trainer.max_steps", "9", "--name", name]
     with pytest.raises(SystemExit):
         cli.main([*other, "--trainer.default_root_dir", str(tmp_path)])
     assert "do not fit this network" in capsys.readouterr().err
-    assert list(tmp_path.rglob("version_*")) == []
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["gpt_cpu"]
 
 
 def test_a_failing_run_keeps_its_checkpoints(
