@@ -30,7 +30,7 @@ MAX_SAMPLE_SIZE = 10**9  # characters
 class Corpus:
     """A text on disk."""
 
-    name: str  # as asked for (a file by its absolute path), or `sample` if it fell back
+    name: str  # the corpus argument (files: absolute path); `sample` after a failed download
     path: Path  # UTF-8
     sha256: str  # of the file's bytes
     fell_back: bool = False  # whether the sample replaced a failed download
@@ -88,7 +88,7 @@ def open_corpus(
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         raise InputError(f"corpus {corpus!r}: {error.strerror or error}{where}") from error
-    except RuntimeError as error:  # of expanduser: there is no such user
+    except RuntimeError as error:  # expanduser raises it for an unknown user
         raise InputError(f"corpus {corpus!r}: {error}") from error
     if sha256 not in (None, found):
         raise InputError(

@@ -24,7 +24,7 @@ from lit_gpt_scratch.data.windows import (
 from lit_gpt_scratch.errors import InputError, require_positive
 
 MAX_CONTEXT, MAX_BATCH_TOKENS = 1 << 20, 1 << 28
-MAX_TRAIN_SLICE = 1 << 18  # characters of the training split that every validation evaluates
+MAX_TRAIN_SLICE = 1 << 18  # training characters that each validation evaluates at most
 
 
 class CharDataModule(pl.LightningDataModule):
@@ -35,9 +35,9 @@ class CharDataModule(pl.LightningDataModule):
         context: Characters that the network sees at once.
         batch_size: Windows in a batch, over all devices together.
         val_fraction: Fraction of the corpus used for validation.
-        test_fraction: Fraction after it used for the test; 0: no test split.
-        seed: Seed of the windows and of dropout; the default is `seed_everything`.
-        sha256: Expected hash of the corpus; the default is the checkpoint's, or any.
+        test_fraction: Fraction used for the test, at the end of the text; 0: no test split.
+        seed: Seed of the windows and of dropout; the default is `seed_everything`, or 1337.
+        sha256: Expected hash of the corpus, from a checkpoint if there is one; null: any.
         fallback: `sample`: use the built-in text if a download fails.
         sample_size: Characters of the built-in text.
         alphabet: Characters to encode with; the default is the checkpoint's, or the corpus' own.
@@ -104,7 +104,7 @@ class CharDataModule(pl.LightningDataModule):
                     f"{len(split)} characters: give a smaller --data.context or a longer corpus."
                 )
         self.tokens, self.fell_back = tokens, corpus.fell_back
-        # Checkpoints store what was used, which can differ from what was asked for.
+        # Save the corpus that was really used, for example `sample` after a failed download.
         hparams.update(corpus=corpus.name, sha256=corpus.sha256, alphabet=self._alphabet)
         hparams.update(seed=self.seed, fallback=None)
 
@@ -125,17 +125,17 @@ class CharDataModule(pl.LightningDataModule):
         return TrainWindows(lambda k: self.train_windows(k, *share), trainer.global_step * parts)
 
     def train_windows(self, k: int, rank: int = 0, world_size: int = 1, parts: int = 1) -> Windows:
-        """Draw one rank's windows of batch k, which is a pure function of (seed, k).
+        """Draw the windows of batch k for one process (`rank`). Same seed and k, same batch.
 
-        With gradient accumulation, `parts` batches make one optimizer step. They are parts of one
-        larger batch: a step uses the same windows however many batches it is accumulated from.
+        With gradient accumulation, one optimizer step uses `parts` batches. Together they have the
+        same windows as one batch of `parts * batch_size`.
         """
         step, part = divmod(k, parts)
         bits = random_bits(self.seed, step, parts * self.batch_size + 1)
         rows = bits[1 + part * self.batch_size :][: self.batch_size]
         start_count = np.uint64(len(self.splits.train) - self.context)
         starts = (rows[rank::world_size] % start_count).astype(np.int64)
-        dropout_seed = int(bits[0] >> np.uint64(1)) + (part << 32)  # ranks are added to it
+        dropout_seed = int(bits[0] >> np.uint64(1)) + (part << 32)  # SeedDropout adds the rank
         return Windows(torch.from_numpy(starts), self.context, dropout_seed, "train")
 
     def val_dataloader(self) -> Iterable[Windows]:
@@ -161,7 +161,7 @@ class CharDataModule(pl.LightningDataModule):
             yield from self._eval_batches(last, targets - covered, name)
 
     def _train_slice_windows(self) -> Iterator[Windows]:
-        """Spread windows evenly over the training split, a quarter as many as validation has."""
+        """Yield evenly spaced training windows for `val/gap`; a quarter of validation's number."""
         targets = len(self.splits.train) - 1
         count = max(1, min(len(self.splits.val) // 4, MAX_TRAIN_SLICE, targets) // self.context)
         starts = torch.arange(count) * ((targets - self.context) // max(1, count - 1))
@@ -180,7 +180,7 @@ class CharDataModule(pl.LightningDataModule):
         return self.gather(batch) if isinstance(batch, Windows) else batch
 
     def gather(self, windows: Windows) -> Batch:
-        """Read the windows on the device of their starts; the first call moves the corpus there."""
+        """Turn window positions into ids, on the GPU if there is one; the corpus is moved there."""
         device = windows.starts.device
         self.tokens = self.tokens.to(device)
         offsets = torch.arange(windows.length + 1, device=device)

@@ -113,7 +113,7 @@ def _checksums(folder: Path) -> str:
 
 
 def _load(folder: Path, alphabet: str | None) -> tuple[str, Tensor]:
-    """Load a cache; raise if its ids are not of its alphabet, or that is not the one asked for."""
+    """Load a cache. Raise ValueError for ids outside its alphabet, or for another alphabet."""
     with (folder / ALPHABET).open(**VERBATIM) as file:
         tokenizer = CharTokenizer(file.read())
     # Mode "c" (copy on write): PyTorch warns of read-only memory. The ids are never changed.

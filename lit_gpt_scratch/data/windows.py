@@ -70,8 +70,8 @@ def require_divisible_batch(batch_size: int, world_size: int) -> None:
     """Raise `InputError` unless every process gets the same number of windows."""
     if batch_size % world_size:
         raise InputError(
-            f"batch_size is {batch_size}, over all devices together, and there are {world_size}: "
-            "it must be a multiple of them."
+            f"batch_size is {batch_size}, but there are {world_size} processes: give a multiple of "
+            f"{world_size}."
         )
 
 

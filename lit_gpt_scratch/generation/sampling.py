@@ -77,7 +77,7 @@ def cumulative_sum(probabilities: Tensor) -> Tensor:
 def keep_top_p(probabilities: Tensor, p: float) -> Tensor:
     """Set probabilities (B, V) to 0 outside the smallest top set whose sum reaches p."""
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    dropped = cumulative_sum(ordered) - ordered >= p  # the likelier characters already reach p
+    dropped = cumulative_sum(ordered) - ordered >= p  # likelier ones alone reach p
     dropped[:, 0] = False  # a tiny p rounds to 0 in fp32, but the most likely one always stays
     return torch.zeros_like(ordered).scatter_(-1, order, ordered.masked_fill(dropped, 0.0))
 
@@ -122,7 +122,7 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
             "the model's logits are not all finite numbers, so no text can be drawn: use an "
             "earlier checkpoint, or train with a lower --model.optimizer.lr."
         )
-    # Rounding may leave the last sum off 1, so the uniform numbers are scaled by it. `right=True`
+    # The last sum may differ from 1 by rounding: scale the uniform numbers by it. `right=True`
     # never draws an id of probability 0.
     return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
 
@@ -130,9 +130,9 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
 def window_start(length: int, context: int) -> int:
     """Return where the network's input starts in a text of the given length.
 
-    When a text outgrows the context, its last context // 2 + 1 characters become the new input. The
-    start then stays fixed until the context is full again, so that positions, and with them cached
-    keys and values, remain valid.
+    When a text outgrows the context, about its last half becomes the new input. The start then
+    stays until the context is full again, because moving it makes cached keys and values wrong. An
+    example with a context of 8: a text of 9 starts at 4, and so do those of up to 12.
     """
     if length <= context:
         return 0
@@ -159,7 +159,7 @@ def stream(
         settings: How characters are drawn.
         indices: The number of each text, which determines its draws. Default: 0, 1, ...
         stop: ids (S,). Generation ends when every text has generated this sequence.
-        cached: Use a key-value cache if the network supports it; the texts are the same without.
+        cached: Use a key-value cache if the network supports it. This changes only the speed.
 
     Yields:
         ids (B,) of the next character of each text.

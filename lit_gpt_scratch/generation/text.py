@@ -26,7 +26,7 @@ class Prompts:
         indices: Number of each text; its random draws depend on the seed and on this number.
         settings: How to sample.
         stop: A text ends before this string.
-        on_text: Receives the text with the first number piece by piece.
+        on_text: Is called with the number and each new piece of the batch's first text.
     """
 
     ids: Tensor
@@ -58,8 +58,8 @@ def generate_text(
     """Continue prompts, without dropout.
 
     Args:
-        net: Maps ids (B, T) to logits (B, T, V); it is in evaluation mode meanwhile.
-        tokenizer: Of the network's alphabet.
+        net: Maps ids (B, T) to logits (B, T, V); it is in evaluation mode while generating.
+        tokenizer: The tokenizer of the network's alphabet.
         context: Longest input of the network.
         prompt: ids (B, T).
         settings: How to sample.
@@ -93,7 +93,7 @@ def generate_text(
 
 
 def _until_stop(on_text: OnText, stop: str) -> OnText:
-    """Return a function that passes characters on, and holds back what may become `stop`."""
+    """Return a function that passes characters on, len(stop) later, so that stop never shows."""
     generated = ""
     stopped = False
 

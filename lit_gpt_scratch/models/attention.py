@@ -3,8 +3,8 @@
 Every class maps x (B, T, C) to (B, T, C) and has `weights(x) -> (B, H, T, T)`: row i, column j is
 the weight that position i gives to position j. Rows sum to 1; later positions have weight 0.
 
-Shapes: B batch, T time, C channels (the width), H heads, D head size (D = C / H), Q queries: the
-last Q of T positions (all of them in training; the new ones when sampling with a cache).
+Shapes: B batch, T time, C channels (the width), H heads, D head size (D = C / H), Q queries
+(in training Q = T; when sampling with a cache, the new positions only).
 """
 
 import math
@@ -98,7 +98,7 @@ class MultiHeadAttention(nn.Module):
         self.output = nn.Linear(width, width, bias=False)
 
     def split(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Return q, k and v of every head, each (B, H, T, D), for positions from `start` on."""
+        """Return q, k, v of every head, each (B, H, T, D). Only rotary attention needs `start`."""
         batch, length, _ = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         return q, k, v
@@ -123,7 +123,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class FusedAttention(MultiHeadAttention):
-    """The same function of the same parameters as `MultiHeadAttention`, computed faster."""
+    """Gives the same result as `MultiHeadAttention` with the same weights, but faster."""
 
     def head_outputs(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return fused_attention(q, k, v, self.dropout if self.training else 0.0)
@@ -132,8 +132,9 @@ class FusedAttention(MultiHeadAttention):
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     """Compute causal attention of q (B, H, Q, D) over k and v (B, H, T, D), as fast as possible.
 
-    PyTorch's fused kernel never stores the (Q, T) weights (FlashAttention: Dao et al. 2022). In
-    bf16 on a CPU its backward pass is several times slower than three matrix operations.
+    PyTorch's fused kernel never stores the (Q, T) weights (FlashAttention: Dao et al. 2022). The
+    exception is training in bf16 on a CPU: there its backward pass is slow, and three matrix
+    operations are several times faster.
     """
     queries, keys = q.size(-2), k.size(-2)
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
@@ -143,6 +144,6 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Te
         scores = torch.baddbmm(future.expand(len(q), -1, -1), q, k.mT, alpha=scale)
         output = F.dropout(scores.softmax(dim=-1), dropout) @ v
         return output.view(*batch_and_heads, queries, -1)
-    is_causal = queries == keys  # the kernel's own mask needs Q = T; one last query needs no mask
+    is_causal = queries == keys  # the kernel's own mask needs Q = T; a single query needs none
     mask = None if is_causal or queries == 1 else causal_mask(queries, keys, q.device)
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)

@@ -18,7 +18,7 @@ from lit_gpt_scratch.models.kv_cache import KVCache
 
 
 class NetFactory(Protocol):
-    """Builds a network for an alphabet and a context; it takes its size from its own arguments."""
+    """Builds a network for an alphabet and a context; layers and width are its own arguments."""
 
     def __call__(self, alphabet_size: int, context: int) -> nn.Module: ...
 
@@ -137,7 +137,7 @@ class GPT(nn.Module):
         context: Longest input.
         layers: Number of blocks.
         width: Channels of the residual stream.
-        dropout: Probability of dropping a channel of what is added to the stream, in training.
+        dropout: Dropout on the embedding and on the outputs of attention and MLP, in training.
         attention: Builds the attention of a block; it has its own `heads` and `dropout`.
 
     Raises:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class KVCache:
     """Stores the keys and values of earlier positions, so that each is computed only once.
 
-    A module passes itself as the owner of its tensors; it keeps no state of its own.
+    The cache stores the tensors of each module under the module itself. Modules store nothing.
 
     Args:
         capacity: Maximum number of positions; each buffer is allocated once, at this length.
@@ -38,7 +38,7 @@ class KVCache:
 def takes_cache(net: nn.Module) -> bool:
     """Return whether a network, all its members and all its attentions support a cache.
 
-    The signature of `forward` decides: an attention class without caching needs no code for it.
+    A class supports it if its `forward` has an argument `cache`; other classes need no change.
     """
     modules = [net, *getattr(net, "members", ())]
     for name, module in net.named_modules():

@@ -101,16 +101,17 @@ class ModernGPT(nn.Module):
     """A GPT with rotary positions, RMSNorm, QK-norm, squared ReLU and token shift.
 
     Matrices of a block start with standard deviation 0.5 / sqrt(fan-in). The projections that add
-    to the residual stream, and the unembedding, start at zero: the first gradients reach all blocks
-    as if there were one (Zhang et al. 2019). These pieces, with Muon to train them, are from Jordan
-    et al. 2024, https://github.com/KellerJordan/modded-nanogpt.
+    to the residual stream, and the unembedding, start at zero. So each block first passes its input
+    on unchanged, and gradients reach all blocks with equal size (Zhang et al. 2019). These parts,
+    with Muon to train them, are from Jordan et al. 2024,
+    https://github.com/KellerJordan/modded-nanogpt.
 
     Args:
         alphabet_size: Number of characters.
         context: Longest input in training; no parameter depends on it.
         layers: Number of blocks.
         width: Channels of the residual stream.
-        dropout: Probability that a text loses a channel of what is added to the stream.
+        dropout: Dropout on the output of attention and MLP, one mask for all positions of a text.
         attention: Builds the attention of a block; it has its own `heads` and `dropout`.
 
     Raises:

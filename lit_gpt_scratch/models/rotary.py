@@ -11,7 +11,7 @@ from lit_gpt_scratch.models.norms import rms_norm
 
 
 @lru_cache
-@torch.inference_mode(False)  # training may reuse a table that validation has computed
+@torch.inference_mode(False)  # tensors of inference mode cannot be used in training
 def rotation_table(positions: int, head_size: int, device: torch.device) -> Tensor:
     """Return unit complex numbers (positions, 1, D / 2): one rotation per position and pair."""
     frequencies = 10_000.0 ** -(torch.arange(0, head_size, 2, device=device) / head_size)

@@ -12,9 +12,11 @@ from lit_gpt_scratch.training.train_loss import TrainLoss
 
 
 def fit_callbacks(trainer: Any, compile: bool) -> list[Callback]:
-    """Return what every fit needs, less what the Trainer has from an earlier fit."""
+    """Return the callbacks of a fit, except those that the Trainer has from an earlier fit."""
     callbacks: list[Callback] = [SeedDropout(), ApplyOptimizerSettings(), TrainLoss()]
-    callbacks += [ValidateAtEnd(), RequireFinite(), *[CompileBlocks()] * compile]
+    callbacks += [ValidateAtEnd(), RequireFinite()]
+    if compile:
+        callbacks.append(CompileBlocks())
     present = {type(callback) for callback in trainer.callbacks}
     return [callback for callback in callbacks if type(callback) not in present]
 
@@ -51,7 +53,7 @@ class CompileBlocks(Callback):
 
 
 class ValidateAtEnd(Callback):
-    """Validates after the last step, also where it lies between two validations."""
+    """Validates after the last step, even if no validation is due then."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step == trainer.max_steps:

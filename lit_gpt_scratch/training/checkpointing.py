@@ -20,7 +20,7 @@ from lit_gpt_scratch.private_api import set_logged_step, without_announced_batch
 
 
 class GracefulStop(BaseException):
-    """A signal asked for the end, and a checkpoint is saved. Not an error: nothing handles it.
+    """Raised after a signal, when the checkpoint is saved. `except Exception` does not catch it.
 
     Attributes:
         signal_number: The signal.
@@ -46,8 +46,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # PyTorch raises RuntimeError for a full disk
             reason = getattr(error, "strerror", None) or "the disk is full or missing"
             raise InputError(
-                f"checkpoint {path} cannot be saved ({reason}); the one before it is complete. "
-                "Free some space, and resume from it with --ckpt_path."
+                f"checkpoint {path} cannot be saved ({reason}); the previous one is still "
+                "complete. Free some space, and resume from it with --ckpt_path."
             ) from error
 
 
@@ -87,7 +87,7 @@ class SignalCheckpoint(Callback):
             return
         set_logged_step(trainer)
         stop, due = bool(self.received), time.monotonic() - self._saved > self.seconds
-        if trainer.world_size > 1:  # all ranks do what one of them is asked for
+        if trainer.world_size > 1:  # if one process has a signal, all of them save and stop
             due = trainer.strategy.reduce_boolean_decision(stop or due, all=False)
             stop = due and trainer.strategy.reduce_boolean_decision(stop, all=False)
         if stop or due:

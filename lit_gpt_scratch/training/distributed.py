@@ -39,7 +39,7 @@ def exit_with_parent() -> Iterator[None]:
         finally:
             os.environ.pop(PARENT, None)
         return
-    # The variable tells the parent also if it has ended while this process was loading.
+    # If the parent ended while this process was starting, only the variable has its id.
     parent = int(os.environ.get(PARENT, os.getppid()))
     done = threading.Event()
 
@@ -57,7 +57,7 @@ def exit_with_parent() -> Iterator[None]:
 
 @contextlib.contextmanager
 def report_errors_once() -> Iterator[None]:
-    """Let rank 0 report an error that all ranks have; the others wait, and end with it.
+    """Let only rank 0 report an error that all ranks have; the others wait up to 10 s, then stop.
 
     Raises:
         InputError: This process has lost the connection to another one.

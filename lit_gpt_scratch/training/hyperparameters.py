@@ -26,8 +26,8 @@ def _plain(value: Any) -> Any:
         # Jsonargparse makes partials of a function of its own, with the class as an argument.
         classes = [argument for argument in value.args if isinstance(argument, type)]
         factory, given = classes[-1] if classes else value.func, value.keywords
-    # Defaults are written, too. Otherwise a class would get those of the default class of its
-    # place, where both have an argument of one name: SGD the momentum of Muon.
+    # Write the defaults, too. Otherwise, if SGD replaces Muon, jsonargparse would give SGD the
+    # default momentum of Muon, because both have an argument of that name.
     parameters = inspect.signature(factory).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     arguments = {name: _plain(part) for name, part in (defaults | given).items()}
@@ -35,7 +35,7 @@ def _plain(value: Any) -> Any:
 
 
 def _class_path(factory: Any) -> str:
-    """Return the shortest path, `lit_gpt_scratch.models.GPT`: it stays when a file is split."""
+    """Return the shortest path, such as `lit_gpt_scratch.models.GPT`: it survives moved files."""
     module, name = factory.__module__, factory.__qualname__
     room = ".".join(module.split(".")[:2])
     return f"{room if getattr(sys.modules.get(room), name, None) is factory else module}.{name}"

@@ -1,6 +1,6 @@
 """The Lightning module for every network: one step for all stages, metrics, predictions.
 
-`callbacks.py` lists what else a fit needs: dropout seeds, checks, rows that survive a resume.
+`callbacks.py` adds what training also needs: repeatable dropout, checks, logging, resume.
 """
 
 import math
@@ -31,8 +31,8 @@ class LitCharLM(pl.LightningModule):
 
     Args:
         net: Builds the network for an alphabet's size and a context.
-        optimizer: Builds the optimizer for the groups matrices, embeddings and vectors.
-        schedule: Builds the learning-rate schedule, stepped every optimizer step; null: constant.
+        optimizer: Builds the optimizer from parameter groups; see `optim.parameter_groups`.
+        schedule: Builds the learning-rate schedule, updated each optimizer step; null: constant.
         compile: Compile the network (torch.compile); worth its start-up time in long runs.
         alphabet: The characters, sorted; the command line takes them from the data.
         context: Characters that the network sees at once; the command line takes it from the data.
@@ -52,7 +52,7 @@ class LitCharLM(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
-        self.hparams.update(plain_hyperparameters(self.hparams))
+        self.hparams.update(plain_hyperparameters(self.hparams))  # classes as names, no pickle
         self.tokenizer = CharTokenizer(alphabet)
         self.context = context
         self.net = net(alphabet_size=len(alphabet), context=context)
@@ -83,15 +83,15 @@ class LitCharLM(pl.LightningModule):
         return self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        gap = self._log_loss("val") - self._mean_loss("train slice")
-        if not gap.isnan():  # limit_val_batches may leave the slice out
+        gap = self._log_loss("val") - self._mean_loss("train slice")  # a part of the training text
+        if not gap.isnan():  # limit_val_batches may leave that part out
             self.log("val/gap", gap)
 
     def on_test_epoch_end(self) -> None:
         self._log_loss("test")
 
     def _mean_loss(self, split: str) -> Tensor:
-        """Return the mean over all processes, and begin a new one."""
+        """Return the mean loss of a split, and reset it for the next evaluation."""
         loss = self.losses[split].compute()
         self.losses[split].reset()
         return loss

@@ -13,11 +13,11 @@ from lit_gpt_scratch.private_api import foreach_lerp, foreach_lerp_
 from lit_gpt_scratch.training.hardware import multiplies_bf16
 from lit_gpt_scratch.training.optim import require_learning_rate
 
-MAX_ITERATIONS = 100  # a checkpoint from elsewhere could ask for a first step without end
+MAX_ITERATIONS = 100  # more, from an untrusted checkpoint, would make a step run forever
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Return the nearest matrices with all singular values near 1, of (N, R, C) with R <= C.
+    """Return, for matrices (N, R, C) with R <= C, the nearest ones with singular values near 1.
 
     The Newton-Schulz iteration of Jordan et al. 2024: an odd polynomial of a matrix acts on its
     singular values alone. Five steps of this one bring all of them between 0.7 and 1.2. It needs
@@ -47,7 +47,7 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         params: Parameter groups; Muon takes the one named `matrices`.
-        lr: Learning rate of matrices, in units of their own scale.
+        lr: Learning rate of matrices; each update has singular values near 1.
         momentum: Decay of the running mean of the matrices' gradients (Nesterov momentum).
         weight_decay: Decay of matrices; other groups have none.
         iterations: Newton-Schulz steps.

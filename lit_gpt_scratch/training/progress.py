@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar for the whole run, refreshed every 20 batches because that is slow."""
+    """Lightning's bar for the whole run; refreshed rarely, because refreshing is slow."""
 
     shown = ("train/loss", "val/loss", "val/bpc", "chars_per_sec")
 

@@ -11,8 +11,8 @@ from lit_gpt_scratch.training.optim import parameter_groups
 class ApplyOptimizerSettings(Callback):
     """Overwrites the optimizer settings of a resumed checkpoint by those of this run.
 
-    The learning rate keeps its place in the schedule. A run that is longer than the saved one is
-    elsewhere in its schedule, so the rate is computed again.
+    The schedule continues at the saved step. If max_steps has changed, the learning rate of that
+    step is computed again.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:

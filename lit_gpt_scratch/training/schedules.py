@@ -30,7 +30,7 @@ def make_schedule(factory: ScheduleFactory, optimizer: Optimizer, max_steps: int
 def check_factories(
     net: nn.Module, optimizer: OptimizerFactory, schedule: ScheduleFactory | None
 ) -> None:
-    """Build both once, and raise InputError for a wrong value before training begins."""
+    """Build optimizer and schedule once, to raise InputError for a wrong value before training."""
     try:
         built = optimizer(params=parameter_groups(net))
         if schedule is not None:
@@ -46,7 +46,7 @@ class WarmupCosine(LambdaLR):
         optimizer: Its learning rates are the peaks.
         steps: Optimizer steps of the whole run.
         warmup: Steps of the warm-up.
-        final: Fraction of the peak that the last step ends at.
+        final: Learning rate at the end, as a fraction of the peak.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ class Throughput(Callback):
 
     def __init__(self) -> None:
         self.train_seconds = 0.0
-        self._started = 0.0  # when the clock was last started; 0 while it stands
+        self._started = 0.0  # when the clock was last started; 0: stopped
         self._logged_step, self._logged_seconds = 0, 0.0
         self._flops_per_step, self._peak_flops = 0, 0.0
 
@@ -52,10 +52,10 @@ class Throughput(Callback):
         ids = torch.zeros(batch, context, dtype=torch.long, device="meta")
         try:
             return measure_flops(net, lambda: net(ids), torch.Tensor.sum)
-        except (NotImplementedError, RuntimeError) as error:  # an operation needs real numbers
+        except (NotImplementedError, RuntimeError) as error:  # an operation lacks a meta version
             if trainer.is_global_zero:
                 print(
-                    f"Notice: mfu is not logged: its operations cannot be counted ({error}).",
+                    f"Notice: mfu is not logged: operations cannot be counted ({error}).",
                     file=sys.stderr,
                 )
             return 0

@@ -67,7 +67,7 @@ class TrainLoss(Callback):
         """Return the pending losses of all P processes, (P, N).
 
         Raises:
-            InputError: One of them is infinite or not a number; in all processes alike.
+            InputError: A loss is infinite or not a number. All processes raise it together.
         """
         if not self.pending:
             return torch.empty(1, 0)

@@ -118,9 +118,10 @@ def table(results: Sequence[Result], configs: str = "configs") -> str:
     header += ["validation, last step", "validation, best checkpoint", "parameters"]
     rows = [row(c, [r for r in results if r.config == c], configs) for c in REFERENCE]
     note = (
-        f"Nats per character, exact over the whole validation split; mean and range of the seeds "
-        f"{', '.join(map(str, SEEDS))}, where a range is given, else seed {SEEDS[0]}. {machine()}; "
-        "small rungs one thread each; times the slowest seed's, without validation."
+        "Loss in nats per character (lower is better), exact over the whole validation split. "
+        "A cell with a range is the mean (lowest to highest) of the seeds "
+        f"{', '.join(map(str, SEEDS))}; other cells are of seed {SEEDS[0]}. The time is that of "
+        f"the slowest seed, without validation; small rungs use one thread each. {machine()}."
     )
     return f"{markdown([*header, 'training time'], rows)}\n\n{note}"
 

@@ -153,7 +153,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_previous_checkpoint(tmp_path: Pat
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-        with pytest.raises(InputError, match=r"cannot be saved .*the one before it is complete"):
+        with pytest.raises(InputError, match=r"cannot be saved .*previous one is still complete"):
             io.save_checkpoint({"weights": torch.zeros(100_000)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

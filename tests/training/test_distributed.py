@@ -245,4 +245,4 @@ def test_a_batch_size_not_divisible_by_the_devices_is_refused(
             "fit", *FLAGS, *TWO, f"--trainer.default_root_dir={tmp_path}", "--data.batch_size=15"
         ])  # fmt: skip
     assert stop.value.code == 2
-    assert "it must be a multiple of them" in capsys.readouterr().err
+    assert "give a multiple of 2" in capsys.readouterr().err
