@@ -24,9 +24,12 @@ def draw_heads(layers: Sequence[LayerAttention], text: str, cell: int = 9) -> An
         text: T characters, drawn along both sides.
         cell: Pixels per weight.
     """
-    from PIL import Image, ImageDraw, ImageOps
+    import matplotlib as mpl  # Lightning has imported it already
+    from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-    font = _load_font(cell + 1)
+    # Pillow's own font has no glyphs for the signs of `visible`.
+    font_file = Path(mpl.get_data_path(), "fonts/ttf/DejaVuSansMono.ttf")
+    font = ImageFont.truetype(font_file, cell + 1)
     left, top, gap = 2 * cell, 4 * cell, 2 * cell
     side = cell * len(text)
     width, height = left + side + gap, top + side + gap
@@ -48,11 +51,3 @@ def draw_heads(layers: Sequence[LayerAttention], text: str, cell: int = 9) -> An
                 pen.text((x + left + middle, y + top - cell), character, "black", font, "mm")
                 pen.text((x + left // 2, y + top + middle), character, "black", font, "mm")
     return picture.quantize(64, Image.Quantize.FASTOCTREE)
-
-
-def _load_font(size: int) -> Any:
-    """Load matplotlib's monospaced font: Pillow's own has no glyphs for the signs of `visible`."""
-    import matplotlib as mpl  # Lightning has imported it already
-    from PIL import ImageFont
-
-    return ImageFont.truetype(Path(mpl.get_data_path(), "fonts/ttf/DejaVuSansMono.ttf"), size)
