@@ -188,7 +188,7 @@ def test_a_wrong_optimizer_state_is_a_one_line_error_and_keeps_the_run(
     assert ended.returncode == 2, ended.stderr
     assert "Traceback" not in ended.stderr
     assert ended.stderr.count("error: ") == 1
-    assert f"going on from {path} failed" in ended.stderr
+    assert f"resuming from {path} failed" in ended.stderr
     assert {p: p.read_bytes() for p in (root / "checkpoints").iterdir()} == before
 
 
