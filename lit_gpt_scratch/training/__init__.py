@@ -1,7 +1,7 @@
 """The Lightning module, optimizers and schedules, and the callbacks that training needs.
 
-Each callback has one job and one file: the training loss, finite checks, resume, checkpoint saving,
-throughput, several processes.
+Each callback has one job: the training loss, finite checks, resume, checkpoint saving, throughput,
+several processes.
 """
 
 from lit_gpt_scratch.training.module import LitCharLM

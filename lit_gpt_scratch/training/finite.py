@@ -1,5 +1,6 @@
 """Stops a run whose losses or weights are no longer finite, before it is saved or sampled."""
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -30,8 +31,10 @@ class RequireFinite(Callback):
     """
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.state.fn != "fit":
+            return
         loss = float(pl_module.losses["val"].compute())
-        if trainer.state.fn == "fit" and loss - loss != 0:  # infinite or not a number
+        if not math.isfinite(loss):
             raise InputError(
                 f"the validation loss is {loss} after step {trainer.global_step}: {REMEDY}"
             )
