@@ -5,7 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from laws import assert_causal, random_ids, run_in_pieces, train_small, with_random_weights
+from laws import (
+    ALPHABET,
+    CONFIGS,
+    assert_causal,
+    parse,
+    random_ids,
+    run_in_pieces,
+    settings,
+    train_small,
+    with_random_weights,
+)
+
+from lit_gpt_scratch import models
+from lit_gpt_scratch.training import LitCharLM
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -58,3 +71,39 @@ def test_the_attention_of_the_readme_trains_and_is_causal(
     weights = attention.weights(torch.zeros(1, 8, 32))  # equal scores: only the distance counts
     torch.testing.assert_close(weights.sum(-1), torch.ones(1, 4, 8))
     assert (weights[0, :, -1].diff() > 0).all(), "nearer positions have larger weights"
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_the_table_of_configs_names_the_classes_that_a_config_builds(config: Path) -> None:
+    text = (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
+    [line] = [line for line in text.splitlines() if line.startswith(f"| [`{config.stem}`]")]
+    *_, network, attention, _ = (cell.strip() for cell in line.split("|"))
+    net, classes = settings(config).model.net, []
+    while net:
+        classes.append(net.class_path.rpartition(".")[2])
+        arguments = net.get("init_args", {})
+        net = arguments.get("net") or arguments.get("attention")
+    if attention:
+        assert attention == f"`{classes.pop()}`"
+    assert network == " of ".join(f"`{name}`" for name in classes)
+
+
+def test_the_python_of_the_configs_readme_builds_what_its_yaml_builds(tmp_path: Path) -> None:
+    text = (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
+    [code] = [code for language, code in CODE.findall(text) if language == "python"]
+    [config] = [code for language, code in CODE.findall(text) if language == "yaml"]
+    path = tmp_path / "config.yaml"
+    path.write_text(config)
+    from_config = parse("--config", str(path)).model
+
+    class Data:
+        alphabet, context = ALPHABET, from_config.context
+
+    names = {name: getattr(models, name) for name in models.__all__}
+    names |= {"LitCharLM": LitCharLM, "data": Data, "__name__": "my_script"}
+    exec(code, names)
+    model = names["model"]
+    model.load_state_dict(from_config.state_dict())
+    ids = random_ids(len(ALPHABET), 3, from_config.context)
+    with torch.no_grad():
+        assert torch.equal(model(ids), from_config(ids))
