@@ -28,7 +28,7 @@ COSINE = "lit_gpt_scratch.training.WarmupCosine"
 KEPT: dict[str, list[str]] = {
     "as it is": ["--model.net=variants.Variant"],
     "AdamW (lr 0.004) instead of Muon": [f"--model.optimizer={ADAMW}"],
-    "cosine to a fiftieth instead of plateau and line": [f"--model.schedule={COSINE}"],
+    "cosine decay to 2 % of the peak instead of plateau and line": [f"--model.schedule={COSINE}"],
     "learned positions instead of rotary": ["--model.net=variants.LearnedPositions"],
     "no token shift": ["--model.net=variants.NoTokenShift"],
     "GELU instead of squared ReLU": ["--model.net=variants.GELUFeedForward"],
@@ -108,9 +108,9 @@ def main(args: Sequence[str] | None = None) -> None:
         losses, parameters, times = zip(*runs, strict=True)
         change = "" if name == "as it is" else f"{mean(losses) - base:+.4f}"
         cells = [name, mean_and_range(losses), change, f"{parameters[0]:,}"]
-        verdict = "added: left out" if name in LEFT_OUT else "taken away: kept"
+        verdict = "not in gpt_cpu: added here" if name in LEFT_OUT else "in gpt_cpu: replaced here"
         rows.append([*cells, f"{mean(times) / pace:.2f}", verdict * (name != "as it is")])
-    header = ["what differs", "loss on the held-out slice", "change", "parameters", "time", ""]
+    header = ["what differs", "loss on the held-out slice", "change", "parameters", "time", "part"]
     about = f"{options.steps} steps, mean and range of the seeds {', '.join(map(str, SEEDS))}; time"
     about += f" of a step against the first line's, one thread each. {machine()}."
     publish("ablation", f"{markdown(header, rows)}\n\n{about}", options.readme)
