@@ -148,7 +148,7 @@ class CharCLI(CheckpointCLI):
             done = f"step {self.trainer.global_step:,} of {self.trainer.max_steps:,}"
             print_resume_command(self.folder, f"\nStopped at {done}, and saved.")
             # Other ranks exit with 0: after an error code, Lightning would kill rank 0 too early.
-            raise SystemExit(128 + stop.signal_number if is_rank_zero() else 0) from None
+            raise SystemExit(128 + stop.args[0] if is_rank_zero() else 0) from None
         except SystemExit as end:
             if not isinstance(end.__context__, KeyboardInterrupt):  # Lightning exits on Ctrl-C
                 raise

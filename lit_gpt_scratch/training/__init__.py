@@ -6,7 +6,6 @@ several processes.
 
 from lit_gpt_scratch.training.module import LitCharLM
 from lit_gpt_scratch.training.muon import Muon
-from lit_gpt_scratch.training.optim import AdamW
-from lit_gpt_scratch.training.schedules import WarmupCosine, WarmupStableDecay
+from lit_gpt_scratch.training.optim import AdamW, WarmupCosine, WarmupStableDecay
 
 __all__ = ["AdamW", "LitCharLM", "Muon", "WarmupCosine", "WarmupStableDecay"]

@@ -1,14 +1,16 @@
-"""The callbacks that a model brings to every fit; the small ones are defined here."""
+"""The callbacks that a model brings to every fit: dropout seeds, losses, checks, compilation."""
 
+import math
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
-from lit_gpt_scratch.training.finite import RequireFinite
-from lit_gpt_scratch.training.resume import ApplyOptimizerSettings
-from lit_gpt_scratch.training.train_loss import TrainLoss
+from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.training.optim import parameter_groups
+
+REMEDY = "lower --model.optimizer.lr, or use --trainer.precision 32-true."
 
 
 def fit_callbacks(trainer: Any, compile: bool) -> list[Callback]:
@@ -24,9 +26,7 @@ def fit_callbacks(trainer: Any, compile: bool) -> list[Callback]:
 class SeedDropout(Callback):
     """Makes dropout a function of the batch and the rank: no random state has to be saved."""
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
         seed = (batch.seed + trainer.global_rank) % (1 << 63)
         device = pl_module.device
         if device.type == "cuda":
@@ -37,6 +37,124 @@ class SeedDropout(Callback):
             torch.default_generator.manual_seed(seed)
 
 
+class ApplyOptimizerSettings(Callback):
+    """Overwrites the optimizer settings of a resumed checkpoint by those of this run.
+
+    The schedule continues at the saved step. If max_steps has changed, the learning rate of that
+    step is computed again.
+    """
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        groups = trainer.optimizers[0].param_groups
+        configured = pl_module.make_optimizer(params=parameter_groups(pl_module.net)).param_groups
+        for group, wanted in zip(groups, configured, strict=True):
+            peak = group.get("initial_lr", group["lr"])
+            if wanted["lr"] != peak:
+                group["lr"] = wanted["lr"] * (group["lr"] / peak if peak else 1.0)
+            group.update({k: v for k, v in wanted.items() if k not in ("params", "lr")})
+            group["initial_lr"] = wanted["lr"]
+            if pl_module.make_schedule is None:
+                group["lr"] = wanted["lr"]
+        for config in trainer.lr_scheduler_configs:
+            scheduler: Any = config.scheduler
+            scheduler.base_lrs = [group["initial_lr"] for group in groups]
+            for group, factor in zip(groups, getattr(scheduler, "lr_lambdas", ()), strict=False):
+                group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
+
+
+def is_log_step(trainer: Any, step: int) -> bool:
+    """Return whether training metrics are logged after a step: at intervals, and at the last."""
+    return bool(step % trainer.log_every_n_steps == 0 or step == trainer.max_steps)
+
+
+class TrainLoss(Callback):
+    """Logs `train/loss`, the mean over all batches since the last row, with `grad_norm` and `lr`.
+
+    Losses that are not logged yet go into the checkpoint, so that a resumed run logs the same rows.
+    """
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self.pending: list[Tensor] = []  # one scalar per batch of this process
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        # Before clipping, and only at log steps: the norm of all gradients takes time.
+        if is_log_step(trainer, trainer.global_step + 1):
+            grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            pl_module.log("grad_norm", torch.nn.utils.get_total_norm(grads))
+            pl_module.log("lr", optimizer.param_groups[0]["lr"])
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Lightning has divided the loss by the number of accumulated batches.
+        self.pending.append(outputs["loss"] * trainer.accumulate_grad_batches)
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if stepped and is_log_step(trainer, trainer.global_step):
+            pl_module.log("train/loss", self._gather(pl_module).mean(), prog_bar=True)
+            pl_module.log("step", float(trainer.global_step))  # Lightning's own axis starts at 0
+            self.pending.clear()
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.state.fn == "fit":
+            pl_module.log("step", float(trainer.global_step))
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["unlogged"] = self._gather(pl_module).cpu()
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Restore each process's own losses, or the mean of all if their number has changed."""
+        losses = checkpoint.get("unlogged")
+        if isinstance(losses, Tensor) and losses.is_floating_point() and losses.dim() == 2:
+            same = len(losses) == trainer.world_size
+            self.pending = [*(losses[trainer.global_rank] if same else losses.mean(0))]
+
+    def _gather(self, pl_module: Any) -> Tensor:
+        """Return the pending losses of all P processes, (P, N).
+
+        Raise InputError, in all processes, if a loss is infinite or not a number.
+        """
+        if not self.pending:
+            return torch.empty(1, 0)
+        own = torch.stack([loss.to(pl_module.device) for loss in self.pending])
+        losses: Tensor = pl_module.all_gather(own).view(-1, len(own))
+        bad = (~losses.isfinite()).any(0)
+        if bad.any():
+            first = int(bad.nonzero()[0])
+            loss, ago = float(losses[:, first].max()), len(bad) - first
+            place = f"{ago} batches before step {pl_module.global_step + 1}"
+            raise InputError(f"the training loss is {loss}, {place}: {REMEDY}")
+        return losses
+
+
+class RequireFinite(Callback):
+    """Raises InputError for a validation loss or weights that are not finite.
+
+    Weights are checked before each save: a step can have a finite loss and still produce weights
+    that are not finite.
+    """
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.state.fn == "fit":
+            loss = float(pl_module.losses["val"].compute())
+            if not math.isfinite(loss):
+                step = trainer.global_step
+                raise InputError(f"the validation loss is {loss} after step {step}: {REMEDY}")
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        if not all(weight.isfinite().all() for weight in checkpoint["state_dict"].values()):
+            raise InputError(
+                f"not all weights are finite numbers after step {trainer.global_step}: {REMEDY}"
+            )
+
+
+class ValidateAtEnd(Callback):
+    """Validates after the last step, even if no validation is due then."""
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True  # Lightning validates before it stops
+
+
 class CompileBlocks(Callback):
     """Compiles a network with torch.compile before training.
 
@@ -44,17 +162,9 @@ class CompileBlocks(Callback):
     because a compiled copy would rename the keys of the checkpoint.
     """
 
-    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit":
             modules = pl_module.net.modules()
             blocks = [block for module in modules for block in getattr(module, "blocks", ())]
             for part in blocks or [pl_module.net]:
                 part.compile()
-
-
-class ValidateAtEnd(Callback):
-    """Validates after the last step, even if no validation is due then."""
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step == trainer.max_steps:
-            trainer.should_stop = True  # Lightning validates before it stops

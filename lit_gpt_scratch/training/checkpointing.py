@@ -20,15 +20,10 @@ from lit_gpt_scratch.private_api import set_logged_step, without_announced_batch
 
 
 class GracefulStop(BaseException):
-    """Raised after a signal, when the checkpoint is saved. `except Exception` does not catch it.
+    """Raised with the signal's number, when the checkpoint is saved.
 
-    Attributes:
-        signal_number: The signal.
+    `except Exception` does not catch it.
     """
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
-        self.signal_number = signal_number
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -56,21 +51,16 @@ class SignalCheckpoint(Callback):
 
     After a signal, the current step ends, a checkpoint is saved, and `GracefulStop` is raised. A
     second SIGINT stops at once.
-
-    Args:
-        path: Where the checkpoint is saved.
-        minutes: Time between two saves.
     """
 
     def __init__(self, path: Path, minutes: float = 5.0) -> None:
-        self.path, self.seconds = path, 60 * minutes
+        self.path, self.seconds = path, 60 * minutes  # between two saves
         self.received = 0  # number of the signal
-        self._saved = 0.0  # when the last checkpoint was saved
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_start(self, *_: Any) -> None:
         # Not earlier: during set-up, Lightning wraps the handlers that it finds. It restores the
         # original handlers when the fit ends.
-        self._saved = time.monotonic()
+        self._saved = time.monotonic()  # when the last checkpoint was saved
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, self._note)
@@ -101,7 +91,7 @@ class SignalCheckpoint(Callback):
             trainer.save_checkpoint(self.path)
         self._saved = time.monotonic()
 
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_end(self, *_: Any) -> None:
         self._saved = time.monotonic()  # ModelCheckpoint saves one now
 
 

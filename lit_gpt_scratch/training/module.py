@@ -19,11 +19,15 @@ from lit_gpt_scratch.generation.sampling import SamplingSettings
 from lit_gpt_scratch.generation.text import Prompts, generate_text
 from lit_gpt_scratch.models.gpt import NetFactory
 from lit_gpt_scratch.models.modern import ModernGPT
-from lit_gpt_scratch.training import schedules
 from lit_gpt_scratch.training.callbacks import fit_callbacks
 from lit_gpt_scratch.training.hyperparameters import plain_hyperparameters
 from lit_gpt_scratch.training.muon import Muon
-from lit_gpt_scratch.training.optim import OptimizerFactory, parameter_groups
+from lit_gpt_scratch.training.optim import (
+    OptimizerFactory,
+    ScheduleFactory,
+    WarmupStableDecay,
+    build_optimizer,
+)
 
 
 class LitCharLM(pl.LightningModule):
@@ -45,7 +49,7 @@ class LitCharLM(pl.LightningModule):
         self,
         net: NetFactory = ModernGPT,
         optimizer: OptimizerFactory = Muon,
-        schedule: schedules.ScheduleFactory | None = schedules.WarmupStableDecay,
+        schedule: ScheduleFactory | None = WarmupStableDecay,
         compile: bool = False,
         alphabet: str = "",
         context: int = 256,
@@ -57,7 +61,7 @@ class LitCharLM(pl.LightningModule):
         self.context = context
         self.net = net(alphabet_size=len(alphabet), context=context)
         self.make_optimizer, self.make_schedule = optimizer, schedule
-        schedules.check_factories(self.net, optimizer, schedule)
+        build_optimizer(self.net, optimizer, schedule, steps=1)  # refuses wrong values early
         self.losses = {split: MeanMetric() for split in ("val", "train slice", "test")}
         self._metrics = nn.ModuleList(self.losses.values())  # moves them to the device
 
@@ -115,14 +119,8 @@ class LitCharLM(pl.LightningModule):
         return generate_text(self.net, self.tokenizer, self.context, prompt, settings, **how)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.make_optimizer(params=parameter_groups(self.net))
-        if self.make_schedule is None:
-            return optimizer
-        schedule = schedules.make_schedule(self.make_schedule, optimizer, self.trainer.max_steps)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        steps = self.trainer.max_steps
+        return build_optimizer(self.net, self.make_optimizer, self.make_schedule, steps)
 
     def configure_callbacks(self) -> list[Callback]:
         return fit_callbacks(self.trainer, self.hparams["compile"])

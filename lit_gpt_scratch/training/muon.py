@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from lit_gpt_scratch.errors import InputError, require_positive
+from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.private_api import foreach_lerp, foreach_lerp_
 from lit_gpt_scratch.training.hardware import multiplies_bf16
-from lit_gpt_scratch.training.optim import require_learning_rate
+from lit_gpt_scratch.training.optim import require_learning_rates
 
 MAX_ITERATIONS = 100  # more, from an untrusted checkpoint, would make a step run forever
 
@@ -30,10 +30,6 @@ def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.b
         polynomial = torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315)
         x = torch.baddbmm(x, polynomial, x, beta=3.4445)
     return x.to(matrices.dtype)
-
-
-def _is_muon_group(group: dict[str, Any]) -> bool:
-    return group.get("name") == "matrices"
 
 
 class Muon(torch.optim.Optimizer):
@@ -72,11 +68,9 @@ class Muon(torch.optim.Optimizer):
         beta1: float = 0.9,
         beta2: float = 0.95,
     ) -> None:
-        require_positive(iterations=iterations)
-        if iterations > MAX_ITERATIONS:
-            raise InputError(f"iterations is {iterations}: it must be at most {MAX_ITERATIONS}.")
-        for name, value in {"lr": lr, "adamw_lr": adamw_lr}.items():
-            require_learning_rate(name, value)
+        if not 1 <= iterations <= MAX_ITERATIONS:
+            raise InputError(f"iterations is {iterations}: it must be from 1 to {MAX_ITERATIONS}.")
+        require_learning_rates(lr=lr, adamw_lr=adamw_lr)
         for name, value in {"momentum": momentum, "beta1": beta1, "beta2": beta2}.items():
             if not 0 <= value < 1:
                 raise InputError(f"{name} is {value}: it must be at least 0 and below 1.")
@@ -86,19 +80,17 @@ class Muon(torch.optim.Optimizer):
         muon |= {"iterations": iterations, "exact": exact}
         # Because of `fused`, PyTorch puts a loaded state on the device of the parameters.
         adamw = {"lr": adamw_lr, "weight_decay": 0.0, "betas": (beta1, beta2), "fused": True}
-        groups = ({**group, **(muon if _is_muon_group(group) else adamw)} for group in params)
+        groups = (group | (muon if group.get("name") == "matrices" else adamw) for group in params)
         super().__init__(groups, {})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = closure() if closure else None
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params:
-                step = self._muon_step if _is_muon_group(group) else self._adamw_step
+                step = self._muon_step if "momentum" in group else self._adamw_step
                 step(group, params, [p.grad for p in params])
         return loss
 
@@ -119,10 +111,9 @@ class Muon(torch.optim.Optimizer):
         dtype = torch.bfloat16 if half else torch.float32
         for shape in dict.fromkeys(w.shape for w in wide):
             members = [i for i, w in enumerate(wide) if w.shape == shape]
-            stacked = orthogonalize(
-                torch.stack([wide[i] for i in members]), group["iterations"], dtype
-            )
-            for i, update in zip(members, stacked, strict=True):
+            stacked = torch.stack([wide[i] for i in members])
+            orthogonal = orthogonalize(stacked, group["iterations"], dtype)
+            for i, update in zip(members, orthogonal, strict=True):
                 rows, columns = params[i].shape
                 # Entries of a tall matrix with singular values of 1 are small: scale them up.
                 scale = math.sqrt(max(1.0, rows / columns))
@@ -133,19 +124,11 @@ class Muon(torch.optim.Optimizer):
         for p in params:
             if "step" not in self.state[p]:
                 self.state[p]["step"] = torch.zeros((), device=p.device)
+        steps = [self.state[p]["step"] for p in params]
+        means = self._running_means(params, "exp_avg"), self._running_means(params, "exp_avg_sq")
+        beta1, beta2 = group["betas"]
+        settings = {name: group[name] for name in ("lr", "weight_decay", "fused")}
         adamw(
-            params=params,
-            grads=grads,
-            exp_avgs=self._running_means(params, "exp_avg"),
-            exp_avg_sqs=self._running_means(params, "exp_avg_sq"),
-            max_exp_avg_sqs=[],
-            state_steps=[self.state[p]["step"] for p in params],
-            lr=group["lr"],
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            weight_decay=group["weight_decay"],
-            eps=1e-8,
-            amsgrad=False,
-            maximize=False,
-            fused=group["fused"],
-        )
+            params, grads, *means, [], steps, beta1=beta1, beta2=beta2, eps=1e-8,
+            amsgrad=False, maximize=False, **settings,
+        )  # fmt: skip

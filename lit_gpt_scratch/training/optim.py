@@ -1,4 +1,4 @@
-"""AdamW, and the groups of parameters that every optimizer receives.
+"""AdamW, learning-rate schedules, and the groups of parameters that every optimizer receives.
 
 A factory receives what `torch.optim` calls `params`, so every optimizer of PyTorch can be used.
 """
@@ -8,16 +8,25 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.errors import InputError, require_positive
 from lit_gpt_scratch.private_api import allow_clipping
 
 
 class OptimizerFactory(Protocol):
     """Builds an optimizer over parameter groups."""
 
-    def __call__(self, params: Iterable[dict[str, Any]]) -> torch.optim.Optimizer: ...
+    def __call__(self, params: Iterable[dict[str, Any]]) -> Optimizer: ...
+
+
+class ScheduleFactory(Protocol):
+    """Builds a learning-rate schedule for a run of `steps` optimizer steps."""
+
+    def __call__(self, optimizer: Optimizer, steps: int) -> LRScheduler: ...
 
 
 def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
@@ -40,10 +49,33 @@ def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
     return [{"params": ps, "name": name, **decay[name]} for name, ps in groups.items() if ps]
 
 
-def require_learning_rate(name: str, lr: float) -> None:
-    """Raise InputError unless a learning rate is a number above 0."""
-    if not 0 < lr < math.inf:
-        raise InputError(f"{name} is {lr}: it must be a number above 0.")
+def build_optimizer(
+    net: nn.Module, optimizer: OptimizerFactory, schedule: ScheduleFactory | None, steps: int
+) -> OptimizerLRScheduler:
+    """Build a network's optimizer and schedule for a run of `steps`, in Lightning's form.
+
+    Raise InputError for a wrong value, or if there is a schedule and steps are -1 (unlimited).
+    """
+    if schedule and steps < 0:
+        raise InputError(
+            "the learning-rate schedule needs the number of steps: give Trainer(max_steps=...), or "
+            "LitCharLM(schedule=None) for a constant rate."
+        )
+    try:
+        built = optimizer(params=parameter_groups(net))
+        if schedule is None:
+            return built
+        scheduler = schedule(optimizer=built, steps=steps)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"optimizer or schedule: {error}") from error
+    return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def require_learning_rates(**rates: float) -> None:
+    """Raise InputError unless all learning rates are numbers above 0."""
+    for name, lr in rates.items():
+        if not 0 < lr < math.inf:
+            raise InputError(f"{name} is {lr}: it must be a number above 0.")
 
 
 class AdamW(torch.optim.AdamW):
@@ -68,6 +100,56 @@ class AdamW(torch.optim.AdamW):
         beta2: float = 0.99,
         weight_decay: float = 0.1,
     ) -> None:
-        require_learning_rate("lr", lr)
+        require_learning_rates(lr=lr)
         super().__init__(params, lr=lr, betas=(beta1, beta2), weight_decay=weight_decay, fused=True)
         allow_clipping(self)
+
+
+class WarmupCosine(LambdaLR):
+    """Linear warm-up, then half a cosine down to a fraction of the peak.
+
+    Args:
+        optimizer: Its learning rates are the peaks.
+        steps: Optimizer steps of the whole run.
+        warmup: Steps of the warm-up.
+        final: Learning rate at the end, as a fraction of the peak.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, steps: int, warmup: int = 100, final: float = 0.02
+    ) -> None:
+        require_positive(warmup=warmup)
+        if not 0 <= final <= 1:
+            raise InputError(f"final is {final}: it must be from 0 to 1.")
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            done = min(1.0, (step - warmup) / max(1, steps - warmup))
+            return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
+
+        super().__init__(optimizer, factor)
+
+
+class WarmupStableDecay(LambdaLR):
+    """Linear warm-up, a plateau, then a straight line to zero (Hägele et al. 2024).
+
+    Args:
+        optimizer: Its learning rates are the plateau's.
+        steps: Optimizer steps of the whole run.
+        warmup: Steps of the warm-up.
+        decay: Fraction of the run that the line down takes.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, steps: int, warmup: int = 20, decay: float = 0.6
+    ) -> None:
+        require_positive(warmup=warmup)
+        if not 0 < decay <= 1:
+            raise InputError(f"decay is {decay}: it must be above 0 and at most 1.")
+
+        def factor(step: int) -> float:
+            left = max(0.0, 1 - step / max(1, steps))
+            return min(1.0, (step + 1) / warmup, left / decay)
+
+        super().__init__(optimizer, factor)
