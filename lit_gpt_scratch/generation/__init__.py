@@ -12,11 +12,6 @@ from lit_gpt_scratch.generation.sampling import (
 from lit_gpt_scratch.generation.text import Prompts, default_prompt, generate_text
 
 __all__ = [
-    "Prompts",
-    "SamplingSettings",
-    "default_prompt",
-    "generate",
-    "generate_text",
-    "next_distribution",
-    "stream",
-]
+    "Prompts", "SamplingSettings", "default_prompt", "generate", "generate_text",
+    "next_distribution", "stream",
+]  # fmt: skip

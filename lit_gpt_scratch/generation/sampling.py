@@ -21,15 +21,14 @@ class SamplingSettings:
     Attributes:
         max_new_tokens: Number of characters to generate.
         temperature: Divides the logits; 0 always takes the most likely character (greedy).
-        top_k: Keep only the k most likely characters; None keeps all.
+        top_k: Keep only the k most likely characters; null keeps all.
         top_p: Keep the smallest set of most likely characters whose probabilities add up to at
             least top_p (nucleus sampling: Holtzman et al. 2020).
         min_p: Drop characters less likely than min_p times the most likely one (Nguyen et al.
             2024).
         seed: Seed of the draws. Text i depends on (seed, i), never on other texts in its batch.
 
-    Raises:
-        InputError: A value is out of range.
+    Raises `InputError` for a value out of range.
     """
 
     max_new_tokens: int = 500
@@ -40,21 +39,19 @@ class SamplingSettings:
     seed: int = 1337
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {self.max_new_tokens}: it must be at least 1.")
-        if not 0 <= self.temperature < math.inf:
-            raise InputError(
-                f"temperature is {self.temperature}: it must be a number of at least 0 "
-                "(0: greedy, 1: the model's own probabilities)."
-            )
-        if self.top_k is not None and self.top_k < 1:
-            raise InputError(
-                f"top_k is {self.top_k}: it must be at least 1; omit it to keep all characters."
-            )
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p is {self.top_p}: it must be above 0 and at most 1 (1: all).")
-        if not 0 <= self.min_p <= 1:
-            raise InputError(f"min_p is {self.min_p}: it must be from 0 (all) to 1.")
+        checks = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (0 <= self.temperature < math.inf, "a number of at least 0 (0: greedy)"),
+            "top_k": (
+                self.top_k is None or self.top_k >= 1,
+                "at least 1; omit it to keep all",
+            ),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1 (1: all)"),
+            "min_p": (0 <= self.min_p <= 1, "from 0 (all) to 1"),
+        }
+        for name, (holds, allowed) in checks.items():
+            if not holds:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be {allowed}.")
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
@@ -64,12 +61,8 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def cumulative_sum(probabilities: Tensor) -> Tensor:
-    """Return cumulative sums (B, V).
-
-    With `--trainer.deterministic` they are computed on the CPU: PyTorch has no deterministic
-    cumulative sum on a GPU and raises an error.
-    """
-    if torch.are_deterministic_algorithms_enabled():
+    """Return cumulative sums (B, V); on the CPU where a GPU would not be deterministic."""
+    if torch.are_deterministic_algorithms_enabled():  # PyTorch raises an error on a GPU
         return probabilities.cpu().cumsum(-1).to(probabilities.device)
     return probabilities.cumsum(-1)
 
@@ -103,18 +96,15 @@ def next_distribution(logits: Tensor, settings: SamplingSettings) -> Tensor:
 
 def uniform_numbers(seed: int, indices: Sequence[int], count: int) -> Tensor:
     """Return uniform numbers (B, N) in [0, 1); each row depends only on (seed, index)."""
-    rows = []
-    for index in indices:
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % (1 << 63))
-        rows.append(torch.rand(count, generator=generator))
+    seeds = [(seed * 1_000_003 + index) % (1 << 63) for index in indices]
+    rows = [torch.rand(count, generator=torch.Generator().manual_seed(s)) for s in seeds]
     return torch.stack(rows)
 
 
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """Draw ids (B, 1): the first whose cumulative probability exceeds the uniform number (B, 1).
 
-    Raises:
-        InputError: The probabilities (B, V) are not finite, because the model has diverged.
+    Raises `InputError` if the probabilities (B, V) are not finite, because the model has diverged.
     """
     cumulative = cumulative_sum(probabilities)
     if not cumulative[:, -1].isfinite().all():

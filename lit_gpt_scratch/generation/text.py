@@ -13,27 +13,18 @@ from torch import Tensor, nn
 from lit_gpt_scratch.data.tokenizer import CharTokenizer
 from lit_gpt_scratch.generation.sampling import SamplingSettings, stream
 
-# Called with the number of a text and the next piece of it.
-OnText = Callable[[int, str], None]
+OnText = Callable[[int, str], None]  # receives the number of a text and the next piece of it
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """A batch for `predict`.
+    """A batch for `predict`: prompts of one length, and how to continue them."""
 
-    Attributes:
-        ids: Prompts of one length, (B, T).
-        indices: Number of each text; its random draws depend on the seed and on this number.
-        settings: How to sample.
-        stop: A text ends before this string.
-        on_text: Is called with the number and each new piece of the batch's first text.
-    """
-
-    ids: Tensor
-    indices: Sequence[int]
+    ids: Tensor  # (B, T)
+    indices: Sequence[int]  # number of each text; its draws depend on the seed and on this number
     settings: SamplingSettings
-    stop: str = ""
-    on_text: OnText | None = None
+    stop: str = ""  # a text ends before this string
+    on_text: OnText | None = None  # receives each new piece of the batch's first text
 
     def to(self, device: torch.device, **_: Any) -> "Prompts":
         """Return the same batch with its ids on a device; Lightning calls this."""
@@ -55,7 +46,7 @@ def generate_text(
     stop: str = "",
     on_text: OnText | None = None,
 ) -> list[str]:
-    """Continue prompts, without dropout.
+    """Continue prompts, without dropout, and return the texts with their prompts.
 
     Args:
         net: Maps ids (B, T) to logits (B, T, V); it is in evaluation mode while generating.
@@ -66,42 +57,28 @@ def generate_text(
         indices: Number of each text, for its random draws; the default counts from 0.
         stop: A text ends before this string.
         on_text: Receives the number of the first text and each piece of it, the prompt first.
-
-    Returns:
-        The texts, prompts included.
     """
     indices = range(len(prompt)) if indices is None else indices
     stop_ids = tokenizer.encode(stop).to(prompt.device) if stop else None
+    drawn, generated = [], ""  # of all texts, and of the first
     if on_text:
         on_text(indices[0], tokenizer.decode(prompt[0].cpu()))
-        on_text = _until_stop(on_text, stop)
     was_training = net.training
     net.eval()
-    drawn = []
     try:
         # A compiled network would be compiled again for each length of the cache.
         with torch.compiler.set_stance("force_eager"):
             for ids in stream(net, prompt, context, settings, indices, stop_ids):
                 drawn.append(ids)
                 if on_text:
-                    on_text(indices[0], tokenizer.decode(ids[:1].cpu()))
+                    generated += tokenizer.decode(ids[:1].cpu())
+                    # A character is shown len(stop) later, so that the stop string never shows.
+                    if stop and generated.endswith(stop):
+                        on_text = None
+                    elif len(generated) > len(stop):
+                        on_text(indices[0], generated[-len(stop) - 1])
     finally:
         net.train(was_training)
     texts = [tokenizer.decode(row) for row in torch.cat([prompt, torch.stack(drawn, 1)], 1).cpu()]
     ends = [text.find(stop, prompt.size(1)) if stop else -1 for text in texts]
     return [text if end < 0 else text[:end] for text, end in zip(texts, ends, strict=True)]
-
-
-def _until_stop(on_text: OnText, stop: str) -> OnText:
-    """Return a function that passes characters on, len(stop) later, so that stop never shows."""
-    generated = ""
-    stopped = False
-
-    def pass_on(index: int, character: str) -> None:
-        nonlocal generated, stopped
-        generated += character
-        stopped = stopped or bool(stop and generated.endswith(stop))
-        if not stopped and len(generated) > len(stop):
-            on_text(index, generated[-len(stop) - 1])
-
-    return pass_on
