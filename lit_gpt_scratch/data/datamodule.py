@@ -1,12 +1,11 @@
 """`CharDataModule`: a text as training, validation and test batches for Lightning's Trainer."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch import Tensor
 
 from lit_gpt_scratch.data.corpus import open_corpus
 from lit_gpt_scratch.data.token_cache import load_tokens
@@ -14,12 +13,14 @@ from lit_gpt_scratch.data.tokenizer import CharTokenizer
 from lit_gpt_scratch.data.windows import (
     Batch,
     Batches,
+    Share,
     TrainWindows,
     Windows,
-    eval_batch_size,
+    cover,
     random_bits,
     require_divisible_batch,
     split_corpus,
+    spread,
 )
 from lit_gpt_scratch.errors import InputError, require_positive
 
@@ -120,12 +121,12 @@ class CharDataModule(pl.LightningDataModule):
         trainer: Any = self.trainer
         require_divisible_batch(self.batch_size, trainer.world_size)
         parts = trainer.accumulate_grad_batches
-        share = trainer.global_rank, trainer.world_size, parts
         # A resumed run continues with the next batch: global_step is restored before this call.
-        return TrainWindows(lambda k: self.train_windows(k, *share), trainer.global_step * parts)
+        first = trainer.global_step * parts
+        return TrainWindows(lambda k: self.train_windows(k, parts), first, Share.of(trainer))
 
-    def train_windows(self, k: int, rank: int = 0, world_size: int = 1, parts: int = 1) -> Windows:
-        """Draw the windows of batch k for one process (`rank`). Same seed and k, same batch.
+    def train_windows(self, k: int, parts: int = 1) -> Windows:
+        """Draw the windows of batch k. The same seed and k give the same batch.
 
         With gradient accumulation, one optimizer step uses `parts` batches. Together they have the
         same windows as one batch of `parts * batch_size`.
@@ -134,47 +135,19 @@ class CharDataModule(pl.LightningDataModule):
         bits = random_bits(self.seed, step, parts * self.batch_size + 1)
         rows = bits[1 + part * self.batch_size :][: self.batch_size]
         start_count = np.uint64(len(self.splits.train) - self.context)
-        starts = (rows[rank::world_size] % start_count).astype(np.int64)
-        dropout_seed = int(bits[0] >> np.uint64(1)) + (part << 32)  # SeedDropout adds the rank
-        return Windows(torch.from_numpy(starts), self.context, dropout_seed, "train")
+        starts = torch.from_numpy((rows % start_count).astype(np.int64))
+        dropout_seed = int(bits[0] >> np.uint64(1)) + (part << 32)
+        return Windows(starts, self.context, dropout_seed, "train")
 
     def val_dataloader(self) -> Iterable[Windows]:
-        return Batches([*self._eval_windows(self.splits.val, "val"), *self._train_slice_windows()])
+        val, how = self.splits.val, (self.context, len(self.alphabet), Share.of(self.trainer))
+        count = min(len(val) // 4, MAX_TRAIN_SLICE)  # training characters, for `val/gap`
+        slice_of_train = spread(self.splits.train, "train slice", count, *how)
+        return Batches([*cover(val, "val", *how), *slice_of_train])
 
     def test_dataloader(self) -> Iterable[Windows]:
-        return Batches(self._eval_windows(self.splits.test, "test"))
-
-    def _eval_windows(self, split: range, name: str) -> Iterator[Windows]:
-        """Cover a split with consecutive windows: each character but the first is one target."""
-        targets = len(split) - 1
-        covered = targets - targets % self.context  # by windows of full length
-        world_size = self.trainer.world_size if self.trainer else 1
-        if covered // self.context < world_size:  # a rank without windows would hang the others
-            raise InputError(
-                f"the {name} split has {len(split)} characters, too few for {world_size} "
-                "processes: use fewer devices or a smaller --data.context."
-            )
-        starts = torch.arange(split.start, split.start + covered, self.context)
-        yield from self._eval_batches(starts, self.context, name)
-        if covered < targets:
-            last = torch.tensor([split.start + covered])
-            yield from self._eval_batches(last, targets - covered, name)
-
-    def _train_slice_windows(self) -> Iterator[Windows]:
-        """Yield evenly spaced training windows for `val/gap`; a quarter of validation's number."""
-        targets = len(self.splits.train) - 1
-        count = max(1, min(len(self.splits.val) // 4, MAX_TRAIN_SLICE, targets) // self.context)
-        starts = torch.arange(count) * ((targets - self.context) // max(1, count - 1))
-        yield from self._eval_batches(starts, self.context, "train slice")
-
-    def _eval_batches(self, starts: Tensor, length: int, name: str) -> Iterator[Windows]:
-        """Split this rank's share of the windows into batches that fit into memory."""
-        trainer = self.trainer
-        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        count = eval_batch_size(length, len(self.alphabet))
-        for rows in torch.split(starts[rank::world_size], count):
-            if len(rows):
-                yield Windows(rows, length, 0, name)
+        how = self.context, len(self.alphabet), Share.of(self.trainer)
+        return Batches(cover(self.splits.test, "test", *how))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return self.gather(batch) if isinstance(batch, Windows) else batch

@@ -1,7 +1,7 @@
 """Splits of a corpus, and the windows of text that training and evaluation batches consist of.
 
-Shapes: B windows in this rank's batch, T characters in a window (the context; fewer in the last
-window of a split).
+Shapes: B windows in a batch of this process, T characters in a window (the context; fewer in the
+last window of a split).
 """
 
 import itertools
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,7 +30,10 @@ class Windows(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Inputs and targets, both (B, T) int64. Each target is the character after its input."""
+    """Inputs and targets, both (B, T) int64. Each target is the character after its input.
+
+    With a context of 4, the window `First` has the inputs `Firs` and the targets `irst`.
+    """
 
     inputs: Tensor
     targets: Tensor
@@ -61,9 +65,19 @@ def split_corpus(size: int, val_fraction: float, test_fraction: float) -> Splits
     return Splits(range(train_end), range(train_end, val_end), range(val_end, size))
 
 
-def eval_batch_size(length: int, alphabet_size: int) -> int:
-    """Return how many windows of `length` characters to evaluate at once."""
-    return max(1, min(MAX_EVAL_TOKENS, MAX_EVAL_LOGITS // alphabet_size) // length)
+class Share(NamedTuple):
+    """The part of every batch that this process computes, if several train together."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def of(cls, trainer: Any) -> "Share":
+        """Return the share of a Trainer's process; everything without a Trainer."""
+        return cls(trainer.global_rank, trainer.world_size) if trainer else cls()
+
+    def take(self, starts: Tensor) -> Tensor:
+        return starts[self.rank :: self.world_size]
 
 
 def require_divisible_batch(batch_size: int, world_size: int) -> None:
@@ -73,6 +87,51 @@ def require_divisible_batch(batch_size: int, world_size: int) -> None:
             f"batch_size is {batch_size}, but there are {world_size} processes: give a multiple of "
             f"{world_size}."
         )
+
+
+def eval_batch_size(length: int, alphabet_size: int) -> int:
+    """Return how many windows of `length` characters to evaluate at once."""
+    return max(1, min(MAX_EVAL_TOKENS, MAX_EVAL_LOGITS // alphabet_size) // length)
+
+
+def cover(
+    split: range, name: str, context: int, alphabet_size: int, share: Share
+) -> Iterator[Windows]:
+    """Cover a split with consecutive windows: each character but the first is one target.
+
+    Raises `InputError` if there are fewer windows than processes.
+    """
+    targets = len(split) - 1
+    covered = targets - targets % context  # by windows of full length
+    if covered // context < share.world_size:  # a process without windows would hang the others
+        raise InputError(
+            f"the {name} split has {len(split)} characters, too few for {share.world_size} "
+            "processes: use fewer devices or a smaller --data.context."
+        )
+    starts = torch.arange(split.start, split.start + covered, context)
+    yield from _batches(starts, context, name, alphabet_size, share)
+    if covered < targets:
+        last = torch.tensor([split.start + covered])
+        yield from _batches(last, targets - covered, name, alphabet_size, share)
+
+
+def spread(
+    split: range, name: str, count: int, context: int, alphabet_size: int, share: Share
+) -> Iterator[Windows]:
+    """Yield windows that begin at even distances, of about `count` characters together."""
+    targets = len(split) - 1
+    number = max(1, min(count, targets) // context)
+    starts = torch.arange(number) * ((targets - context) // max(1, number - 1))
+    yield from _batches(starts, context, name, alphabet_size, share)
+
+
+def _batches(
+    starts: Tensor, length: int, name: str, alphabet_size: int, share: Share
+) -> Iterator[Windows]:
+    """Yield this process' share of windows in batches that fit into memory."""
+    for rows in torch.split(share.take(starts), eval_batch_size(length, alphabet_size)):
+        if len(rows):
+            yield Windows(rows, length, 0, name)
 
 
 def random_bits(seed: int, k: int, count: int) -> NDArray[np.uint64]:
@@ -85,13 +144,14 @@ def random_bits(seed: int, k: int, count: int) -> NDArray[np.uint64]:
 
 
 class TrainWindows:
-    """Endless iterable of training batches: draw(first), draw(first + 1), and so on."""
+    """Endless iterable of a share of the batches draw(first), draw(first + 1), and so on."""
 
-    def __init__(self, draw: Callable[[int], Windows], first: int) -> None:
-        self.draw, self.first = draw, first
+    def __init__(self, draw: Callable[[int], Windows], first: int, share: Share) -> None:
+        self.draw, self.first, self.share = draw, first, share
 
     def __iter__(self) -> Iterator[Windows]:
-        return map(self.draw, itertools.count(self.first))
+        for windows in map(self.draw, itertools.count(self.first)):
+            yield windows._replace(starts=self.share.take(windows.starts))
 
 
 class Batches:
