@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_gpt_scratch import models, training
@@ -41,6 +42,19 @@ def explain(message: str, known: Sequence[str]) -> str:
     text = re.sub(r"Type <class '\S+'> expects a function or a callable class: ", "", text)
     text = text.partition(". Got value: ")[0].strip()
     return f"{key}: {text}" if key else text
+
+
+def with_flags(message: str, config: Namespace) -> str:
+    """Return a message in which "width is 0" names the flag that has this value, if it is one."""
+    flags = {key.replace(".init_args", ""): value for key, value in config.items()}
+
+    def flag(found: re.Match[str]) -> str:
+        name, text = found.groups()
+        named = {flag: value for flag, value in flags.items() if flag.rpartition(".")[2] == name}
+        equal = [flag for flag, value in named.items() if text in (str(value), repr(value))]
+        return f"--{equal[0]} is {text}" if len(equal) == 1 else found[0]
+
+    return re.sub(r"(?<![\w.])(\w+) is ([^\s:,]+)", flag, message)
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:

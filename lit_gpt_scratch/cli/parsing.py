@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_module
 
 from lit_gpt_scratch.checkpoints.reading import HYPERPARAMETERS, import_plugin, read_checkpoint
-from lit_gpt_scratch.cli.messages import Parser, explain, known_names
+from lit_gpt_scratch.cli.messages import Parser, explain, known_names, with_flags
 from lit_gpt_scratch.cli.predict import PredictSettings
 from lit_gpt_scratch.cli.program import PROGRAM, TRAINER_COMMANDS
 from lit_gpt_scratch.data.corpus import absolute_name, download_path
@@ -57,16 +57,21 @@ class CheckpointCLI(LightningCLI):
         for name, text in TRAINER_COMMANDS.items():
             usage = f"{PROGRAM} {name} [options]"
             settings[name] = {"command": name, "usage": usage, "description": text}
-        super().__init__(
-            LitCharLM,
-            CharDataModule,
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            parser_class=Parser,
-            parser_kwargs=settings,
-            trainer_defaults=TRAINER_DEFAULTS | {"precision": fastest_precision()},
-            args=list(sys.argv[1:] if args is None else args),
-        )
+        try:
+            super().__init__(
+                LitCharLM,
+                CharDataModule,
+                save_config_callback=None,
+                auto_configure_optimizers=False,
+                parser_class=Parser,
+                parser_kwargs=settings,
+                trainer_defaults=TRAINER_DEFAULTS | {"precision": fastest_precision()},
+                args=list(sys.argv[1:] if args is None else args),
+            )
+        except InputError as error:
+            if config := getattr(self, "config", None):  # it is parsed
+                raise InputError(with_flags(str(error), config[config.subcommand])) from error
+            raise
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

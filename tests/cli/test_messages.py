@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import pytest
+from jsonargparse import Namespace
 from tiny import TINY, Refusal
 
-from lit_gpt_scratch.cli.messages import explain, suggestion
+from lit_gpt_scratch.cli.messages import explain, suggestion, with_flags
 
 FIT_MISTAKES = {
-    "context is 0": ["--data.context", "0"],
+    "error: --data.context is 0: it": ["--data.context", "0"],
     "context is -1": ["--data.context", "-1"],
     "context is 3000, but the val split": ["--data.context", "3000"],
     "batch_size is 0": ["--data.batch_size", "0"],
@@ -16,27 +17,29 @@ FIT_MISTAKES = {
     "val_fraction is 0.0": ["--data.val_fraction", "0"],
     "test_fraction is 0.95": ["--data.test_fraction", "0.95"],
     "seed is -1": ["--data.seed", "-1"],
-    "width is 0": ["--model.net.width", "0"],
+    "error: --model.net.width is 0: it": ["--model.net.width", "0"],
     "layers is 0": ["--model.net.layers", "0"],
-    "heads is 0": ["--model.net.attention.heads", "0"],
-    "heads must divide the width": ["--model.net.attention.heads", "3"],
-    "dropout is 1.0": ["--model.net.dropout", "1"],
-    "dropout is -0.1": ["--model.net.attention.dropout", "-0.1"],
+    "--model.net.attention.heads is 0": ["--model.net.attention.heads", "0"],
+    "--model.net.width is 16 and --model.net.attention.heads is 3: heads must divide the width": [
+        *("--model.net.attention.heads", "3"),
+    ],
+    "--model.net.dropout is 1.0": ["--model.net.dropout", "1"],
+    "--model.net.attention.dropout is -0.1": ["--model.net.attention.dropout", "-0.1"],
     "dropout is nan": ["--model.net.dropout", ".nan"],
     "model.net.dropout is 'nan'": ["--model.net.dropout", "nan"],
-    "lr is 0.0": ["--model.optimizer.lr", "0"],
+    "--model.optimizer.lr is 0.0": ["--model.optimizer.lr", "0"],
     "weight_decay is -1.0": ["--model.optimizer.weight_decay", "-1"],
     "beta1 is 1.5": ["--model.optimizer.beta1", "1.5"],
     "unexpected keyword argument 'steps'": [
         *("--model.schedule", "torch.optim.lr_scheduler.StepLR"),
         *("--model.schedule.step_size", "5"),
     ],
-    "warmup is 0": ["--model.schedule.warmup", "0"],
-    "max_steps is 0": ["--trainer.max_steps", "0"],
+    "--model.schedule.warmup is 0": ["--model.schedule.warmup", "0"],
+    "--trainer.max_steps is 0": ["--trainer.max_steps", "0"],
     "max_steps is -5": ["--trainer.max_steps", "-5"],
     "val_check_interval is 0": ["--trainer.val_check_interval", "0"],
     "accelerator": ["--trainer.accelerator", "abacus"],
-    "name is '../out'": ["--name", "../out"],
+    "--name is '../out'": ["--name", "../out"],
     "did you mean data.context?": ["--data.contxt", "3"],
     "did you mean trainer.max_steps?": ["--trainer.max_step", "3"],
     "did you mean model.net.layers?": ["--model.net.layer", "3"],
@@ -71,11 +74,11 @@ def test_a_mistake_in_fit_is_one_line(words: str, refusal: Refusal) -> None:
 
 PREDICT_MISTAKES = {
     "temperature is -1.0": ["--temperature", "-1"],
-    "temperature is nan": ["--temperature", ".nan"],
+    "--temperature is nan": ["--temperature", ".nan"],
     "temperature is inf": ["--temperature", ".inf"],
     "temperature is 'nan': it must be": ["--temperature", "nan"],
     "temperature is 'hot': it must be": ["--temperature", "hot"],
-    "top_k is 0": ["--top_k", "0"],
+    "error: --top_k is 0: it": ["--top_k", "0"],
     "top_k is -3": ["--top_k", "-3"],
     "top_p is 0.0": ["--top_p", "0"],
     "top_p is 1.5": ["--top_p", "1.5"],
@@ -139,3 +142,14 @@ def test_an_unknown_message_is_shown_in_one_line_with_its_key() -> None:
     message = 'Parser key "model.net":\n  Something\n  new. Got value: Namespace(a=1)'
     assert explain(message, []) == "model.net: Something new"
     assert explain("Something\n new", []) == "Something new"
+
+
+def test_a_value_is_named_by_its_flag_where_there_is_one() -> None:
+    net = Namespace(width=8, attention=Namespace(init_args=Namespace(width=8, heads=3)))
+    config = Namespace(model=Namespace(net=Namespace(init_args=net)), name="a", seed=None)
+    assert with_flags("heads is 3: no", config) == "--model.net.attention.heads is 3: no"
+    assert with_flags("name is 'a' and seed is None.", config) == "--name is 'a' and seed is None."
+    same_twice = "width is 8: no"
+    assert with_flags(same_twice, config) == same_twice
+    other_values = "heads is 4, x.heads is 3, the loss is nan"
+    assert with_flags(other_values, config) == other_values

@@ -146,7 +146,7 @@ def test_a_mistake_as_a_process_is_one_line_and_an_exit_code() -> None:
     )
     assert module.returncode == 2
     assert module.stdout == ""
-    assert module.stderr == "lit-gpt-scratch: error: context is 0: it must be at least 1.\n"
+    assert module.stderr == "lit-gpt-scratch: error: --data.context is 0: it must be at least 1.\n"
 
 
 @pytest.mark.slow
