@@ -27,7 +27,12 @@ from lit_gpt_scratch.errors import InputError, exit_with_error, is_out_of_memory
 from lit_gpt_scratch.private_api import WRONG_WEIGHTS
 from lit_gpt_scratch.runs import folder as run_folder
 from lit_gpt_scratch.runs.callbacks import make_callbacks
-from lit_gpt_scratch.runs.recorders import MetricsCSV
+from lit_gpt_scratch.runs.loggers import (
+    finish_wandb_run,
+    get_wandb_run,
+    make_loggers,
+    resolve_wandb_mode,
+)
 from lit_gpt_scratch.runs.summary import (
     format_header,
     format_summary,
@@ -35,12 +40,6 @@ from lit_gpt_scratch.runs.summary import (
     run_facts,
 )
 from lit_gpt_scratch.runs.tables import trim_after_step
-from lit_gpt_scratch.runs.wandb_logger import (
-    finish_wandb_run,
-    get_wandb_run,
-    make_wandb_loggers,
-    resolve_wandb_mode,
-)
 from lit_gpt_scratch.training.checkpointing import AtomicCheckpointIO, GracefulStop
 from lit_gpt_scratch.training.distributed import exit_with_parent, is_rank_zero, report_errors_once
 from lit_gpt_scratch.training.hardware import keep_freed_memory
@@ -134,8 +133,7 @@ class CharCLI(CheckpointCLI):
         """Log to metrics.csv and W&B, unless --trainer.logger says otherwise."""
         if self.config.fit.trainer.logger is None:
             wandb = self.config_init.fit.wandb
-            wandb_loggers = make_wandb_loggers(self.folder, facts, wandb, self.wandb_id)
-            trainer.loggers = [MetricsCSV(self.folder), *wandb_loggers]
+            trainer.loggers = make_loggers(self.folder, facts, wandb, self.wandb_id)
 
     def fit(self, **kwargs: Any) -> None:
         """Train. If no step was logged or saved before an error, remove the run's folder."""
@@ -144,7 +142,7 @@ class CharCLI(CheckpointCLI):
         try:
             self.trainer.fit(**kwargs, ckpt_path=self.ckpt_path, weights_only=True)
         except GracefulStop as stop:
-            finish_wandb_run(self.folder)
+            finish_wandb_run(self.trainer)
             done = f"step {self.trainer.global_step:,} of {self.trainer.max_steps:,}"
             print_resume_command(self.folder, f"\nStopped at {done}, and saved.")
             # Other ranks exit with 0: after an error code, Lightning would kill rank 0 too early.
@@ -157,7 +155,7 @@ class CharCLI(CheckpointCLI):
         except Exception as error:
             written = any((self.folder / name).exists() for name in ("metrics.csv", "checkpoints"))
             if is_rank_zero() and not written:
-                finish_wandb_run(self.folder)
+                finish_wandb_run(self.trainer)
                 shutil.rmtree(self.folder, ignore_errors=True)
             if self.ckpt_path and not isinstance(error, InputError):
                 self.report_bad_checkpoint(error, started)
@@ -187,7 +185,7 @@ class CharCLI(CheckpointCLI):
         ) from error
 
     def after_fit(self) -> None:
-        finish_wandb_run(self.folder)
+        finish_wandb_run(self.trainer)
         trainer: Any = self.trainer
         # All processes have the metrics, and all must take part in saving.
         if "val/loss" not in trainer.callback_metrics and not trainer.fast_dev_run:

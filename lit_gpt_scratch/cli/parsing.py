@@ -19,7 +19,7 @@ from lit_gpt_scratch.data.datamodule import CharDataModule
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.private_api import INSTANTIATOR_KEY
 from lit_gpt_scratch.runs.folder import find_checkpoint, runs_folder
-from lit_gpt_scratch.runs.wandb_logger import WandbSettings
+from lit_gpt_scratch.runs.loggers import WandbSettings
 from lit_gpt_scratch.training.hardware import fastest_precision
 from lit_gpt_scratch.training.module import LitCharLM
 

@@ -1,18 +1,174 @@
-"""The callbacks of `fit`. Their order matters: tests/runs/test_callbacks.py gives the reasons."""
+"""The callbacks of `fit`, and those among them that record a run in its folder and in W&B.
+
+They record samples, losses of characters and attention images; only rank 0 writes.
+"""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from lit_gpt_scratch.runs import recorders
+from lit_gpt_scratch.errors import write_errors_as_input_errors
+from lit_gpt_scratch.generation import SamplingSettings, default_prompt
+from lit_gpt_scratch.inspection import attention, visible
+from lit_gpt_scratch.inspection.draw_heads import draw_heads
 from lit_gpt_scratch.runs.folder import last_checkpoint
-from lit_gpt_scratch.runs.wandb_logger import WandbCheckpoints
-from lit_gpt_scratch.training.checkpointing import SignalCheckpoint
+from lit_gpt_scratch.runs.loggers import get_wandb_run
+from lit_gpt_scratch.runs.tables import append_rows, count_lines
+from lit_gpt_scratch.training.checkpointing import SignalCheckpoint, best_checkpoint
 from lit_gpt_scratch.training.distributed import RankConsistencyCheck
-from lit_gpt_scratch.training.progress import LogLines, ProgressBar
+from lit_gpt_scratch.training.progress import LogLines, ProgressBar, progress_line
 from lit_gpt_scratch.training.throughput import Throughput
+
+
+class Recorder(Callback):
+    """Base class: adds something to the run's folder and to W&B at each validation of `fit`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._table: Any = None
+
+    def add_rows(self, trainer: Any, key: str, columns: list[str], rows: list[Any]) -> None:
+        """Append rows to KEY.csv and to the W&B table KEY."""
+        append_rows(self.folder / f"{key}.csv", columns, rows)
+        if run := get_wandb_run(trainer):
+            import wandb
+
+            self._table = self._table or wandb.Table(columns=[*columns], log_mode="INCREMENTAL")
+            for row in rows:
+                self._table.add_data(*row)
+            run.log({key: self._table}, step=trainer.global_step)
+
+
+class SampleRecorder(Recorder):
+    """Writes samples to samples.csv and prints the first; prompt and seed are always the same."""
+
+    settings = SamplingSettings(max_new_tokens=100, temperature=0.8)
+    count = 2
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        prompt, step = default_prompt(pl_module.tokenizer), trainer.global_step
+        ids = pl_module.tokenizer.encode(prompt).repeat(self.count, 1).to(pl_module.device)
+        texts = pl_module.generate(ids, replace(self.settings, seed=trainer.datamodule.seed))
+        rows = [(step, prompt, text) for text in texts]
+        self.add_rows(trainer, "samples", ["step", "prompt", "text"], rows)
+        if bar := trainer.progress_bar_callback:
+            bar.print("\n".join([progress_line(trainer), *printable_lines(texts[0])]))
+
+
+def printable_lines(text: str) -> list[str]:
+    """Return the lines of a text, each after a `|`, without control characters."""
+    return [
+        "  | " + "".join("�" if category(c) == "Cc" and c != "\t" else c for c in line)
+        for line in text.strip().splitlines()
+    ]
+
+
+class SymbolLossRecorder(Recorder):
+    """Writes the validation loss of each character of the alphabet to symbols.csv."""
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        # Row 0 has counts, row 1 has sums of losses.
+        self.sums = torch.zeros(2, len(pl_module.tokenizer), dtype=torch.float64)
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        if batch.split == "val":
+            ids = batch.targets.flatten().cpu()
+            losses = outputs["losses"].flatten().double().cpu()
+            self.sums[0].index_add_(0, ids, torch.ones_like(losses))
+            self.sums[1].index_add_(0, ids, losses)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        sums = self.sums
+        if trainer.world_size > 1:
+            sums = trainer.strategy.reduce(sums.to(pl_module.device), reduce_op="sum")
+        if trainer.is_global_zero:
+            totals = zip(pl_module.tokenizer.alphabet, *sums.tolist(), strict=True)
+            step = trainer.global_step
+            rows = [(step, c, int(n), round(total / n, 6)) for c, n, total in totals if n]
+            self.add_rows(trainer, "symbols", ["step", "symbol", "count", "loss"], rows)
+
+
+class AttentionRecorder(Recorder):
+    """Draws each head's attention to the start of the validation text: attention/step_N.png."""
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        has_weights = any(hasattr(module, "weights") for module in pl_module.net.modules())
+        if not has_weights or not trainer.is_global_zero:
+            return
+        data = trainer.datamodule
+        start = data.splits.val.start
+        text = data.tokenizer.decode(data.tokens[start : start + min(32, data.context)].cpu())
+        image = draw_heads(attention(pl_module, text), text)
+        path = self.folder / "attention" / f"step_{trainer.global_step:06}.png"
+        with write_errors_as_input_errors(path):
+            path.parent.mkdir(exist_ok=True)
+            image.save(path)
+        if run := get_wandb_run(trainer):
+            import wandb
+
+            picture = wandb.Image(str(path), caption=visible(text))
+            run.log({"attention": picture}, step=trainer.global_step)
+
+
+class WandbCheckpoints(Callback):
+    """Saves the W&B run's id in each checkpoint, and logs the best checkpoint as an artifact."""
+
+    def __init__(self, wandb_id: str | None = None) -> None:
+        self.wandb_id = wandb_id  # of the resumed run; it is kept if W&B is now disabled
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        run = get_wandb_run(trainer)
+        checkpoint["wandb_id"] = run.id if run else self.wandb_id
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Commit this step's row before the checkpoint: a resumed run does not log it again."""
+        if run := get_wandb_run(trainer):
+            run.log({}, step=trainer.global_step, commit=True)
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        run, best = get_wandb_run(trainer), best_checkpoint(trainer)
+        if run and Path(best.best_model_path).is_file():
+            import wandb
+
+            metrics = trainer.callback_metrics | {"best val/loss": best.best_model_score}
+            metadata = {name: float(value) for name, value in metrics.items()}
+            artifact = wandb.Artifact(f"checkpoint-{run.id}", "model", metadata=metadata)
+            # Refer to the file in its place instead of copying it.
+            artifact.add_file(best.best_model_path, policy="immutable", skip_cache=True)
+            run.log_artifact(artifact, aliases=["best"])
+
+
+class RowCounts(Callback):
+    """Saves the length of each table in the checkpoint; reports lost rows when a run resumes."""
+
+    state_key = "Saver"  # part of the checkpoint format
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lines": count_lines(self.folder)}
+
+    @rank_zero_only
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        counts, saved = count_lines(self.folder), state_dict["lines"]
+        lost = [name for name, count in saved.items() if counts.get(name, 0) < count]
+        if lost and (self.folder / "checkpoints").exists():  # a new folder starts without rows
+            print(
+                f"Notice: {', '.join(lost)} lacks rows that existed when the checkpoint was saved. "
+                "Training continues; the lost rows stay missing.",
+                file=sys.stderr,
+            )
 
 
 def make_callbacks(folder: Path, bar: bool | None, wandb_id: str | None = None) -> list[Callback]:
@@ -27,11 +183,11 @@ def make_callbacks(folder: Path, bar: bool | None, wandb_id: str | None = None) 
     }
     return [
         RankConsistencyCheck(),
-        recorders.SampleRecorder(folder),
-        recorders.SymbolLossRecorder(folder),
-        recorders.AttentionRecorder(folder),
+        SampleRecorder(folder),
+        SymbolLossRecorder(folder),
+        AttentionRecorder(folder),
         WandbCheckpoints(wandb_id),
-        recorders.RowCounts(folder),
+        RowCounts(folder),
         SignalCheckpoint(last_checkpoint(folder)),
         Throughput(),
         ProgressBar() if bar else LogLines(),

@@ -1,14 +1,45 @@
-"""`lit-gpt-scratch dashboard`: saves the panels as a workspace of a W&B project; needs a login."""
+"""The panels that show a run: in the offline report, and as a dashboard in a W&B project."""
 
 from collections.abc import Sequence
 from importlib import import_module
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from jsonargparse import ArgumentParser
 
 from lit_gpt_scratch.errors import InputError, exit_on_input_error
-from lit_gpt_scratch.runs.panels import AXES, PANELS, Panel
+
+# The metrics that a curve can be plotted against, and the titles of these axes.
+AXES = {"step": "step", "tokens_seen": "characters seen", "train_seconds": "seconds of training"}
+
+
+class Panel(NamedTuple):
+    """One plot, table or series of images."""
+
+    section: str  # the heading above the panel
+    title: str
+    key: str  # column of metrics.csv (line), file KEY.csv (table or bar) or folder KEY (image)
+    kind: Literal["line", "bar", "table", "image"] = "line"
+    unit: str = ""  # of the vertical axis
+    log: bool = False  # whether the vertical axis is logarithmic
+    axes: tuple[str, ...] = ("step",)  # W&B gets one plot for each; the report offers all `AXES`
+
+
+NATS = "nats per character"
+PANELS = (
+    Panel("Loss", "Validation loss", "val/loss", unit=NATS, axes=tuple(AXES)),
+    Panel("Loss", "Training loss", "train/loss", unit=NATS, axes=("step", "tokens_seen")),
+    Panel("Loss", "Validation loss above training loss", "val/gap", unit=NATS),
+    Panel("Loss", "Bits per character", "val/bpc", unit="bits"),
+    Panel("Loss", "Perplexity", "val/perplexity", unit="characters", log=True),
+    Panel("Loss", "Validation loss of each character", "symbols", "bar", unit=NATS),
+    Panel("Optimisation", "Learning rate", "lr"),
+    Panel("Optimisation", "Norm of the gradients, before clipping", "grad_norm", log=True),
+    Panel("Speed", "Training speed", "chars_per_sec", unit="characters per second"),
+    Panel("Speed", "Model-FLOP utilisation", "mfu", unit="of the device's peak"),
+    Panel("Samples", "Samples through training", "samples", "table"),
+    Panel("Attention", "Attention of every head", "attention", "image"),
+)
 
 
 def build_workspace(project: str, entity: str) -> Any:

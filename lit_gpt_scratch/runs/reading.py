@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 
 from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.runs.dashboard import AXES, PANELS, Panel
 from lit_gpt_scratch.runs.folder import is_run, version_order
-from lit_gpt_scratch.runs.panels import AXES, PANELS, Panel
 from lit_gpt_scratch.runs.tables import Row, read_rows
 
 MAX_STEPS = 8  # number of steps whose samples and images a run shows

@@ -20,7 +20,7 @@ from lit_gpt_scratch.data.corpus import TINY_SHAKESPEARE_SHA256
 from lit_gpt_scratch.errors import InputError, exit_on_input_error
 from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.runs import reading
-from lit_gpt_scratch.runs.panels import AXES, PANELS
+from lit_gpt_scratch.runs.dashboard import AXES, PANELS
 from lit_gpt_scratch.runs.reading import Run, parse_number, subsample
 
 MAX_POINTS = 500  # of each curve

@@ -14,8 +14,8 @@ import torch
 from lit_gpt_scratch.data.grammar import play_log_loss
 from lit_gpt_scratch.generation import SamplingSettings, default_prompt
 from lit_gpt_scratch.models import count_parameters
+from lit_gpt_scratch.runs.callbacks import printable_lines
 from lit_gpt_scratch.runs.folder import last_checkpoint
-from lit_gpt_scratch.runs.recorders import printable_lines
 from lit_gpt_scratch.training.checkpointing import best_checkpoint
 from lit_gpt_scratch.training.distributed import is_rank_zero
 from lit_gpt_scratch.training.optim import parameter_groups

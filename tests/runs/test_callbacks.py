@@ -8,14 +8,14 @@ import torch
 from laws import train_small
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_gpt_scratch.runs.callbacks import make_callbacks
-from lit_gpt_scratch.runs.recorders import (
+from lit_gpt_scratch.runs.callbacks import (
     AttentionRecorder,
     RowCounts,
     SampleRecorder,
     SymbolLossRecorder,
+    WandbCheckpoints,
+    make_callbacks,
 )
-from lit_gpt_scratch.runs.wandb_logger import WandbCheckpoints
 from lit_gpt_scratch.training.checkpointing import SignalCheckpoint
 from lit_gpt_scratch.training.distributed import RankConsistencyCheck
 from lit_gpt_scratch.training.progress import LogLines

@@ -10,7 +10,7 @@ import pytest
 from laws import train_small
 
 from lit_gpt_scratch.runs import dashboard
-from lit_gpt_scratch.runs.panels import AXES, PANELS, Panel
+from lit_gpt_scratch.runs.dashboard import AXES, PANELS, Panel
 
 WORKSPACES = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")
 KEYS = {panel.key for panel in PANELS}

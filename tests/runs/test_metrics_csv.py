@@ -6,7 +6,8 @@ import pytest
 from compare_runs import last
 from laws import train_small
 
-from lit_gpt_scratch.runs.recorders import MetricsCSV, RowCounts
+from lit_gpt_scratch.runs.callbacks import RowCounts
+from lit_gpt_scratch.runs.loggers import MetricsCSV
 from lit_gpt_scratch.runs.tables import trim_after_step
 
 

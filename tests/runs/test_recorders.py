@@ -19,7 +19,7 @@ from lit_gpt_scratch import inspection
 from lit_gpt_scratch.cli.commands import CharCLI
 from lit_gpt_scratch.generation import default_prompt
 from lit_gpt_scratch.inspection.draw_heads import draw_heads
-from lit_gpt_scratch.runs.recorders import SampleRecorder
+from lit_gpt_scratch.runs.callbacks import SampleRecorder
 from lit_gpt_scratch.training.hardware import measured_flops
 
 EVERY = ["--trainer.val_check_interval=2", "--trainer.log_every_n_steps=2"]

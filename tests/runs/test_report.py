@@ -10,7 +10,7 @@ from chromium import CHROMIUM, Chromium, Page
 from fake_runs import metric_rows, write_csv, write_fake_run
 
 from lit_gpt_scratch.runs import report
-from lit_gpt_scratch.runs.panels import AXES, PANELS
+from lit_gpt_scratch.runs.dashboard import AXES, PANELS
 from lit_gpt_scratch.runs.reading import MAX_STEPS
 
 RUNGS = ["bigram", "mean", "single_head", "multi_head", "transformer", "gpt_cpu_classic", "gpt_cpu"]

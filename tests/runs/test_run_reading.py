@@ -11,7 +11,7 @@ from PIL import Image
 
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.runs import reading
-from lit_gpt_scratch.runs.panels import PANELS
+from lit_gpt_scratch.runs.dashboard import PANELS
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from laws import train_small
 from lit_gpt_scratch.cli.commands import CharCLI
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.runs import read_wandb
-from lit_gpt_scratch.runs.panels import PANELS
+from lit_gpt_scratch.runs.dashboard import PANELS
 from lit_gpt_scratch.runs.tables import read_rows
 
 OFFLINE = [

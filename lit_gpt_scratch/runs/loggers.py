@@ -1,19 +1,18 @@
-"""Records runs with Weights & Biases: offline by default, in the run's own folder."""
+"""The loggers of `fit`: metrics.csv and Weights & Biases, which by default records offline."""
 
 import os
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lightning.pytorch.callbacks import Callback
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.private_api import WANDB_FLUSH
-from lit_gpt_scratch.training.checkpointing import best_checkpoint
+from lit_gpt_scratch.runs.tables import append_rows, read_rows, write_rows
 from lit_gpt_scratch.training.distributed import is_rank_zero
 
 Mode = Literal["offline", "online", "disabled"]
@@ -47,6 +46,32 @@ def resolve_wandb_mode(settings: WandbSettings) -> Any:
     return mode
 
 
+class MetricsCSV(Logger):
+    """Appends one row to metrics.csv for each log call; a new column is added to all rows.
+
+    Lightning's CSVLogger would delete the file of a run that resumes.
+    """
+
+    name = version = ""  # in the base class they are abstract properties
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.name, self.version = folder.parent.name, folder.name
+        self.path = folder / "metrics.csv"
+        self._columns, _ = read_rows(self.path)
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """Do nothing: the run's config.yaml has the hyperparameters."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        row = {"step": step, **metrics}
+        if new := [key for key in row if key not in self._columns]:
+            self._columns += new
+            write_rows(self.path, self._columns, read_rows(self.path)[1])
+        append_rows(self.path, self._columns, [[row.get(key, "") for key in self._columns]])
+
+
 class StepWandbLogger(WandbLogger):
     """Logs by optimizer step, so that the curves of a resumed run continue."""
 
@@ -54,17 +79,18 @@ class StepWandbLogger(WandbLogger):
         self.experiment.log(dict(metrics), step=step)
 
 
-def make_wandb_loggers(
+def make_loggers(
     folder: Path, config: dict[str, Any], settings: WandbSettings, wandb_id: str | None = None
 ) -> list[Logger]:
-    """Return the W&B logger; none if the mode is `disabled` or this process is not rank 0.
+    """Return the loggers of a run: MetricsCSV and, in rank 0 unless it is disabled, W&B.
 
     W&B keeps its files in `folder`, shows `config`, and continues its run `wandb_id` if given.
     Raise InputError if W&B refuses the run.
     """
     mode = resolve_wandb_mode(settings)
+    loggers: list[Logger] = [MetricsCSV(folder)]
     if mode == "disabled" or not is_rank_zero():
-        return []
+        return loggers
     import wandb  # not at the top: it takes two seconds
 
     os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))  # staging area for uploads
@@ -82,7 +108,7 @@ def make_wandb_loggers(
         if not (folder / "metrics.csv").exists():
             shutil.rmtree(folder, ignore_errors=True)
         raise InputError(f"W&B: {error} Run wandb login, or use --wandb.mode offline.") from error
-    return [StepWandbLogger(experiment=run)]
+    return [*loggers, StepWandbLogger(experiment=run)]
 
 
 def get_wandb_run(trainer: Any) -> Any:
@@ -91,37 +117,6 @@ def get_wandb_run(trainer: Any) -> Any:
     return next(runs, None)
 
 
-def finish_wandb_run(folder: Path) -> None:
-    """Finish the W&B run of a folder, if there is one."""
-    if wandb := sys.modules.get("wandb"):
-        wandb.finish()
-        if os.environ.get("WANDB_DATA_DIR") == str(folder / "wandb"):
-            del os.environ["WANDB_DATA_DIR"]
-
-
-class WandbCheckpoints(Callback):
-    """Saves the W&B run's id in each checkpoint, and logs the best checkpoint as an artifact."""
-
-    def __init__(self, wandb_id: str | None = None) -> None:
-        self.wandb_id = wandb_id  # of the resumed run; it is kept if W&B is now disabled
-
-    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        run = get_wandb_run(trainer)
-        checkpoint["wandb_id"] = run.id if run else self.wandb_id
-
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Commit this step's row before the checkpoint: a resumed run does not log it again."""
-        if run := get_wandb_run(trainer):
-            run.log({}, step=trainer.global_step, commit=True)
-
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        run, best = get_wandb_run(trainer), best_checkpoint(trainer)
-        if run and Path(best.best_model_path).is_file():
-            import wandb
-
-            metrics = trainer.callback_metrics | {"best val/loss": best.best_model_score}
-            metadata = {name: float(value) for name, value in metrics.items()}
-            artifact = wandb.Artifact(f"checkpoint-{run.id}", "model", metadata=metadata)
-            # Refer to the file in its place instead of copying it.
-            artifact.add_file(best.best_model_path, policy="immutable", skip_cache=True)
-            run.log_artifact(artifact, aliases=["best"])
+def finish_wandb_run(trainer: Any) -> None:
+    if run := get_wandb_run(trainer):
+        run.finish()
