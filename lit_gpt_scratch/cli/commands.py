@@ -39,7 +39,6 @@ from lit_gpt_scratch.runs.summary import (
     print_resume_command,
     run_facts,
 )
-from lit_gpt_scratch.runs.tables import trim_after_step
 from lit_gpt_scratch.training.checkpointing import AtomicCheckpointIO, GracefulStop
 from lit_gpt_scratch.training.distributed import exit_with_parent, is_rank_zero, report_errors_once
 from lit_gpt_scratch.training.hardware import keep_freed_memory
@@ -120,7 +119,7 @@ class CharCLI(CheckpointCLI):
         if trainer.is_global_zero:
             self._lock = run_folder.lock_run_folder(self.folder)
             if resumed:
-                trim_after_step(self.folder, self.ckpt_step)
+                run_folder.trim_after_step(self.folder, self.ckpt_step)
 
     def resolved_config(self) -> dict[str, Any]:
         """Return the config with the corpus that was opened, so that it repeats this run."""

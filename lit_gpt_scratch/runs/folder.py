@@ -1,8 +1,15 @@
-"""The folder of a run: its name, lock and checkpoint. `report` needs it without Lightning."""
+"""The folder of a run: its name, lock, checkpoint and tables. `report` needs it without Lightning.
+
+The last row of a table is ignored if a crash has cut it off.
+"""
 
 import contextlib
+import csv
+import io
 import os
 import re
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +17,9 @@ import yaml
 
 from lit_gpt_scratch.errors import InputError, write_errors_as_input_errors
 from lit_gpt_scratch.files import atomic_write, lock
-from lit_gpt_scratch.runs.tables import read_rows
+
+TABLES = ("metrics.csv", "samples.csv", "symbols.csv")
+Row = dict[str, str]
 
 
 def runs_folder(root: str | Path | None) -> Path:
@@ -36,8 +45,8 @@ def new_run_folder(runs: Path, name: str) -> Path:
         raise InputError(f"name is {name!r}: it must be a plain folder name, without slashes.")
     try:
         (runs / name).mkdir(parents=True, exist_ok=True)
-        taken = [int(p.name[8:]) for p in (runs / name).glob("version_*") if p.name[8:].isdigit()]
-        version = max(taken, default=-1) + 1
+        taken = [path.name.removeprefix("version_") for path in (runs / name).glob("version_*")]
+        version = max((int(number) for number in taken if number.isdecimal()), default=-1) + 1
         while True:
             folder = runs / name / f"version_{version}"
             try:
@@ -87,14 +96,20 @@ def resume_folder(checkpoint: Path, name: str | None) -> Path | None:
     return folder if inside and name in (None, folder.parent.name) else None
 
 
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file; empty if the file is missing, truncated or no mapping."""
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return values if isinstance(values, dict) else {}
+    return {}
+
+
 def refuse_truncated_config(config: Path) -> None:
     """Raise InputError if a run's own config.yaml has lost its end: defaults would replace it."""
     if config.name != "config.yaml" or not (config.parent / "checkpoints").is_dir():
         return
-    text = config.read_text(encoding="utf-8")
-    values = yaml.safe_load(text)
-    wandb = values.get("wandb") if isinstance(values, dict) else None
-    if "tags" not in (wandb or ()) or not text.endswith("\n"):  # the last key that `fit` writes
+    last_section = read_mapping(config).get("wandb") or ()
+    if "tags" not in last_section or not config.read_bytes().endswith(b"\n"):
         raise InputError(
             f"--config {config} is truncated: its end is missing. Give the configs and flags that "
             "the run was started with instead; fit then writes a new config.yaml."
@@ -104,20 +119,18 @@ def refuse_truncated_config(config: Path) -> None:
 def find_unfinished_run(folder: Path) -> Path | None:
     """Return the newest run in runs/NAME if it stopped early and no process trains it."""
     newest = max(filter(is_run, folder.glob("*")), key=version_order, default=None)
-    if newest is None or not (newest / "metrics.csv").is_file():  # it has another logger
-        return None
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
-        config = yaml.safe_load((newest / "config.yaml").read_text())
-        step = max((int(row["step"]) for row in read_rows(newest / "metrics.csv")[1]), default=0)
-        os.close(lock_run_folder(newest))
-        return newest if step < int(config["trainer"]["max_steps"]) else None
+    if newest and (newest / "metrics.csv").is_file():  # else it has another logger
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            max_steps = int(read_mapping(newest / "config.yaml")["trainer"]["max_steps"])
+            steps = [int(row["step"]) for row in read_rows(newest / "metrics.csv")[1]]
+            os.close(lock_run_folder(newest))
+            return newest if max(steps, default=0) < max_steps else None
     return None
 
 
 def lock_run_folder(folder: Path) -> int:
     """Return a file descriptor that locks a run's folder against other processes until closed."""
-    descriptor = lock(folder)
-    if descriptor is None:
+    if (descriptor := lock(folder)) is None:
         raise InputError(
             f"run {folder} is being trained by another process: wait until it ends, or omit "
             "--ckpt_path to start a new run."
@@ -136,3 +149,56 @@ def find_checkpoint(wanted: str, runs: Path) -> Path:
             f"--ckpt_path {wanted}: no run in {runs} has a {wanted}.ckpt. Run fit first."
         )
     return newest
+
+
+def append_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Append rows to a CSV file; a new file starts with the column names."""
+    header = [] if path.exists() else [columns]
+    with write_errors_as_input_errors(path), path.open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([*header, *rows])
+
+
+def read_rows(path: Path) -> tuple[list[str], list[Row]]:
+    """Return a CSV file's columns and its complete rows; both are empty if there is no file."""
+    data = path.read_bytes() if path.is_file() else b""
+    complete = data[: data.rfind(b"\n") + 1].decode("utf-8", "replace")
+    reader = csv.DictReader(io.StringIO(complete, newline=""), restval="", strict=True)
+    rows: list[Row] = []
+    columns: list[str] = []
+    with contextlib.suppress(csv.Error):  # cut off inside quotes: keep the rows before
+        columns += reader.fieldnames or ()
+        rows.extend(reader)
+    return columns, rows
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    """Replace a CSV file atomically; a column that a row lacks becomes an empty cell."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    with write_errors_as_input_errors(path), atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def count_lines(folder: Path) -> dict[str, int]:
+    """Return the number of lines of each table in a run's folder, after a sync to disk."""
+    counts = {}
+    for path in [folder / name for name in TABLES if (folder / name).is_file()]:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # a power cut must not lose rows that a checkpoint counts
+            counts[path.name] = file.read().count(b"\n")
+    return counts
+
+
+def trim_after_step(folder: Path, step: int) -> None:
+    """Remove what a run logged after a step, and partial files. The caller holds its lock."""
+    for partial in [*folder.glob(".*.partial"), *folder.glob("checkpoints/.*.partial")]:
+        shutil.rmtree(partial)
+    for path in [folder / name for name in TABLES if (folder / name).is_file()]:
+        columns, rows = read_rows(path)
+        with_step = [row for row in rows if row.get("step", "").isdecimal()]
+        write_rows(path, columns, [row for row in with_step if int(row["step"]) <= step])
+    for path in folder.glob("attention/step_*.png"):
+        if int(path.stem.removeprefix("step_")) > step:
+            path.unlink()

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.private_api import WANDB_FLUSH
-from lit_gpt_scratch.runs.tables import append_rows, read_rows, write_rows
+from lit_gpt_scratch.runs.folder import append_rows, read_rows, write_rows
 from lit_gpt_scratch.training.distributed import is_rank_zero
 
 Mode = Literal["offline", "online", "disabled"]

@@ -9,18 +9,14 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-
-import yaml
+from typing import Any, NamedTuple
 
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.runs.dashboard import AXES, PANELS, Panel
-from lit_gpt_scratch.runs.folder import is_run, version_order
-from lit_gpt_scratch.runs.tables import Row, read_rows
+from lit_gpt_scratch.runs.folder import Row, is_run, read_mapping, read_rows, version_order
 
 MAX_STEPS = 8  # number of steps whose samples and images a run shows
 
-T = TypeVar("T")
 Columns = dict[str, list[float | None]]
 
 
@@ -85,14 +81,6 @@ def unique_labels(folders: Sequence[Path]) -> list[str]:
     return ["/".join(folder.parts[-parts:]) for folder in folders]
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file; empty if the file is missing, truncated or no mapping."""
-    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return values if isinstance(values, dict) else {}
-    return {}
-
-
 def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield nested settings by dotted name, as on the command line."""
     for key, value in values.items():
@@ -110,7 +98,7 @@ def parse_number(text: Any) -> float | None:
     return None
 
 
-def subsample(items: Sequence[T], count: int) -> list[T]:
+def subsample(items: Sequence[Any], count: int) -> list[Any]:
     """Return at most `count` items, evenly spaced, with the first and the last."""
     if len(items) <= count:
         return list(items)
@@ -172,10 +160,11 @@ def read_image(path: Path, max_bytes: int) -> Iterator[tuple[str, str]]:
 
 
 def read_wandb(*segments: Path) -> dict[int, dict[str, Any]]:
-    """Return the values of one run that W&B recorded in its folders `offline-run-*`, by step.
+    """Return what W&B recorded of one run: for each step, the values by name.
 
-    W&B starts a new segment each time a run resumes. Rows of an earlier segment are dropped from
-    the first step of the next one: the run logged them after its last checkpoint, then again.
+    `segments` are the run's folders `wandb/offline-run-*`: W&B starts one whenever the run starts
+    or resumes. A resumed run repeats the steps after its checkpoint, so from the first step of a
+    segment on, the rows of earlier segments are dropped.
     """
     rows: dict[int, dict[str, Any]] = {}
     for segment in sorted(segments, key=lambda path: path.name):

@@ -29,8 +29,8 @@ from lit_gpt_scratch.inspection import plots
 from lit_gpt_scratch.inspection.draw_heads import draw_heads
 from lit_gpt_scratch.runs import report
 from lit_gpt_scratch.runs.callbacks import printable_lines
+from lit_gpt_scratch.runs.folder import read_rows
 from lit_gpt_scratch.runs.summary import large_alphabet_notice
-from lit_gpt_scratch.runs.tables import read_rows
 from lit_gpt_scratch.training.module import LitCharLM
 
 LARGE = "ten thousand characters"

@@ -7,8 +7,8 @@ from compare_runs import last
 from laws import train_small
 
 from lit_gpt_scratch.runs.callbacks import RowCounts
+from lit_gpt_scratch.runs.folder import trim_after_step
 from lit_gpt_scratch.runs.loggers import MetricsCSV
-from lit_gpt_scratch.runs.tables import trim_after_step
 
 
 def test_rows_are_appended_and_new_columns_are_added(tmp_path: Path) -> None:

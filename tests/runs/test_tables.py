@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fake_runs import write_csv
 
-from lit_gpt_scratch.runs.tables import append_rows, read_rows, write_rows
+from lit_gpt_scratch.runs.folder import append_rows, read_rows, write_rows
 
 
 def test_a_truncated_row_is_ignored_and_earlier_rows_are_kept(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from lit_gpt_scratch.cli.commands import CharCLI
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.runs import read_wandb
 from lit_gpt_scratch.runs.dashboard import PANELS
-from lit_gpt_scratch.runs.tables import read_rows
+from lit_gpt_scratch.runs.folder import read_rows
 
 OFFLINE = [
     "--wandb.mode=offline",
