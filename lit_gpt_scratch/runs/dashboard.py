@@ -29,7 +29,7 @@ NATS = "nats per character"
 PANELS = (
     Panel("Loss", "Validation loss", "val/loss", unit=NATS, axes=tuple(AXES)),
     Panel("Loss", "Training loss", "train/loss", unit=NATS, axes=("step", "tokens_seen")),
-    Panel("Loss", "Validation loss above training loss", "val/gap", unit=NATS),
+    Panel("Loss", "Gap: validation loss minus loss on training text", "val/gap", unit=NATS),
     Panel("Loss", "Bits per character", "val/bpc", unit="bits"),
     Panel("Loss", "Perplexity", "val/perplexity", unit="characters", log=True),
     Panel("Loss", "Validation loss of each character", "symbols", "bar", unit=NATS),

@@ -28,7 +28,8 @@ MAX_SYMBOLS = 120  # the most frequent ones
 MAX_IMAGES, MAX_IMAGE_BYTES = 40, 1_000_000  # of all runs together
 FIRST_LINES = b"<!doctype html>\n<!-- lit_gpt_scratch report -->"
 
-# Validation losses on Tiny Shakespeare in nats: the reference's at step 4,800, and nanoGPT's.
+# Validation losses on Tiny Shakespeare in nats: the reference's at step 4,800, and those that
+# nanoGPT's README gives.
 REFERENCES = {
     "reference, bigram": 2.5804,
     "reference, single head": 2.4116,
@@ -46,23 +47,20 @@ last: Statistic = itemgetter(-1)
 SCORES: dict[str, tuple[str, Statistic, str, Statistic | None]] = {
     "parameters": ("parameters", last, "{:,.0f}", None),
     "validation loss, last": ("val/loss", last, "{:.4f}", min),
-    "best": ("val/loss", min, "{:.4f}", min),
-    "bits per character": ("val/loss", lambda losses: min(losses) / math.log(2), "{:.3f}", min),
+    "validation loss, best": ("val/loss", min, "{:.4f}", min),
+    "bits per character, best": ("val/bpc", min, "{:.3f}", min),
     "seconds of training": ("train_seconds", last, "{:,.0f}", None),
     "characters per second": ("chars_per_sec", median, "{:,.0f}", max),
     "MFU": ("mfu", median, "{:.0%}", max),
 }
 
 
-def compute_scores(run: Run) -> list[float | None]:
-    """Return a run's values in the order of SCORES; None where the run has no value."""
+def compute_score(run: Run, metric: str, statistic: Statistic) -> float | None:
+    """Return a statistic of a metric's known values, or None if the run has none."""
     parameters = parse_number(run.about.get("parameters"))
-    columns = run.train | {"val/loss": run.val.get("val/loss", []), "parameters": [parameters]}
-    scores = []
-    for key, summarize, _, _ in SCORES.values():
-        known = [value for value in columns.get(key, ()) if value is not None]
-        scores.append(summarize(known) if known else None)
-    return scores
+    columns = run.val | run.train | {"parameters": [parameters]}
+    known = [value for value in columns.get(metric, ()) if value is not None]
+    return statistic(known) if known else None
 
 
 def make_scoreboard(runs: Sequence[Run]) -> list[list[tuple[str, bool]]]:
@@ -70,10 +68,11 @@ def make_scoreboard(runs: Sequence[Run]) -> list[list[tuple[str, bool]]]:
     board = []
     for run in runs:
         comparable = [other for other in runs if other.validation_text == run.validation_text]
-        columns = zip(compute_scores(run), *map(compute_scores, comparable), strict=True)
         row = []
-        for (_, _, form, best), (value, *others) in zip(SCORES.values(), columns, strict=True):
-            known = [other for other in others if other is not None]
+        for metric, statistic, form, best in SCORES.values():
+            value = compute_score(run, metric, statistic)
+            scores = [compute_score(other, metric, statistic) for other in comparable]
+            known = [score for score in scores if score is not None]
             is_best = best is not None and len(known) > 1 and value == best(known)
             row.append(("" if value is None else form.format(value), is_best))
         board.append(row)
@@ -159,12 +158,11 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(
         prog="lit-gpt-scratch report", description=main.__doc__, exit_on_error=False
     )
-    where = "Folders of runs, or folders that contain runs. Default: each name's newest in ./runs."
-    parser.add_argument("runs", nargs="*", type=Path, help=where)
-    parser.add_argument(
-        "--output", type=Path, default="report.html", help="The HTML file to write."
-    )
+    where = "Folders of runs, or folders that contain them; else each name's newest run in ./runs."
+    parser.add_argument("runs", nargs="*", type=Path, default=[], help=where)
+    output = "The HTML file to write."
+    parser.add_argument("--output", type=Path, default="report.html", help=output)
     with exit_on_input_error(parser.prog):
         options = parser.parse_args(args)
-        write_report(options.runs or [], options.output)
+        write_report(options.runs, options.output)
     print(options.output)

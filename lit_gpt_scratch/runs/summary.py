@@ -21,8 +21,6 @@ from lit_gpt_scratch.training.distributed import is_rank_zero
 from lit_gpt_scratch.training.optim import parameter_groups
 from lit_gpt_scratch.training.throughput import Throughput
 
-LARGE_ALPHABET = 1000  # a smaller alphabet never dominates a network
-
 
 def git_commit() -> str | None:
     """Return the commit of this package's own repository, or None if it has none."""
@@ -73,11 +71,10 @@ def format_header(model: Any, data: Any, folder: Path) -> str:
 def large_alphabet_notice(model: Any) -> list[str]:
     """Return a notice if a large alphabet takes most of the parameters; never for a bigram."""
     net, size = model.net, len(model.tokenizer)
-    if size < LARGE_ALPHABET or not any(hasattr(module, "unembed") for module in net.modules()):
-        return []
     groups = {group["name"]: group["params"] for group in parameter_groups(net)}
-    share = sum(p.numel() for p in groups["embeddings"]) / count_parameters(net)
-    if share <= 0.5:
+    share = sum(p.numel() for p in groups.get("embeddings", ())) / count_parameters(net)
+    is_bigram = not any(hasattr(module, "unembed") for module in net.modules())
+    if size < 1000 or share <= 0.5 or is_bigram:  # in a small net, any alphabet has a large share
         return []
     return [
         f"Notice: {share:.0%} of the parameters are in the embedding and the output layer, because "
@@ -111,14 +108,18 @@ def format_loss(loss: Any) -> str:
 
 def format_summary(trainer: Any, model: Any, data: Any, folder: Path) -> str:
     """Return the results and the next commands, which `fit` prints after training."""
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    gap = f", {metrics['val/gap']:+.4f} above training loss" if "val/gap" in metrics else ""
+    metrics = trainer.callback_metrics
     throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))
     fell_back = " (THE DOWNLOAD FAILED: this is not the corpus that you asked for)"
     lines = [
         f"corpus       {data.hparams.corpus}{fell_back * data.fell_back}",
         f"parameters   {count_parameters(model.net):,}",
-        f"last         {format_loss(metrics.get('val/loss'))} at step {trainer.global_step}{gap}",
+        f"last         {format_loss(metrics.get('val/loss'))} at step {trainer.global_step}",
+    ]
+    if "val/gap" in metrics:
+        gap = f"{metrics['val/gap']:+.4f} nats"
+        lines.append(f"gap          {gap}: validation loss minus loss on training text")
+    lines += [
         f"best         {format_loss(best_checkpoint(trainer).best_model_score)}",
         f"time         {throughput.train_seconds:.0f} s of training",
     ]

@@ -26,7 +26,7 @@ def test_the_scoreboard_has_the_values_of_the_files(tmp_path: Path) -> None:
         write_fake_run(tmp_path / name, scale) for name, scale in {"a": 1.5, "b": 1.4}.items()
     ]
     rows = [row for step in (100, 400, 900) for row in metric_rows(step, 1.5)]
-    rows[3]["val/loss"] = 1.25  # at step 400; it rises again
+    rows[3] |= {"val/loss": 1.25, "val/bpc": 1.25 / math.log(2)}  # at step 400; it rises again
     write_csv(folders[0] / "metrics.csv", rows)
     other = write_fake_run(tmp_path / "c", 1.2)
     config = (other / "config.yaml").read_text().replace("test_fraction: 0.0", "test_fraction: 0.1")
@@ -41,6 +41,12 @@ def test_the_scoreboard_has_the_values_of_the_files(tmp_path: Path) -> None:
     assert bold[0] == [False, False, True, True, False, False, True]
     assert bold[1] == [False, True, False, False, False, True, True]
     assert bold[2] == [False] * 7
+
+
+def test_the_help_calls_no_argument_required(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        report.main(["--help"])
+    assert "required" not in capsys.readouterr().out
 
 
 def test_references_appear_only_with_runs_on_the_same_text(run: Path) -> None:
