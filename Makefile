@@ -44,7 +44,7 @@ ablation: $(READY)  ## Change one part of gpt_cpu at a time and write runs/ablat
 long: $(READY)  ## Train gpt_cpu_long for three seeds and write runs/long.md
 	$(BIN)/python tests/benchmarks/long.py $(ARGS)
 
-bench: $(READY)  ## Measure speed, with the nanoGPT checkout NANOGPT, and write runs/bench.md
+bench: $(READY)  ## Measure speed, also of a checkout NANOGPT=path of nanoGPT; write runs/bench.md
 	$(BIN)/python tests/benchmarks/bench.py $(if $(NANOGPT),--nanogpt $(NANOGPT)) $(ARGS)
 
 report: $(READY)  ## Write report.html of the newest run of each name, or of RUNS

@@ -38,7 +38,7 @@ class CharDataModule(pl.LightningDataModule):
         val_fraction: Fraction of the corpus used for validation.
         test_fraction: Fraction used for the test, at the end of the text; 0: no test split.
         seed: Seed of the windows and of dropout; the default is `seed_everything`, or 1337.
-        sha256: Expected hash of the corpus, from a checkpoint if there is one; null: any.
+        sha256: Expected SHA-256 of the corpus; the default is the checkpoint's, else no check.
         fallback: `sample`: use the built-in text if a download fails.
         sample_size: Characters of the built-in text.
         alphabet: Characters to encode with; the default is the checkpoint's, or the corpus' own.

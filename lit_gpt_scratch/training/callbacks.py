@@ -1,4 +1,4 @@
-"""The callbacks that a model brings to every fit: dropout seeds, losses, checks, compilation."""
+"""The callbacks that LitCharLM adds to every fit: dropout seeds, losses, checks, compilation."""
 
 import math
 from typing import Any
@@ -38,7 +38,7 @@ class SeedDropout(Callback):
 
 
 class ApplyOptimizerSettings(Callback):
-    """Overwrites the optimizer settings of a resumed checkpoint by those of this run.
+    """Replaces the optimizer settings of a resumed checkpoint with those of this run.
 
     The schedule continues at the saved step. If max_steps has changed, the learning rate of that
     step is computed again.
@@ -49,13 +49,13 @@ class ApplyOptimizerSettings(Callback):
         configured = pl_module.make_optimizer(params=parameter_groups(pl_module.net)).param_groups
         for group, wanted in zip(groups, configured, strict=True):
             peak = group.get("initial_lr", group["lr"])
-            if wanted["lr"] != peak:
+            if wanted["lr"] != peak:  # keep the schedule's fraction of the peak
                 group["lr"] = wanted["lr"] * (group["lr"] / peak if peak else 1.0)
             group.update({k: v for k, v in wanted.items() if k not in ("params", "lr")})
             group["initial_lr"] = wanted["lr"]
             if pl_module.make_schedule is None:
                 group["lr"] = wanted["lr"]
-        for config in trainer.lr_scheduler_configs:
+        for config in trainer.lr_scheduler_configs:  # max_steps may have changed: compute it again
             scheduler: Any = config.scheduler
             scheduler.base_lrs = [group["initial_lr"] for group in groups]
             for group, factor in zip(groups, getattr(scheduler, "lr_lambdas", ()), strict=False):
@@ -109,7 +109,7 @@ class TrainLoss(Callback):
             self.pending = [*(losses[trainer.global_rank] if same else losses.mean(0))]
 
     def _gather(self, pl_module: Any) -> Tensor:
-        """Return the pending losses of all P processes, (P, N).
+        """Return the pending losses of all P processes, (P, N); (1, 0) if there are none.
 
         Raise InputError, in all processes, if a loss is infinite or not a number.
         """
@@ -120,9 +120,12 @@ class TrainLoss(Callback):
         bad = (~losses.isfinite()).any(0)
         if bad.any():
             first = int(bad.nonzero()[0])
-            loss, ago = float(losses[:, first].max()), len(bad) - first
-            place = f"{ago} batches before step {pl_module.global_step + 1}"
-            raise InputError(f"the training loss is {loss}, {place}: {REMEDY}")
+            batches_since = len(bad) - 1 - first
+            step = (
+                pl_module.global_step - batches_since // pl_module.trainer.accumulate_grad_batches
+            )
+            loss = float(losses[:, first].max())
+            raise InputError(f"the training loss is {loss} at step {step}: {REMEDY}")
         return losses
 
 

@@ -20,7 +20,7 @@ from lit_gpt_scratch.private_api import set_logged_step, without_announced_batch
 
 
 class GracefulStop(BaseException):
-    """Raised with the signal's number, when the checkpoint is saved.
+    """Raised with the signal's number, after the checkpoint is saved.
 
     `except Exception` does not catch it.
     """
@@ -41,8 +41,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # PyTorch raises RuntimeError for a full disk
             reason = getattr(error, "strerror", None) or "the disk is full or missing"
             raise InputError(
-                f"checkpoint {path} cannot be saved ({reason}); the previous one is still "
-                "complete. Free some space, and resume from it with --ckpt_path."
+                f"checkpoint {path} cannot be saved ({reason}). An earlier one, if any, is still "
+                "complete: free some space, and resume from it with --ckpt_path."
             ) from error
 
 
@@ -63,9 +63,9 @@ class SignalCheckpoint(Callback):
         self._saved = time.monotonic()  # when the last checkpoint was saved
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self._note)
+                signal.signal(number, self._remember_signal)
 
-    def _note(self, number: int, _: Any) -> None:
+    def _remember_signal(self, number: int, _: Any) -> None:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
@@ -74,8 +74,8 @@ class SignalCheckpoint(Callback):
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx % trainer.accumulate_grad_batches:
-            return
-        set_logged_step(trainer)
+            return  # in the middle of a step
+        set_logged_step(trainer)  # a resumed run would log its first rows under a wrong step
         stop, due = bool(self.received), time.monotonic() - self._saved > self.seconds
         if trainer.world_size > 1:  # if one process has a signal, all of them save and stop
             due = trainer.strategy.reduce_boolean_decision(stop or due, all=False)
@@ -92,7 +92,7 @@ class SignalCheckpoint(Callback):
         self._saved = time.monotonic()
 
     def on_validation_end(self, *_: Any) -> None:
-        self._saved = time.monotonic()  # ModelCheckpoint saves one now
+        self._saved = time.monotonic()  # ModelCheckpoint saves one at each validation
 
 
 def best_checkpoint(trainer: Any) -> ModelCheckpoint:

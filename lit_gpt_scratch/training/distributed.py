@@ -27,7 +27,7 @@ def is_rank_zero() -> bool:
 
 @contextlib.contextmanager
 def exit_with_parent() -> Iterator[None]:
-    """While this is open, end this rank soon after the process that started it has ended.
+    """Inside this `with` block, end this rank soon after the process that started it has ended.
 
     Lightning's rank 0 starts the other ranks, torchrun starts all; both set LOCAL_RANK. Without
     this, the surviving ranks would wait for half an hour. The environment is restored at the end.
@@ -39,7 +39,7 @@ def exit_with_parent() -> Iterator[None]:
         finally:
             os.environ.pop(PARENT, None)
         return
-    # If the parent ended while this process was starting, only the variable has its id.
+    # getppid() is already wrong if the parent ended during start-up; the variable has its id.
     parent = int(os.environ.get(PARENT, os.getppid()))
     done = threading.Event()
 
@@ -57,7 +57,7 @@ def exit_with_parent() -> Iterator[None]:
 
 @contextlib.contextmanager
 def report_errors_once() -> Iterator[None]:
-    """Let only rank 0 report an error that all ranks have; the others wait up to 10 s, then stop.
+    """If all ranks have an error, let rank 0 report it and end the run; the others wait 10 s.
 
     Raises:
         InputError: This process has lost the connection to another one.
@@ -74,7 +74,7 @@ def report_errors_once() -> Iterator[None]:
 
 
 class RankConsistencyCheck(Callback):
-    """Refuses to train if the processes have different texts, flags or steps.
+    """Refuses to train if the processes differ in the settings `DATA` and `STEPS`, or in the step.
 
     Each machine opens its own files and reads its own flags. Different ones would make the ranks
     wait for each other without end, or train on different texts without notice.
