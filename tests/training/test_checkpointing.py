@@ -132,12 +132,12 @@ def test_a_checkpoint_is_saved_at_intervals(
 
 def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
     saver = saving.SignalCheckpoint(tmp_path / "last.ckpt")
-    saver._note(signal.SIGINT, None)
+    saver._remember_signal(signal.SIGINT, None)
     with pytest.raises(KeyboardInterrupt):
-        saver._note(signal.SIGINT, None)
+        saver._remember_signal(signal.SIGINT, None)
     saver = saving.SignalCheckpoint(tmp_path / "last.ckpt")
     for _ in range(3):
-        saver._note(signal.SIGTERM, None)
+        saver._remember_signal(signal.SIGTERM, None)
 
 
 def test_signal_handlers_are_restored(tmp_path: Path) -> None:
