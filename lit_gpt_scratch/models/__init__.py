@@ -15,8 +15,7 @@ from lit_gpt_scratch.models.attention import (
 from lit_gpt_scratch.models.ensemble import Ensemble
 from lit_gpt_scratch.models.gpt import GPT, AttentionLM, Bigram, Block, NetFactory, count_parameters
 from lit_gpt_scratch.models.kv_cache import KVCache
-from lit_gpt_scratch.models.modern import ModernBlock, ModernGPT
-from lit_gpt_scratch.models.rotary import RotaryAttention
+from lit_gpt_scratch.models.modern import ModernBlock, ModernGPT, RotaryAttention
 
 __all__ = [
     "GPT", "AttentionFactory", "AttentionLM", "Bigram", "Block", "Ensemble", "FusedAttention",

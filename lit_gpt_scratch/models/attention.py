@@ -82,8 +82,7 @@ class MultiHeadAttention(nn.Module):
         heads: Number of heads; it must divide the width.
         dropout: Probability of dropping an attention weight in training.
 
-    Raises:
-        InputError: The heads do not divide the width, or a value is out of range.
+    Raises `InputError` if the heads do not divide the width, or a value is out of range.
     """
 
     def __init__(self, width: int, heads: int = 4, dropout: float = 0.0) -> None:

@@ -16,7 +16,7 @@ class Ensemble(nn.Module):
     In training, only member i modulo `size` reads text i of a batch. In evaluation, every member
     reads every text, and the probabilities are averaged (Lakshminarayanan et al. 2017). Networks
     that overfit a small corpus make different errors, so that the average is better than the best
-    member (Kim et al. 2025).
+    member (Kim et al. 2025, "Pre-training under infinite compute", arXiv 2509.14786).
 
     Args:
         alphabet_size: Number of characters.
@@ -24,8 +24,7 @@ class Ensemble(nn.Module):
         net: Builds a member.
         size: Number of members.
 
-    Raises:
-        InputError: The size is under 1, or a training batch has fewer texts than members.
+    Raises `InputError` for a size under 1, and for a training batch of fewer texts than members.
     """
 
     def __init__(

@@ -140,8 +140,8 @@ class GPT(nn.Module):
         dropout: Dropout on the embedding and on the outputs of attention and MLP, in training.
         attention: Builds the attention of a block; it has its own `heads` and `dropout`.
 
-    Raises:
-        InputError: A size under 1, a dropout outside [0, 1), or heads that do not divide the width.
+    Raises `InputError` for a size under 1, a dropout outside [0, 1), or heads that do not divide
+    the width.
     """
 
     def __init__(

@@ -9,17 +9,11 @@ class KVCache:
     """Stores the keys and values of earlier positions, so that each is computed only once.
 
     The cache stores the tensors of each module under the module itself. Modules store nothing.
-
-    Args:
-        capacity: Maximum number of positions; each buffer is allocated once, at this length.
-
-    Attributes:
-        length: Number of positions stored; the network increases it at the end of its forward.
     """
 
     def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.length = 0
+        self.capacity = capacity  # most positions; each buffer is allocated once, at this length
+        self.length = 0  # positions stored; the network increases it at the end of its forward
         self._buffers: dict[nn.Module, list[Tensor]] = {}
 
     def extend(self, owner: nn.Module, *new: Tensor) -> list[Tensor]:

@@ -1,20 +1,97 @@
 """ModernGPT: a GPT with improvements published since GPT-2; `make ablation` measures each of them.
 
-Shapes: B batch, T time, C channels (the width), V alphabet size.
+Shapes: B batch, T time, C channels (the width), H heads, D head size (D = C / H), V alphabet size.
 """
 
 import math
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from lit_gpt_scratch.errors import require_dropout, require_positive
-from lit_gpt_scratch.models.attention import AttentionFactory
+from lit_gpt_scratch.errors import InputError, require_dropout, require_positive
+from lit_gpt_scratch.models.attention import AttentionFactory, FusedAttention
 from lit_gpt_scratch.models.gpt import FeedForward
 from lit_gpt_scratch.models.kv_cache import KVCache
-from lit_gpt_scratch.models.norms import rms_norm
-from lit_gpt_scratch.models.rotary import RotaryAttention
+
+
+class _RMSNorm(torch.autograd.Function):
+    """RMSNorm in seven CPU kernels, forward and backward together; PyTorch's own needs a dozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = math.sqrt(x.size(-1)) / length.clamp_(min=1e-6)
+        y = torch.mul(x, scale).to(dtype)
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        y, scale = ctx.saved_tensors
+        # Scaling x does not change y, so the gradient has no component along x.
+        along = (grad * y).mean(-1, keepdim=True)
+        return torch.addcmul(grad, y, along, value=-1) * scale, None
+
+
+def rms_norm(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Scale vectors (..., C) to a root mean square of 1, without a gain (Zhang and Sennrich 2019).
+
+    The dtype defaults to autocast's: the next matrix product would cast to it anyway.
+    """
+    if dtype is None:
+        device = x.device.type
+        # Throughput counts operations on the meta device, which has no autocast.
+        autocast = device != "meta" and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+    return _RMSNorm.apply(x, dtype)  # type: ignore[no-untyped-call]
+
+
+@lru_cache
+@torch.inference_mode(False)  # tensors of inference mode cannot be used in training
+def rotation_table(positions: int, head_size: int, device: torch.device) -> Tensor:
+    """Return unit complex numbers (positions, 1, D / 2): one rotation per position and pair."""
+    frequencies = 10_000.0 ** -(torch.arange(0, head_size, 2, device=device) / head_size)
+    angles = torch.outer(torch.arange(positions, device=device), frequencies)
+    return torch.polar(torch.ones_like(angles), angles)[:, None]
+
+
+def apply_rope(x: Tensor, start: int) -> Tensor:
+    """Rotate each pair of channels of x (B, T, H, D) by an angle proportional to its position.
+
+    `start` is the position of the first vector. The dot product of a rotated query and a rotated
+    key then depends on the distance between their positions only (RoPE: Su et al. 2021).
+    """
+    end = start + x.size(1)
+    # The length is rounded up to a power of two, so that few tables are computed.
+    table = rotation_table(1 << (end - 1).bit_length(), x.size(-1), x.device)[start:end]
+    pairs = torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * table).flatten(-2)
+
+
+class RotaryAttention(FusedAttention):
+    """Fused attention with rotary positions and QK-norm.
+
+    QK-norm gives all queries and keys the same length (Henry et al. 2020). Scores are then bounded,
+    and the softmax cannot become a hard choice. The head size must be even: RoPE rotates pairs.
+    """
+
+    def __init__(self, width: int, heads: int = 2, dropout: float = 0.0) -> None:
+        super().__init__(width, heads, dropout)
+        if width // heads % 2:
+            raise InputError(f"width is {width} and heads is {heads}: width / heads must be even.")
+
+    def split(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        qkv = self.qkv(x).unflatten(-1, (3 * self.heads, -1))
+        qk, v = qkv.tensor_split([2 * self.heads], dim=2)
+        dtype = torch.promote_types(qk.dtype, torch.float32)  # half precision would lose the angles
+        qk = apply_rope(rms_norm(qk.to(dtype), dtype), start).to(v.dtype)
+        q, k = qk.chunk(2, dim=2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 class TokenShift(nn.Module):
@@ -37,8 +114,8 @@ class TokenShift(nn.Module):
 def drop_channels(x: Tensor, probability: float, training: bool) -> Tensor:
     """Apply dropout to whole channels of x (B, T, C), with one mask for all positions of a text.
 
-    A shared mask works as well as one per position (Gal and Ghahramani 2016) and needs 1/T of the
-    random numbers, which otherwise take a fifth of a training step on a CPU.
+    A shared mask works as well as one per position (Gal and Ghahramani 2016, arXiv 1512.05287) and
+    needs 1/T of the random numbers, which otherwise take a fifth of a training step on a CPU.
     """
     if not (training and probability):
         return x
@@ -102,8 +179,8 @@ class ModernGPT(nn.Module):
 
     Matrices of a block start with standard deviation 0.5 / sqrt(fan-in). The projections that add
     to the residual stream, and the unembedding, start at zero. So each block first passes its input
-    on unchanged, and gradients reach all blocks with equal size (Zhang et al. 2019). These parts,
-    with Muon to train them, are from Jordan et al. 2024,
+    on unchanged, and gradients reach all blocks with equal size (Fixup: Zhang et al. 2019, arXiv
+    1901.09321). These parts, with Muon to train them, are from Jordan et al. 2024,
     https://github.com/KellerJordan/modded-nanogpt.
 
     Args:
@@ -114,8 +191,8 @@ class ModernGPT(nn.Module):
         dropout: Dropout on the output of attention and MLP, one mask for all positions of a text.
         attention: Builds the attention of a block; it has its own `heads` and `dropout`.
 
-    Raises:
-        InputError: A size under 1, a dropout outside [0, 1), or heads that do not divide the width.
+    Raises `InputError` for a size under 1, a dropout outside [0, 1), or heads that do not divide
+    the width.
     """
 
     def __init__(

@@ -8,9 +8,14 @@ from torch.nn import functional as F
 
 from lit_gpt_scratch.models.attention import AttentionFactory
 from lit_gpt_scratch.models.kv_cache import KVCache
-from lit_gpt_scratch.models.modern import ModernBlock, ModernGPT, SquaredReLUMLP
-from lit_gpt_scratch.models.norms import rms_norm
-from lit_gpt_scratch.models.rotary import RotaryAttention, apply_rope
+from lit_gpt_scratch.models.modern import (
+    ModernBlock,
+    ModernGPT,
+    RotaryAttention,
+    SquaredReLUMLP,
+    apply_rope,
+    rms_norm,
+)
 
 
 class Variant(ModernGPT):

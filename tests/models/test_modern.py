@@ -15,8 +15,7 @@ from torch.nn import functional as F
 
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.models.gpt import count_parameters
-from lit_gpt_scratch.models.modern import ModernGPT, TokenShift, drop_channels
-from lit_gpt_scratch.models.norms import rms_norm
+from lit_gpt_scratch.models.modern import ModernGPT, TokenShift, drop_channels, rms_norm
 
 WIDTH = 16
 PIECES = st.lists(st.integers(1, 4), min_size=1, max_size=6)

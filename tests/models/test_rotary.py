@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.models.rotary import RotaryAttention, apply_rope, rotation_table
+from lit_gpt_scratch.models.modern import RotaryAttention, apply_rope, rotation_table
 
 WIDTH, HEADS = 16, 2
 
