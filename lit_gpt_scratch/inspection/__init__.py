@@ -3,6 +3,7 @@
 The functions work on every network through hooks from outside. `plots` draws their results.
 """
 
+from lit_gpt_scratch.inspection.drawing import draw_heads, visible
 from lit_gpt_scratch.inspection.hooks import (
     LayerAttention,
     Lens,
@@ -23,10 +24,9 @@ from lit_gpt_scratch.inspection.hooks import (
     trace,
 )
 from lit_gpt_scratch.inspection.loading import load
-from lit_gpt_scratch.inspection.visible import visible
 
 __all__ = [
     "LayerAttention", "Lens", "Trace", "ablate_head", "ablate_layer", "ablate_position",
-    "attention", "embeddings", "head_costs", "layer_costs", "load", "logit_lens", "member",
-    "next_characters", "position_costs", "similarity", "token_losses", "trace", "visible",
+    "attention", "draw_heads", "embeddings", "head_costs", "layer_costs", "load", "logit_lens",
+    "member", "next_characters", "position_costs", "similarity", "token_losses", "trace", "visible",
 ]  # fmt: skip

@@ -65,16 +65,14 @@ def attention(model: LitCharLM, text: str) -> list[LayerAttention]:
     For an ensemble, the layers of all members are returned.
     """
     ids = _encode(model, text)
-    names = {m: name for name, m in model.net.named_modules() if hasattr(m, "weights")}
-    if not names:
-        raise _missing(model, "attention with a method `weights`")
+    names = {module: name for name, module in model.net.named_modules()}
     found: list[LayerAttention] = []
 
     def record_attention(module: Any, inputs: tuple[Tensor, ...]) -> None:
         found.append(LayerAttention(names[module], module.weights(inputs[0])[0]))
 
     with _evaluation_mode(model) as net, ExitStack() as hooks:
-        for module in names:
+        for module in _attentions(model, [net]):
             hooks.enter_context(module.register_forward_pre_hook(record_attention))
         net(ids[None])
     return found
@@ -147,7 +145,7 @@ def similarity(model: LitCharLM) -> Tensor:
 @contextmanager
 def ablate_head(model: LitCharLM, layer: int, head: int) -> Iterator[None]:
     """Within this `with` block, zero one head. Attention without a module `output` is one head."""
-    attention = _item_at("layer", _attentions(model), layer)
+    attention = _item_at("layer", _attentions(model, _layers(model).values()), layer)
     heads = _count_heads(attention)
     _item_at("head", range(heads), head)
 
@@ -182,7 +180,7 @@ def ablate_position(model: LitCharLM, position: int) -> Iterator[None]:
 
 def head_costs(model: LitCharLM, text: str) -> Tensor:
     """Return the cost of each head, (L, H) nats per character (Michel et al. 2019)."""
-    attentions = _attentions(model)
+    attentions = _attentions(model, _layers(model).values())
     places = [(i, head) for i, a in enumerate(attentions) for head in range(_count_heads(a))]
     removals = (ablate_head(model, layer, head) for layer, head in places)
     return _costs(model, text, removals).view(len(attentions), -1)
@@ -254,10 +252,9 @@ def _layers(model: LitCharLM) -> dict[str, nn.Module]:
     raise _missing(model, "layers")
 
 
-def _attentions(model: LitCharLM) -> list[Any]:
-    """Return the attention module of each layer."""
-    layers = _layers(model).values()
-    found = [m for layer in layers for m in layer.modules() if hasattr(m, "weights")]
+def _attentions(model: LitCharLM, parts: Iterable[nn.Module]) -> list[Any]:
+    """Return the attention modules in parts of the network."""
+    found = [m for part in parts for m in part.modules() if hasattr(m, "weights")]
     if not found:
         raise _missing(model, "attention with a method `weights`")
     return found

@@ -14,8 +14,7 @@ from lit_gpt_scratch.training.module import LitCharLM
 def build_model(checkpoint: dict[str, Any], path: Path) -> LitCharLM:
     """Build the model of a checkpoint's contents, on the CPU and in evaluation mode.
 
-    Raises:
-        InputError: The weights do not fit the settings. The message names `path`.
+    Raises `InputError`, which names `path`, if the weights do not fit the settings.
     """
     arguments = dict(checkpoint["hyper_parameters"])
     arguments.pop(INSTANTIATOR_KEY, None)
@@ -33,14 +32,10 @@ def build_model(checkpoint: dict[str, Any], path: Path) -> LitCharLM:
 
 
 def load(path: str | Path, plugin: str | None = None) -> LitCharLM:
-    """Load a model from a checkpoint alone, on the CPU and in evaluation mode.
+    """Load a model from a .ckpt file or an exported folder, on the CPU and in evaluation mode.
 
-    Args:
-        path: A .ckpt file of `fit`, or a folder that `export` wrote.
-        plugin: Another importable module whose classes the checkpoint may name; it is imported.
-
-    Raises:
-        InputError: The checkpoint is missing or damaged, or not from this project.
+    `plugin` is a module besides this package whose classes the checkpoint may name; it is imported.
+    Raises `InputError` if the checkpoint is missing or damaged, or not from this project.
     """
     import_plugin(plugin)
     path = Path(path)

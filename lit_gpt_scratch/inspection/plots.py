@@ -16,7 +16,7 @@ import matplotlib as mpl
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, PowerNorm
+from matplotlib.colors import CenteredNorm, LogNorm, Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.image import AxesImage
@@ -24,8 +24,8 @@ from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 from torch.nn import functional as F
 
+from lit_gpt_scratch.inspection.drawing import visible
 from lit_gpt_scratch.inspection.hooks import LayerAttention, Lens, Trace
-from lit_gpt_scratch.inspection.visible import visible
 
 CELL = 0.3  # side in inches of a cell that holds one character
 FRAME = "#d55e00"
@@ -72,11 +72,9 @@ def plot_next_characters(
     probabilities: Tensor, text: str, alphabet: str, top: int = 5, axes: Axes | None = None
 ) -> Axes:
     """Plot the most probable characters after each character, from probabilities (T, V)."""
-    likeliest = probabilities.cpu().topk(min(top, len(alphabet)))
-    ranks = [str(rank + 1) for rank in range(likeliest.values.size(1))]
-    axes = axes or _new_axes(2 + CELL * len(text), 1.4 + CELL * len(ranks))
-    _draw_predictions(axes, likeliest.values.T, likeliest.indices.T, text, alphabet)
-    axes.set_yticks(range(len(ranks)), ranks)
+    values, ids = probabilities.cpu().topk(min(top, len(alphabet)))
+    ranks = [str(rank + 1) for rank in range(values.size(1))]
+    axes = _draw_predictions(axes, values.T, ids.T, text, alphabet, ranks)
     axes.set(ylabel="rank", title="Predicted next characters (framed: correct)")
     return axes
 
@@ -85,8 +83,8 @@ def plot_token_losses(
     losses: Tensor, text: str, columns: int = 64, axes: Axes | None = None
 ) -> Axes:
     """Plot a text coloured by the loss (T - 1,) of each character; the first has none."""
-    values, most = F.pad(losses, (1, 0), value=torch.nan), losses.max().item()
-    axes = _draw_text(values, text, columns, axes, "YlOrRd", 0, most, "loss, nats")
+    values, scale = F.pad(losses, (1, 0), value=torch.nan), Normalize(0, losses.max().item())
+    axes = _draw_text(values, text, columns, axes, "YlOrRd", scale, "loss, nats")
     axes.set_title(f"Loss of each character: {losses.mean().item():.2f} nats on average")
     return axes
 
@@ -95,19 +93,17 @@ def plot_position_costs(
     costs: Tensor, text: str, columns: int = 64, axes: Axes | None = None
 ) -> Axes:
     """Plot a text coloured by the cost (T - 1,) of each character; the last has none."""
-    values, most = F.pad(costs, (0, 1), value=torch.nan), costs.abs().max().item()
-    axes = _draw_text(values, text, columns, axes, "PuOr_r", -most, most, COST)
+    values = F.pad(costs, (0, 1), value=torch.nan)
+    axes = _draw_text(values, text, columns, axes, "PuOr_r", CenteredNorm(), COST)
     axes.set_title("Rise of the loss without each character")
     return axes
 
 
 def plot_logit_lens(lens: Lens, text: str, alphabet: str, axes: Axes | None = None) -> Axes:
     """Plot the most probable next character at each stage, from the embedding upward."""
-    likeliest = lens.probabilities.max(-1)
-    axes = axes or _new_axes(2.5 + CELL * len(text), 1.4 + CELL * len(lens.stages))
-    _draw_predictions(axes, likeliest.values, likeliest.indices, text, alphabet)
+    values, ids = lens.probabilities.max(-1)
+    axes = _draw_predictions(axes, values, ids, text, alphabet, lens.stages)
     axes.invert_yaxis()
-    axes.set_yticks(range(len(lens.stages)), lens.stages)
     axes.set(ylabel="stage", title="Prediction at each stage (framed: correct)")
     return axes
 
@@ -118,8 +114,8 @@ def plot_costs(heads: Tensor, layers: Tensor, axes: Axes | None = None) -> Axes:
     gap = heads.new_full((count, 1), torch.nan)
     costs = torch.cat([heads, gap, layers[:, None]], dim=1).cpu()
     axes = axes or _new_axes(2.5 + 0.8 * (columns + 2), 1.4 + 0.4 * count)
-    most = heads.abs().max().item()
-    image = _draw(axes, costs, "PuOr_r", -most, most, blank="white")
+    scale = CenteredNorm(halfrange=heads.abs().max().item())
+    image = _draw(axes, costs, "PuOr_r", scale, blank="white")
     _write(axes, image, [["" if c.isnan() else f"{c:+.3f}" for c in row] for row in costs])
     axes.set_xticks([*range(columns), columns + 1], [*map(str, range(columns)), "whole\nlayer"])
     axes.set_yticks(range(count))
@@ -153,10 +149,9 @@ def plot_similarity(cosines: Tensor, alphabet: str, axes: Axes | None = None) ->
     shown, alphabet, title = _limit(alphabet, "Similarity of the embeddings")
     cosines = cosines[shown][:, shown]
     others = cosines.masked_fill(torch.eye(len(alphabet), device=cosines.device).bool(), torch.nan)
-    most = others.nan_to_num().abs().max().item()
     side = 1.5 + 0.13 * len(alphabet)
     axes = axes or _new_axes(side + 1, side)
-    image = _draw(axes, others, "PuOr_r", -most, most)
+    image = _draw(axes, others, "PuOr_r", CenteredNorm())
     _label_characters(axes, alphabet, size=7, both=True)
     axes.set(xlabel="character", ylabel="character", title=title)
     axes.figure.colorbar(image, ax=axes, shrink=0.7, label="cosine similarity")
@@ -183,8 +178,8 @@ def plot_trace(trace: Trace, text: str, position: int, character: str) -> Figure
     above.set_title(title, family=["sans-serif", *_FONTS[1:]])
     if stages:
         # Zero has no logarithm: cells that did not change at all are grey.
-        image = _draw(below, trace.residual.where(trace.residual > 0, torch.nan), "YlOrRd")
-        image.set_norm(LogNorm())
+        changes = trace.residual.where(trace.residual > 0, torch.nan)
+        image = _draw(below, changes, "YlOrRd", LogNorm())
         below.invert_yaxis()
         below.set_yticks(range(stages), trace.stages)
         below.set_ylabel("stage")
@@ -216,12 +211,11 @@ def _limit(alphabet: str, title: str) -> tuple[list[int], str, str]:
 
 
 def _draw(
-    axes: Axes, values: Tensor, colours: str,
-    least: float | None = None, most: float | None = None, blank: str = "0.88",
-) -> AxesImage:  # fmt: skip
+    axes: Axes, values: Tensor, colours: str, scale: Normalize, blank: str = "0.88"
+) -> AxesImage:
     """Draw values (R, N) as cells; NaN cells have the colour `blank`."""
     palette = mpl.colormaps[colours].with_extremes(bad=blank)
-    image = axes.imshow(values.float().cpu().numpy(), palette, vmin=least, vmax=most, aspect="auto")
+    image = axes.imshow(values.float().cpu().numpy(), palette, scale, aspect="auto")
     axes.tick_params(length=0)
     return image
 
@@ -245,18 +239,19 @@ def _label_characters(axes: Axes, text: str, size: int = 10, both: bool = False)
 def _draw_weights(axes: Axes, weights: Tensor, text: str, size: int) -> AxesImage:
     """Draw attention weights (T, T) with the future greyed out."""
     future = torch.ones_like(weights, dtype=torch.bool).triu(1)
-    image = _draw(axes, weights.masked_fill(future, torch.nan), "Blues")
-    image.set_norm(PowerNorm(0.5, 0, 1))  # square root: weights are small over a long text
+    square_root = PowerNorm(0.5, 0, 1)  # because weights are small over a long text
+    image = _draw(axes, weights.masked_fill(future, torch.nan), "Blues", square_root)
     axes.set_aspect("equal")
     _label_characters(axes, text, size, both=True)
     return image
 
 
 def _draw_predictions(
-    axes: Axes, probabilities: Tensor, ids: Tensor, text: str, alphabet: str
-) -> None:
+    axes: Axes | None, probabilities: Tensor, ids: Tensor, text: str, alphabet: str, rows: list[str]
+) -> Axes:
     """Draw predicted characters (R, T), with a frame around each that equals the next one."""
-    image = _draw(axes, probabilities, "Blues", 0, 1)
+    axes = axes or _new_axes(2.5 + CELL * len(text), 1.4 + CELL * len(rows))
+    image = _draw(axes, probabilities, "Blues", Normalize(0, 1))
     written = [[alphabet[i] for i in row] for row in ids.tolist()]
     _write(axes, image, written)
     for row, line in enumerate(written):
@@ -266,12 +261,14 @@ def _draw_predictions(
                 axes.add_patch(Rectangle(corner, 0.9, 0.9, fill=False, ec=FRAME, lw=1.8))
     _label_characters(axes, text)
     axes.set_xlabel("input character")
+    axes.set_yticks(range(len(rows)), rows)
     axes.figure.colorbar(image, ax=axes, label="probability")
+    return axes
 
 
 def _draw_text(
     values: Tensor, text: str, columns: int, axes: Axes | None,
-    colours: str, least: float, most: float, label: str,
+    colours: str, scale: Normalize, label: str,
 ) -> Axes:  # fmt: skip
     """Draw a text as cells coloured by values (T,); lines end at a newline or after `columns`."""
     lines: list[list[int]] = [[]]
@@ -283,7 +280,7 @@ def _draw_text(
     for row, line in zip(cells, lines, strict=True):
         row[: len(line)] = values[line]
     axes = axes or _new_axes(1.5 + 0.15 * cells.size(1), 0.8 + 0.27 * len(lines))
-    image = _draw(axes, cells, colours, least, most, blank="white")
+    image = _draw(axes, cells, colours, scale, blank="white")
     _write(axes, image, [[text[i] for i in line] for line in lines])
     axes.set(xticks=[], yticks=[], frame_on=False)
     axes.figure.colorbar(image, ax=axes, label=label)

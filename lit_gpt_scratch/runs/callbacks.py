@@ -15,8 +15,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lit_gpt_scratch.errors import write_errors_as_input_errors
 from lit_gpt_scratch.generation import SamplingSettings, default_prompt
-from lit_gpt_scratch.inspection import attention, visible
-from lit_gpt_scratch.inspection.draw_heads import draw_heads
+from lit_gpt_scratch.inspection import attention, draw_heads, visible
 from lit_gpt_scratch.runs.folder import append_rows, count_lines, last_checkpoint
 from lit_gpt_scratch.runs.loggers import get_wandb_run
 from lit_gpt_scratch.training.checkpointing import SignalCheckpoint, best_checkpoint

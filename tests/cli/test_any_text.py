@@ -26,7 +26,6 @@ from lit_gpt_scratch.__main__ import run_command
 from lit_gpt_scratch.cli import export_command as export
 from lit_gpt_scratch.cli.commands import CharCLI
 from lit_gpt_scratch.inspection import plots
-from lit_gpt_scratch.inspection.draw_heads import draw_heads
 from lit_gpt_scratch.runs import report
 from lit_gpt_scratch.runs.callbacks import printable_lines
 from lit_gpt_scratch.runs.folder import read_rows
@@ -234,7 +233,9 @@ def test_every_plot_of_a_text_draws_without_a_warning(
     monkeypatch.setitem(mpl.rcParams, "figure.dpi", 40)
     model = inspection.load(trained.last)
     for start in range(0, 64, 8):
-        draw_heads(inspection.attention(model, trained.text[start : start + 8]), trained.text[:8])
+        inspection.draw_heads(
+            inspection.attention(model, trained.text[start : start + 8]), trained.text[:8]
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name, drawn in all_plots(model, trained.text[:8]).items():

@@ -18,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from lit_gpt_scratch import inspection
 from lit_gpt_scratch.cli.commands import CharCLI
 from lit_gpt_scratch.generation import default_prompt
-from lit_gpt_scratch.inspection.draw_heads import draw_heads
 from lit_gpt_scratch.runs.callbacks import SampleRecorder
 from lit_gpt_scratch.training.hardware import measured_flops
 
@@ -94,7 +93,7 @@ def test_an_attention_image_shows_each_weight_of_each_head_in_its_place() -> Non
         inspection.LayerAttention("second", weights[:1]),
     ]
     cell = 20
-    image = draw_heads(layers, "a\nb", cell).convert("RGB")
+    image = inspection.draw_heads(layers, "a\nb", cell).convert("RGB")
     left, top, gap = 2 * cell, 4 * cell, 2 * cell
     for row, (_, drawn) in enumerate(layers):
         for head, matrix in enumerate(drawn):

@@ -1,6 +1,5 @@
 """Draws all attention heads with Pillow, for the picture that training saves at each validation.
 
-`plots.plot_heads` draws the same with matplotlib, in about 50 times as long.
 Shapes: H heads, T characters.
 """
 
@@ -11,18 +10,25 @@ from typing import Any
 import torch
 
 from lit_gpt_scratch.inspection.hooks import LayerAttention
-from lit_gpt_scratch.inspection.visible import visible
+
+SIGNS = {"\n": "⏎", " ": "␣", "\t": "⇥", "\r": "↵"}
+REPLACEMENT = "�"
+
+
+def visible(text: str) -> str:
+    """Return a text of the same length in which every character is printable.
+
+    Whitespace becomes a sign of its own; every other unprintable character becomes `REPLACEMENT`.
+    """
+    return "".join(SIGNS.get(c, c if c.isprintable() else REPLACEMENT) for c in text)
 
 
 def draw_heads(layers: Sequence[LayerAttention], text: str, cell: int = 9) -> Any:
-    """Draw a grid with a row per layer and a column per head, and return it as a PIL image.
+    """Draw weights (H, T, T) of each layer in a row, and return a PIL image; `cell` is in pixels.
 
-    Darker cells are larger weights, on a square-root scale; grey cells are future characters.
-
-    Args:
-        layers: Weights (H, T, T) of each layer; row t shows what character t attends to.
-        text: T characters, drawn along both sides.
-        cell: Pixels per weight.
+    Row t of a head shows what character t attends to. Darker cells are larger weights, on a
+    square-root scale; grey cells are future characters. `plots.plot_heads` draws the same with
+    matplotlib, in about 50 times as long.
     """
     import matplotlib as mpl  # Lightning has imported it already
     from PIL import Image, ImageDraw, ImageFont, ImageOps
