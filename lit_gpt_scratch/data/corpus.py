@@ -5,8 +5,9 @@ import hashlib
 import os
 import sys
 from dataclasses import dataclass, replace
+from io import BufferedWriter, FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 from urllib.parse import urljoin
 
 import pooch
@@ -76,8 +77,7 @@ def open_corpus(
             path = _download(corpus, download_path(corpus), sha256)
         else:
             path = _local_file(corpus)
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = pooch.file_hash(path)
     except _DownloadError as error:
         if fallback is None or sha256:  # with a hash, no other text is acceptable
             raise InputError(f"{error} Or use the built-in text: --data.corpus sample.") from error
@@ -160,17 +160,13 @@ def _check_redirect(response: Any, **_: Any) -> None:
             raise OSError(f"it redirects to {url!r}, which is not allowed")
 
 
-class _SizeLimitedFile:
-    """The part of a file that pooch writes to, with an error beyond MAX_DOWNLOAD_BYTES."""
+class _SizeLimitedFile(BufferedWriter):
+    """A file that raises an error beyond MAX_DOWNLOAD_BYTES."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.left, self.flush = file, MAX_DOWNLOAD_BYTES, file.flush
-
-    def write(self, data: bytes) -> None:
-        self.left -= len(data)
-        if self.left < 0:
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > MAX_DOWNLOAD_BYTES:
             raise OSError(f"it is larger than {MAX_DOWNLOAD_BYTES:,} bytes")
-        self.file.write(data)
+        return super().write(data)
 
 
 def _fetch(url: str, path: str, store: Any) -> None:
@@ -178,8 +174,8 @@ def _fetch(url: str, path: str, store: Any) -> None:
     download = pooch.HTTPDownloader(
         progressbar=sys.stderr.isatty(), timeout=TIMEOUT, hooks={"response": _check_redirect}
     )
-    with Path(path).open("wb") as file:
-        download(url, _SizeLimitedFile(file), store)
+    with _SizeLimitedFile(FileIO(path, "wb")) as file:
+        download(url, file, store)
 
 
 def _download(url: str, path: Path, sha256: str | None) -> Path:
@@ -193,8 +189,8 @@ def _download(url: str, path: Path, sha256: str | None) -> Path:
         return path
     with staging_dir(path) as folder:
         store = pooch.create(
-            folder, base_url="", registry={path.name: sha256 and f"sha256:{sha256}"},
-            urls={path.name: url}, retry_if_failed=RETRIES,
+            folder, base_url="", registry={path.name: sha256}, urls={path.name: url},
+            retry_if_failed=RETRIES,
         )  # fmt: skip
         try:
             fetched = Path(store.fetch(path.name, downloader=_fetch))

@@ -1,6 +1,7 @@
 """`CharDataModule`: a text as training, validation and test batches for Lightning's Trainer."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -18,7 +19,6 @@ from lit_gpt_scratch.data.windows import (
     Windows,
     cover,
     random_bits,
-    require_divisible_batch,
     split_corpus,
     spread,
 )
@@ -119,11 +119,11 @@ class CharDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> Iterable[Windows]:
         trainer: Any = self.trainer
-        require_divisible_batch(self.batch_size, trainer.world_size)
-        parts = trainer.accumulate_grad_batches
+        parts, share = trainer.accumulate_grad_batches, Share.of(trainer)
         # A resumed run continues with the next batch: global_step is restored before this call.
         first = trainer.global_step * parts
-        return TrainWindows(lambda k: self.train_windows(k, parts), first, Share.of(trainer))
+        draw = partial(self.train_windows, parts=parts)
+        return TrainWindows(draw, first, self.batch_size, share)
 
     def train_windows(self, k: int, parts: int = 1) -> Windows:
         """Draw the windows of batch k. The same seed and k give the same batch.

@@ -23,11 +23,16 @@ SPEAKERS = {"ANSELM:\n": 8, "BEATA:\n": 6, "CORVIN:\n": 5, "DOROTHY:\n": 4, "EDM
 SPEAKERS |= {"First Clerk:\n": 3, "GRISELDA:\n": 2, "Messenger:\n": 1}
 SINGULAR = {"Autumn ": 6, "Beauty ": 5, "Courage ": 4, "Dust ": 3, "Envy ": 2, "Fortune ": 2}
 PLURAL = {"Kings ": 6, "Lovers ": 5, "Merchants ": 4, "Old men ": 3, "Poets ": 2, "We ": 2}
-VERBS = {"answer": 6, "build": 5, "carr": 4, "drown": 3, "envy": 2, "follow": 2, "guard": 1}
+SINGULAR_VERBS = {"answers ": 6, "builds ": 5, "carries ": 4, "drowns ": 3, "envies ": 2}
+SINGULAR_VERBS |= {"follows ": 2, "guards ": 1}
+PLURAL_VERBS = {"answer ": 6, "build ": 5, "carry ": 4, "drown ": 3, "envy ": 2}
+PLURAL_VERBS |= {"follow ": 2, "guard ": 1}
 OBJECTS = {"all ": 4, "every ": 3, "her ": 5, "my ": 6, "no ": 2, "the ": 8, "your ": 4}
 NOUNS = {"anchor": 5, "bell": 4, "crown": 6, "door": 5, "empire": 2, "fire": 4, "garden": 3}
 NOUNS |= {"harbour": 2, "island": 1, "jewel": 1, "kingdom": 3, "lantern": 1, "mirror": 1}
 ENDS = {".\n": 8, ",\n": 6, "!\n": 2, ";\n": 2, "?\n": 1}
+SINGULAR_ENDS = ENDS | {" for its own sake.\n": 4}
+PLURAL_ENDS = ENDS | {" for their own sake.\n": 4}
 
 
 class Options:
@@ -48,16 +53,6 @@ class Options:
         return chosen + self.first_word
 
 
-def _agreement(singular: bool) -> tuple[dict[str, int], dict[str, int]]:
-    """Return the verbs and line ends for a singular subject (answers, its) or a plural one."""
-    forms = {"carr": ("carries", "carry"), "envy": ("envies", "envy")}
-    verbs = {}
-    for stem, weight in VERBS.items():
-        singular_form, plural_form = forms.get(stem, (stem + "s", stem))
-        verbs[(singular_form if singular else plural_form) + " "] = weight
-    return verbs, ENDS | {f" for {'its' if singular else 'their'} own sake.\n": 4}
-
-
 class Grammar:
     """All slots, with every option's bytes and loss in tables indexed by word number."""
 
@@ -66,9 +61,8 @@ class Grammar:
         self.turn, self.speaker = self._add(TURN), self._add(SPEAKERS)
         # Drawing the subject decides between singular and plural.
         self.subject = self._add(SINGULAR | PLURAL)
-        agreement = [_agreement(singular) for singular in (True, False)]
-        self.verbs = [self._add(verbs) for verbs, _ in agreement]
-        self.ends = [self._add(ends) for _, ends in agreement]
+        self.verbs = self._add(SINGULAR_VERBS), self._add(PLURAL_VERBS)
+        self.ends = self._add(SINGULAR_ENDS), self._add(PLURAL_ENDS)
         self.object, self.noun = self._add(OBJECTS), self._add(NOUNS)
         self.first_plural = self.subject.first_word + len(SINGULAR)
         self.lengths = np.array([len(word) for word in self.words])

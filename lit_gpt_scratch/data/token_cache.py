@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pooch
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -30,11 +31,11 @@ TOKENS, ALPHABET, SUMS = "tokens.npy", "alphabet.txt", "SHA256SUMS"
 VERBATIM: Any = {"encoding": "utf-8", "errors": "surrogatepass", "newline": ""}  # for open()
 
 
-def read_chunks(corpus: Corpus, task: str, verify: bool = False) -> Iterator[str]:
+def read_chunks(corpus: Corpus, task: str) -> Iterator[str]:
     """Yield a corpus in chunks of text, with its line ends but without a byte-order mark.
 
-    `task` labels the progress bar. Raises `InputError` if the text is not UTF-8 or, at the end and
-    with `verify`, if its hash is not `corpus.sha256`.
+    `task` labels the progress bar. Raises `InputError` if the text is not UTF-8 or, at the end, if
+    its hash is not `corpus.sha256`.
     """
     digest = hashlib.sha256()
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
@@ -53,30 +54,17 @@ def read_chunks(corpus: Corpus, task: str, verify: bool = False) -> Iterator[str
                     " convert it, for example with iconv -t UTF-8."
                 ) from error
             yield text
-            if verify:
-                digest.update(chunk)
+            digest.update(chunk)
             bar.update(len(chunk))
-    if verify and digest.hexdigest() != corpus.sha256:
+    if digest.hexdigest() != corpus.sha256:
         raise InputError(f"corpus {corpus.name!r} was changed while it was read: start again.")
-
-
-def scan_alphabet(corpus: Corpus) -> tuple[str, int]:
-    """Return the alphabet of a corpus and its number of characters."""
-    seen = np.zeros(0x110000, dtype=bool)
-    count = 0
-    for text in read_chunks(corpus, "reading the alphabet"):
-        seen[code_points(text)] = True
-        count += len(text)
-    return "".join(map(chr, np.flatnonzero(seen))), count
 
 
 def load_tokens(corpus: Corpus, alphabet: str | None = None) -> tuple[str, Tensor]:
     """Return the alphabet of a corpus and its ids (N,) in the smallest integer type.
 
-    Builds the cache if there is none. Without an `alphabet`, the corpus' own is used.
-
-    Raises:
-        InputError: The text is not UTF-8, is empty, or has a character outside the alphabet.
+    Builds the cache if there is none. Without an `alphabet`, the corpus' own is used. Raises
+    `InputError` if the text is not UTF-8, is empty, or has a character outside the alphabet.
     """
     alphabet_hash = hashlib.sha256((alphabet or "").encode("utf-8", "surrogatepass")).hexdigest()
     folder = cache_folder() / "tokens" / (corpus.sha256 + (f"-{alphabet_hash}" if alphabet else ""))
@@ -105,11 +93,7 @@ def load_tokens(corpus: Corpus, alphabet: str | None = None) -> tuple[str, Tenso
 
 def _checksums(folder: Path) -> str:
     """Return the hashes of a cache's files in the format of sha256sum."""
-    lines = []
-    for name in (ALPHABET, TOKENS):
-        with (folder / name).open("rb") as file:
-            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
-    return "".join(lines)
+    return "".join(f"{pooch.file_hash(folder / name)}  {name}\n" for name in (ALPHABET, TOKENS))
 
 
 def _load(folder: Path, alphabet: str | None) -> tuple[str, Tensor]:
@@ -129,17 +113,22 @@ def _load(folder: Path, alphabet: str | None) -> tuple[str, Tensor]:
 
 
 def _build(corpus: Corpus, alphabet: str | None, folder: Path) -> None:
-    own_alphabet, count = scan_alphabet(corpus)
+    """Read the corpus twice: for its alphabet and its length, and to encode it."""
+    seen = np.zeros(0x110000, dtype=bool)  # every code point of Unicode
+    count = 0
+    for text in read_chunks(corpus, "reading the alphabet"):
+        seen[code_points(text)] = True
+        count += len(text)
     if not count:
         raise InputError(f"corpus {corpus.name!r} is empty: give a file with text in it.")
-    tokenizer = CharTokenizer(alphabet or own_alphabet)
+    tokenizer = CharTokenizer(alphabet or "".join(map(chr, np.flatnonzero(seen))))
     dtype = np.lib.format.dtype_to_descr(np.dtype(tokenizer.dtype))
     # Not written through a memory map: on a full disk, that kills the process instead of raising.
     with (folder / TOKENS).open("wb") as file:
         header = {"descr": dtype, "fortran_order": False, "shape": (count,)}
         np.lib.format.write_array_header_1_0(file, header)
         done = 0
-        for text in read_chunks(corpus, "encoding", verify=True):
+        for text in read_chunks(corpus, "encoding"):
             file.write(tokenizer.encode_array(text, offset=done).data)
             done += len(text)
     with (folder / ALPHABET).open("w", **VERBATIM) as file:

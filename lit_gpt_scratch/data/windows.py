@@ -146,7 +146,10 @@ def random_bits(seed: int, k: int, count: int) -> NDArray[np.uint64]:
 class TrainWindows:
     """Endless iterable of a share of the batches draw(first), draw(first + 1), and so on."""
 
-    def __init__(self, draw: Callable[[int], Windows], first: int, share: Share) -> None:
+    def __init__(
+        self, draw: Callable[[int], Windows], first: int, batch_size: int, share: Share
+    ) -> None:
+        require_divisible_batch(batch_size, share.world_size)
         self.draw, self.first, self.share = draw, first, share
 
     def __iter__(self) -> Iterator[Windows]:

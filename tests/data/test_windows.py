@@ -53,7 +53,7 @@ def test_random_bits_depend_on_seed_and_number_only() -> None:
 
 
 def test_train_windows_counts_from_the_first_batch_in_every_iteration() -> None:
-    loader = TrainWindows(lambda k: Windows(torch.tensor([k]), 1, k, "train"), 7, Share())
+    loader = TrainWindows(lambda k: Windows(torch.tensor([k]), 1, k, "train"), 7, 1, Share())
     for _ in range(2):
         assert [batch.seed for batch in itertools.islice(loader, 3)] == [7, 8, 9]
 
