@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lit_gpt_scratch import inspection
-from lit_gpt_scratch.checkpoints.reading import read_checkpoint
+from lit_gpt_scratch.checkpoints.formats import read_checkpoint
 from lit_gpt_scratch.cli import main
 from lit_gpt_scratch.errors import InputError
 

@@ -37,10 +37,8 @@ CREATE = {
 FILL = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"}
 KEYS = {"BINUNICODE", "BININT", "BININT1", "BININT2"}  # types of keys that are quick to hash
 ORDERED = "collections OrderedDict"
-CALLS = {
-    REBUILD_TENSOR: "TUPLE",
-    ORDERED: "EMPTY_TUPLE",
-}  # allowed functions: opcode of their arguments
+# Allowed functions: opcode of their arguments.
+CALLS = {REBUILD_TENSOR: "TUPLE", ORDERED: "EMPTY_TUPLE"}
 DTYPES = ["Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool"]
 STORAGES = {f"torch {dtype}Storage" for dtype in DTYPES}
 
@@ -194,9 +192,8 @@ def require_classes_of(hyper_parameters: dict[str, Any], modules: Sequence[str])
     """Check that the model's hyperparameters name only classes of the given modules.
 
     jsonargparse may read any text as a class path, as YAML, or as the name of a config file. So
-    every text must be the path of an allowed class. With a plugin (a second module), lower-case
-    words such as `gelu` are allowed, too.
-    Raises `ValueError` otherwise.
+    every text must be the path of an allowed class, or `ValueError` is raised. With a plugin (a
+    second module), lower-case words such as `gelu` are allowed, too.
     """
     for name in ("net", "optimizer", "schedule"):
         if not isinstance(hyper_parameters.get(name) or {}, dict):
@@ -214,15 +211,12 @@ def require_classes_of(hyper_parameters: dict[str, Any], modules: Sequence[str])
 
 def _is_class_of(class_path: str, modules: Sequence[str]) -> bool:
     """Return whether a path names a class that is defined in or below one of the modules."""
-
-    def is_inside(module: str) -> bool:
-        return any(module == allowed or module.startswith(f"{allowed}.") for allowed in modules)
-
+    allowed = tuple(f"{module}." for module in modules)
     module, _, name = class_path.rpartition(".")
-    if not is_inside(module):
+    if not f"{module}.".startswith(allowed):
         return False
     try:
         found = getattr(importlib.import_module(module), name, None)
     except Exception:  # no such module, or a malformed name
         return False
-    return isinstance(found, type) and is_inside(found.__module__)
+    return isinstance(found, type) and f"{found.__module__}.".startswith(allowed)

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lit_gpt_scratch.checkpoints.reading import import_plugin, limit_parameters
+from lit_gpt_scratch.checkpoints.formats import import_plugin, limit_parameters
 from lit_gpt_scratch.cli.parsing import CheckpointCLI
 from lit_gpt_scratch.cli.predict import PredictSettings, TextWriter, make_batches
 from lit_gpt_scratch.cli.program import PROGRAM

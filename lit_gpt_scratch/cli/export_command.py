@@ -6,8 +6,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from lit_gpt_scratch.checkpoints.export import best_loss, write_export
-from lit_gpt_scratch.checkpoints.reading import import_plugin, read_checkpoint
+from lit_gpt_scratch.checkpoints.formats import import_plugin, read_checkpoint, write_export
 from lit_gpt_scratch.cli.program import PROGRAM
 from lit_gpt_scratch.errors import InputError, exit_on_input_error
 from lit_gpt_scratch.inspection.loading import build_model
@@ -29,7 +28,7 @@ def export(checkpoint: Path, output: Path, plugin: str | None = None) -> None:
     import_plugin(plugin)
     contents = read_checkpoint(checkpoint, plugin)
     build_model(contents, checkpoint)  # refuses a checkpoint whose parts do not fit together
-    write_export(contents, checkpoint, output, best_loss(checkpoint, contents))
+    write_export(contents, checkpoint, output)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_module
 
-from lit_gpt_scratch.checkpoints.reading import HYPERPARAMETERS, import_plugin, read_checkpoint
+from lit_gpt_scratch.checkpoints.formats import HYPERPARAMETERS, import_plugin, read_checkpoint
 from lit_gpt_scratch.cli.messages import Parser, explain, known_names, with_flags
 from lit_gpt_scratch.cli.predict import PredictSettings
 from lit_gpt_scratch.cli.program import PROGRAM, TRAINER_COMMANDS

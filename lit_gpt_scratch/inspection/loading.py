@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch.cli import instantiate_module
 
-from lit_gpt_scratch.checkpoints.reading import import_plugin, limit_parameters, read_checkpoint
+from lit_gpt_scratch.checkpoints.formats import import_plugin, limit_parameters, read_checkpoint
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.private_api import INSTANTIATOR_KEY
 from lit_gpt_scratch.training.module import LitCharLM

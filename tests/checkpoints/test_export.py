@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lit_gpt_scratch import cli, inspection
-from lit_gpt_scratch.checkpoints import export as exporting
+from lit_gpt_scratch.checkpoints import formats
 from lit_gpt_scratch.cli import export_command as export
 from lit_gpt_scratch.data.datamodule import CharDataModule
 from lit_gpt_scratch.errors import InputError
@@ -183,7 +183,7 @@ def test_a_failed_export_leaves_no_files(
     def fail(*_: object) -> bytes:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exporting, "save", fail)
+    monkeypatch.setattr(formats, "save", fail)
     with pytest.raises(InputError, match="other cannot be written: No space left"):
         export.export(one.checkpoint, tmp_path / "deep" / "other")
     assert list((tmp_path / "deep").iterdir()) == []

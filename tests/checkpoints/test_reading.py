@@ -1,4 +1,4 @@
-"""Tests of `reading.py`: valid checkpoints load exactly, and other files are refused."""
+"""Tests of reading in `formats.py`: valid checkpoints load exactly, and other files are refused."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from laws import random_ids, train_small
 from refusals import assert_refused, predict
 
 from lit_gpt_scratch import inspection
-from lit_gpt_scratch.checkpoints.reading import import_plugin, read_checkpoint
+from lit_gpt_scratch.checkpoints.formats import import_plugin, read_checkpoint
 from lit_gpt_scratch.cli import main
 from lit_gpt_scratch.cli.commands import CharCLI
 from lit_gpt_scratch.data import corpus

@@ -14,7 +14,7 @@ from malicious_pickles import GADGETS, RunsCommand
 from refusals import assert_refused, predict
 
 from lit_gpt_scratch import inspection
-from lit_gpt_scratch.checkpoints.reading import read_checkpoint
+from lit_gpt_scratch.checkpoints.formats import read_checkpoint
 from lit_gpt_scratch.checkpoints.untrusted import MAX_DEPTH, require_plain
 from lit_gpt_scratch.cli.commands import CharCLI
 from lit_gpt_scratch.errors import InputError
@@ -96,9 +96,9 @@ HARMFUL = [
     "lit_gpt_scratch.data.corpus.os.system",
     "lit_gpt_scratch.models.nn.Linear",
     "lit_gpt_scratch.files.shutil.rmtree",
-    "lit_gpt_scratch.checkpoints.reading.Path",
+    "lit_gpt_scratch.checkpoints.formats.Path",
     # In the package, but not a class.
-    "lit_gpt_scratch.checkpoints.reading.import_plugin",
+    "lit_gpt_scratch.checkpoints.formats.import_plugin",
 ]
 
 

@@ -26,7 +26,7 @@ from mutations import (
 )
 
 from lit_gpt_scratch import inspection
-from lit_gpt_scratch.checkpoints.reading import CONFIG, WEIGHTS
+from lit_gpt_scratch.checkpoints.formats import CONFIG, WEIGHTS
 from lit_gpt_scratch.cli import export_command as export
 from lit_gpt_scratch.cli import main
 from lit_gpt_scratch.data import token_cache as cache

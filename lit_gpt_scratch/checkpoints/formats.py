@@ -1,4 +1,8 @@
-"""Read a checkpoint (a .ckpt file of `fit`, or the folder that `export` made of one) safely."""
+"""The two formats of a checkpoint: the .ckpt file of `fit`, and the folder that `export` makes.
+
+Both are read without running code from them. A folder holds safetensors and JSON, without the
+optimizer's state and everything else that only `fit` needs.
+"""
 
 import importlib
 import json
@@ -9,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from lit_gpt_scratch import MOVED
@@ -20,7 +24,8 @@ from lit_gpt_scratch.checkpoints.untrusted import (
     require_plain_archive,
 )
 from lit_gpt_scratch.errors import InputError, is_out_of_memory
-from lit_gpt_scratch.private_api import OVERFLOW
+from lit_gpt_scratch.files import atomic_write, staging_dir
+from lit_gpt_scratch.private_api import INSTANTIATOR_KEY, OVERFLOW
 
 PACKAGE = "lit_gpt_scratch"
 # The parts that every checkpoint of `fit` has, and their required keys.
@@ -39,14 +44,8 @@ MAX_JSON_BYTES = 1 << 22  # of config.json and of the weights' header; the longe
 def read_checkpoint(path: Path, plugin: str | None = None) -> dict[str, Any]:
     """Return a checkpoint's contents, checked, without running any code from it.
 
-    An exported folder is returned in the same form, without what only `fit` needs.
-
-    Args:
-        path: The file or folder.
-        plugin: A module besides this package that class paths in the checkpoint may name.
-
-    Raises:
-        InputError: It is missing, damaged, not plain data, or names other classes or files.
+    Class paths in it may name this package and `plugin`, a module. Raises `InputError` if it is
+    missing, damaged, not plain data, or names other classes or files.
     """
     checkpoint = _load(path)
     try:
@@ -121,6 +120,47 @@ def _load_folder(folder: Path) -> dict[str, Any]:
         )
     parts = {part: contents.get(part) for part in (*HYPERPARAMETERS, "global_step")}
     return parts | {"state_dict": load_file(weights)}
+
+
+def write_export(contents: dict[str, Any], checkpoint: Path, output: Path) -> None:
+    """Write what `read_checkpoint` read into a new folder, which appears when it is complete.
+
+    Raises `InputError` if the contents do not fit into JSON or the folder cannot be written.
+    """
+    step, val_loss = contents.get("global_step", 0), _best_loss(checkpoint, contents)
+    config: dict[str, Any] = {"format": FORMAT, "global_step": step, "val_loss": val_loss}
+    for part in HYPERPARAMETERS:
+        config[part] = {k: v for k, v in contents[part].items() if k != INSTANTIATOR_KEY}
+    # Tied weights share memory, which safetensors refuses.
+    weights = {
+        name: weight.clone(memory_format=torch.contiguous_format)
+        for name, weight in contents["state_dict"].items()
+    }
+    try:
+        text = json.dumps(config, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"checkpoint {checkpoint} does not fit into JSON: {error}.") from error
+    try:
+        with staging_dir(output) as staging:
+            folder = staging / output.name
+            folder.mkdir()
+            for name, content in {CONFIG: text.encode(), WEIGHTS: save(weights)}.items():
+                with atomic_write(folder / name) as file:
+                    file.write(content)
+            folder.rename(output)
+    except OSError as error:
+        raise InputError(f"output {output} cannot be written: {error.strerror}.") from error
+
+
+def _best_loss(checkpoint: Path, contents: dict[str, Any]) -> float | None:
+    """Return the validation loss of a best.ckpt, in nats; other files do not store it."""
+    if checkpoint.name != "best.ckpt":
+        return None
+    try:
+        states = contents["callbacks"].values()
+        return float(next(s for s in states if s.get("monitor") == "val/loss")["best_model_score"])
+    except Exception:  # someone edited the file; nothing else depends on this value
+        return None
 
 
 def _size(path: Path) -> int:
