@@ -1,20 +1,19 @@
 """`predict`: reads prompts, batches them, and prints texts while they are generated."""
 
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from itertools import groupby
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.callbacks import Callback
 
 from lit_gpt_scratch.errors import InputError, require_positive
-from lit_gpt_scratch.generation.sampling import SamplingSettings
-from lit_gpt_scratch.generation.text import OnText, Prompts, default_prompt
-from lit_gpt_scratch.training.module import LitCharLM
+from lit_gpt_scratch.generation import Prompts, SamplingSettings, default_prompt
+from lit_gpt_scratch.generation.text import OnText
+from lit_gpt_scratch.training import LitCharLM
 
 MAX_BATCH = 64  # texts whose caches are in memory together
 
@@ -44,67 +43,50 @@ def make_batches(
 ) -> list[Prompts]:
     """Encode the prompts and batch those of one length, unpadded.
 
-    Args:
-        model: Gives the tokenizer.
-        settings: Prompts, and how to sample.
-        seed: Seed of the random draws, unless the settings have one.
-        on_text: Receives the first text of each batch piece by piece.
-
-    Raises:
-        InputError: A setting is out of range, or a prompt has a character unknown to the model.
+    `seed` is used unless the settings have one. `on_text` receives the first text of each batch
+    piece by piece. Raise InputError if a setting is out of range or a character is unknown.
     """
     require_positive(num_samples=settings.num_samples)
-    size = len(model.tokenizer)
+    count, size = settings.num_samples, len(model.tokenizer)
     if settings.top_k is not None and settings.top_k > size:
         print(
             f"Notice: top_k is {settings.top_k}, but the alphabet has {size} characters: top_k has "
             "no effect.",
             file=sys.stderr,
         )
-    values = {f.name: getattr(settings, f.name) for f in fields(SamplingSettings)}
-    values["seed"] = seed if settings.seed is None else settings.seed
-    sampling = SamplingSettings(**values)
-    try:
-        model.tokenizer.encode(settings.stop)
-    except InputError as error:
-        raise InputError(f"stop: {error}") from error
-    groups = group_by_length(_encode_prompts(model, settings))
-    return [Prompts(*group, sampling, settings.stop, on_text) for group in groups]
-
-
-def _encode_prompts(model: LitCharLM, settings: PredictSettings) -> list[tuple[torch.Tensor, int]]:
-    """Return the ids (T,) of each text's prompt, with the number of the text."""
-    numbered = []
+    encode(model, settings.stop, "stop")  # checks its characters
+    texts = []  # the prompt of each text, with the number of the text
     for i, prompt in enumerate(read_prompts(settings)):
-        try:
-            ids = model.tokenizer.encode(prompt or default_prompt(model.tokenizer))
-        except InputError as error:
-            where = f"line {i + 1} of {settings.prompt_file}" if settings.prompt_file else "prompt"
-            raise InputError(f"{where}: {error}") from error
-        count = settings.num_samples
-        numbered += [(ids, index) for index in range(i * count, (i + 1) * count)]
-    return numbered
+        place = f"line {i + 1} of {settings.prompt_file}" if settings.prompt_file else "prompt"
+        ids = encode(model, prompt or default_prompt(model.tokenizer), place)
+        texts += [(ids, index) for index in range(i * count, (i + 1) * count)]
+    sampling = settings if settings.seed is not None else replace(settings, seed=seed)
+    return [Prompts(*group, sampling, settings.stop, on_text) for group in group_by_length(texts)]
+
+
+def encode(model: LitCharLM, text: str, place: str) -> torch.Tensor:
+    """Return the ids (T,) of a text; the error for an unknown character names its place."""
+    try:
+        return model.tokenizer.encode(text)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
 
 
 def group_by_length(
-    numbered: Sequence[tuple[torch.Tensor, int]],
+    texts: Sequence[tuple[torch.Tensor, int]],
 ) -> Iterator[tuple[torch.Tensor, list[int]]]:
     """Yield ids (B, T) of one length with their numbers, in the order in which lengths appear."""
-    lengths = list(dict.fromkeys(len(ids) for ids, _ in numbered))
-    ordered = sorted(numbered, key=lambda text: lengths.index(len(text[0])))
-    for _, same_length in groupby(ordered, key=lambda text: len(text[0])):
-        texts = list(same_length)
-        for start in range(0, len(texts), MAX_BATCH):
-            ids, indices = zip(*texts[start : start + MAX_BATCH], strict=True)
-            yield torch.stack(ids), list(indices)
+    by_length = defaultdict(list)
+    for ids, index in texts:
+        by_length[len(ids)].append((ids, index))
+    for same_length in by_length.values():
+        for start in range(0, len(same_length), MAX_BATCH):
+            batch, indices = zip(*same_length[start : start + MAX_BATCH], strict=True)
+            yield torch.stack(batch), list(indices)
 
 
 def read_prompts(settings: PredictSettings) -> list[str]:
-    """Return the prompt, or the lines of the prompt file.
-
-    Raises:
-        InputError: Both are given, or the file cannot be read.
-    """
+    """Return the prompt, or the lines of the prompt file; raise InputError if it is unreadable."""
     if settings.prompt_file is None:
         return [settings.prompt]
     if settings.prompt:
@@ -121,7 +103,7 @@ def read_prompts(settings: PredictSettings) -> list[str]:
     return text.removesuffix("\n").split("\n")  # splitlines would split at eight more characters
 
 
-class TextWriter(BasePredictionWriter):
+class TextWriter(Callback):
     """Prints the texts, and nothing else, to standard output in the order of the prompts.
 
     The first text appears character by character while it is generated, the others when they are
@@ -129,7 +111,6 @@ class TextWriter(BasePredictionWriter):
     """
 
     def __init__(self) -> None:
-        super().__init__("batch")
         self._complete: dict[int, str] = {}  # texts that wait for those before them
         self._next = 0  # number of the text to print
         self._printed = 0  # characters of it that are printed
@@ -137,30 +118,17 @@ class TextWriter(BasePredictionWriter):
     def print_piece(self, index: int, piece: str) -> None:
         """Print a piece of a text if all texts before it are printed."""
         if index == self._next:
-            self._print(piece)
-            sys.stdout.flush()
+            rule = f"\n{'-' * 80}\n" if self._next and not self._printed else ""
+            print(rule + piece, end="", flush=True)
+            self._printed += len(piece)
 
-    def _print(self, piece: str) -> None:
-        if self._next and not self._printed:
-            sys.stdout.write(f"\n{'-' * 80}\n")
-        sys.stdout.write(piece)
-        self._printed += len(piece)
-
-    def write_on_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        prediction: Sequence[str],
-        batch_indices: Any,
-        batch: Prompts,
-        *_: Any,
+    def on_predict_batch_end(
+        self, trainer: Any, model: Any, texts: Any, batch: Any, *_: Any
     ) -> None:
-        self._complete |= dict(zip(batch.indices, prediction, strict=True))
+        self._complete |= dict(zip(batch.indices, texts, strict=True))
         while self._next in self._complete:
-            self._print(self._complete.pop(self._next)[self._printed :])
+            self.print_piece(self._next, self._complete.pop(self._next)[self._printed :])
             self._next, self._printed = self._next + 1, 0
-        sys.stdout.flush()
 
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+    def on_predict_end(self, *_: Any) -> None:
+        print(flush=True)

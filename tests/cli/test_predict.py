@@ -113,7 +113,7 @@ def test_an_empty_prompt_is_a_new_line_if_the_alphabet_has_one(alphabet: str, pr
 def test_batches_carry_the_settings(model: LitCharLM) -> None:
     how = {"max_new_tokens": 4, "temperature": 0.3, "top_k": 2, "top_p": 0.7, "min_p": 0.1}
     (batch,) = make_batches(model, PredictSettings(**how, stop="ab"), 5)
-    assert batch.settings == SamplingSettings(**how, seed=5)
+    assert batch.settings == PredictSettings(**how, stop="ab", seed=5)
     assert batch.stop == "ab"
     (batch,) = make_batches(model, PredictSettings(seed=0), 5)
     assert batch.settings.seed == 0
@@ -241,7 +241,7 @@ def test_the_first_text_is_printed_character_by_character(
     for i, prompts in enumerate(make_batches(model, settings, 5, writer.print_piece)):
         states.clear()
         (text,) = model.predict_step(prompts, i)
-        writer.write_on_batch_end(None, model, [text], None, prompts)
+        writer.on_predict_batch_end(None, model, [text], prompts)
         seen = [prompts.ids.size(1) + max(0, n - len(stop)) for n in range(len(states))]
         assert states == [before + text[:count] for count in seen]
         before += text + RULE
