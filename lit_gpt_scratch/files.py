@@ -12,17 +12,11 @@ from typing import BinaryIO
 
 
 def lock(folder: Path, locked_if_unsupported: bool = False) -> int | None:
-    """Take an exclusive lock on a folder, without waiting.
+    """Lock a folder against other calls of `lock`, without waiting; return an open descriptor.
 
-    It keeps out only others that call `lock`. Closing the descriptor, or exiting, releases it.
-
-    Args:
-        folder: The folder to lock.
-        locked_if_unsupported: Whether to treat the folder as locked by another process, rather than
-            as free, if the file system has no locks.
-
-    Returns:
-        The open descriptor; None if another process holds the lock or the folder does not exist.
+    Closing the descriptor, or exiting, releases the lock. The result is None if another process
+    holds it, the folder does not exist, or the file system has no locks and such a folder is to
+    count as locked.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY)
@@ -31,10 +25,8 @@ def lock(folder: Path, locked_if_unsupported: bool = False) -> int | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         locked = True
-    except BlockingIOError:
-        locked = False
-    except OSError:  # the file system does not support locks
-        locked = not locked_if_unsupported
+    except OSError as error:  # any but BlockingIOError: the file system has no locks
+        locked = not isinstance(error, BlockingIOError) and not locked_if_unsupported
     if not locked or not folder.exists():  # the process that held it before may have deleted it
         os.close(descriptor)
         return None

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import unicodedata
@@ -22,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from unicode_texts import CJK, TEXTS
 
 from lit_gpt_scratch import cli, inspection
-from lit_gpt_scratch.__main__ import run_command
+from lit_gpt_scratch.__main__ import run
 from lit_gpt_scratch.cli import export_command as export
 from lit_gpt_scratch.cli.commands import CharCLI
 from lit_gpt_scratch.inspection import plots
@@ -75,7 +76,9 @@ def output_of(monkeypatch: pytest.MonkeyPatch, encoding: str, *args: str) -> str
     stream = io.TextIOWrapper(io.BytesIO(), encoding, newline="")
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "argv", ["lit-gpt-scratch", *args])
-    run_command(cli.main)
+    handler = signal.getsignal(signal.SIGINT)
+    run()
+    signal.signal(signal.SIGINT, handler)
     stream.flush()
     return str(stream.buffer.getvalue().decode(encoding))  # type: ignore[attr-defined]
 
