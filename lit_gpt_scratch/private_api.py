@@ -7,15 +7,10 @@ imports no library, because every room may import it.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from typing import Any
 
 # Lightning
 
-# A method of LightningCLI that cli/ overrides: it replaces explicit flags by a checkpoint's values.
-OVERRIDDEN = "_parse_ckpt_path"
 # Keys that LightningCLI adds to hyperparameters, and the only value that a checkpoint may have.
 INSTANTIATOR_KEY, CLASS_PATH_KEY = "_instantiator", "_class_path"
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
@@ -65,15 +60,15 @@ def read_pickle(path: Path) -> bytes | None:
     return reader.get_record("data.pkl") if "data.pkl" in reader.get_all_records() else None
 
 
-def foreach_lerp(starts: list["Tensor"], ends: list["Tensor"], weight: float) -> list["Tensor"]:
+def foreach_lerp(starts: list[Any], ends: list[Any], weight: float) -> list[Any]:
     """Interpolate many tensors at once: on a GPU, one kernel instead of one per tensor."""
     import torch
 
     return list(torch._foreach_lerp(starts, ends, weight))
 
 
-def foreach_lerp_(starts: list["Tensor"], ends: list["Tensor"], weight: float) -> None:
-    """Do the same in place."""
+def foreach_lerp_(starts: list[Any], ends: list[Any], weight: float) -> None:
+    """Interpolate in place."""
     import torch
 
     torch._foreach_lerp_(starts, ends, weight)

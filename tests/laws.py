@@ -31,9 +31,6 @@ class Parsed(CharCLI):
     def instantiate_trainer(self, **kwargs: Any) -> None:
         return None
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
 
 def parse(*args: str) -> Parsed:
     """Parse flags of `fit`, with an alphabet instead of a corpus."""
@@ -43,7 +40,7 @@ def parse(*args: str) -> Parsed:
 @cache
 def settings(config: Path) -> Any:
     """Return all values that the command line reads from a config, defaults included."""
-    return parse("--config", str(config)).config.fit
+    return parse("--config", str(config)).config
 
 
 @cache

@@ -57,28 +57,6 @@ def test_private_api_imports_no_library() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_overridden_method_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    called = []
-
-    def override(name: str) -> Any:
-        def method(self: Any, *args: Any) -> Any:
-            called.append(name)
-            return getattr(LightningCLI, name)(self, *args)
-
-        return method
-
-    name = private_api.OVERRIDDEN
-    cli = type("CLI", (LightningCLI,), {name: override(name)})
-    monkeypatch.setattr(sys, "argv", ["program"])
-    train(pl.Callback()).save_checkpoint(tmp_path / "fit.ckpt")
-    arguments = ["validate", "--ckpt_path", str(tmp_path / "fit.ckpt"), "--model.width", "5"]
-    found = cli(
-        Model, BoringDataModule, args=arguments, trainer_defaults=QUIET, save_config_callback=None
-    )
-    assert called == [private_api.OVERRIDDEN]
-    assert found.model.hparams.width == 1, "flags now outrank the checkpoint: drop _parse_ckpt_path"
-
-
 def test_cli_writes_its_instantiator_into_hyperparameters(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -10,15 +10,21 @@ from lit_gpt_scratch.checkpoints.formats import import_plugin, read_checkpoint, 
 from lit_gpt_scratch.cli.program import PROGRAM
 from lit_gpt_scratch.errors import InputError, exit_on_input_error
 from lit_gpt_scratch.inspection.loading import build_model
-from lit_gpt_scratch.runs.folder import find_checkpoint, runs_folder
+from lit_gpt_scratch.runs import find_checkpoint
+from lit_gpt_scratch.runs.folder import runs_folder
 
 
-def export(checkpoint: Path, output: Path, plugin: str | None = None) -> None:
-    """Write a .ckpt file of `fit` into a new folder. A plugin is a module whose classes it uses.
+def export(ckpt_path: str, output: Path, plugin: str | None = None) -> None:
+    """Write a checkpoint's weights as safetensors, and its settings as JSON, into a new folder.
 
-    Raises:
-        InputError: The checkpoint is refused, or the folder exists or cannot be written.
+    Args:
+        ckpt_path: A .ckpt file, or best or last of the newest run.
+        output: A new folder.
+        plugin: Your own module, if the checkpoint uses its classes.
+
+    Raises `InputError` if the checkpoint is refused, or the folder exists or cannot be written.
     """
+    checkpoint = find_checkpoint(ckpt_path, runs_folder(None))
     if output.exists():
         raise InputError(f"--output {output} exists already: name a new folder.")
     if checkpoint.is_dir():
@@ -32,16 +38,12 @@ def export(checkpoint: Path, output: Path, plugin: str | None = None) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Write a checkpoint's weights as safetensors, and its settings as JSON, into a new folder."""
-    parser = ArgumentParser(prog=f"{PROGRAM} export", description=main.__doc__, exit_on_error=False)
-    checkpoint_help = "A .ckpt file, or best or last of the newest run."
-    plugin_help = "Your own module, if the checkpoint uses its classes."
-    parser.add_argument("--ckpt_path", type=str, required=True, help=checkpoint_help)
-    parser.add_argument("--output", type=Path, required=True, help="A new folder.")
-    parser.add_argument("--plugin", type=str | None, help=plugin_help)
+    """Run the command."""
+    parser = ArgumentParser(prog=f"{PROGRAM} export", exit_on_error=False)
+    parser.add_function_arguments(export)
     with exit_on_input_error(parser.prog):
         flags = parser.parse_args(args)
-        export(find_checkpoint(flags.ckpt_path, runs_folder(None)), flags.output, flags.plugin)
+        export(**vars(flags))
     size = sum(file.stat().st_size for file in flags.output.iterdir())
     print(f"{flags.output}  {size / 1e6:.1f} MB")
     print(f"Next:\n  {PROGRAM} predict --ckpt_path {shlex.quote(str(flags.output))}")

@@ -45,16 +45,16 @@ def explain(message: str, known: Sequence[str]) -> str:
 
 
 def with_flags(message: str, config: Namespace) -> str:
-    """Return a message in which "width is 0" names the flag that has this value, if it is one."""
+    """Replace "width is 0" by "--model.net.width is 0" if one flag has this name and value."""
     flags = {key.replace(".init_args", ""): value for key, value in config.items()}
 
-    def flag(found: re.Match[str]) -> str:
+    def name_flag(found: re.Match[str]) -> str:
         name, text = found.groups()
-        named = {flag: value for flag, value in flags.items() if flag.rpartition(".")[2] == name}
-        equal = [flag for flag, value in named.items() if text in (str(value), repr(value))]
+        named = {key: value for key, value in flags.items() if key.rpartition(".")[2] == name}
+        equal = [key for key, value in named.items() if text in (str(value), repr(value))]
         return f"--{equal[0]} is {text}" if len(equal) == 1 else found[0]
 
-    return re.sub(r"(?<![\w.])(\w+) is ([^\s:,]+)", flag, message)
+    return re.sub(r"(?<![\w.])(\w+) is ([^\s:,]+)", name_flag, message)
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:

@@ -41,13 +41,12 @@ def find_command(args: Sequence[str] | None = None) -> Callable[[], Any]:
     """
     args = sys.argv[1:] if args is None else args
     first = args[0] if args else "--help"
-    asks_for_help = first.startswith("-") and not {"--help", "-h"}.isdisjoint([first, *args])
-    if asks_for_help and COMMANDS.keys().isdisjoint(args):
+    if first.startswith("-") and not {"--help", "-h"}.isdisjoint([first, *args]):
         return partial(print, overview())
     if first in OTHER_COMMANDS:
         module, _ = OTHER_COMMANDS[first]
         return partial(import_module(module).main, args[1:])
-    if first not in COMMANDS and not first.startswith("-"):
+    if first not in TRAINER_COMMANDS:
         close = get_close_matches(first, COMMANDS, 1)
         hint = f"did you mean {close[0]}?" if close else f"give one of {', '.join(COMMANDS)}."
         exit_with_error(PROGRAM, f"there is no command {first!r}: {hint}")
@@ -59,7 +58,6 @@ def find_command(args: Sequence[str] | None = None) -> Callable[[], Any]:
 def main(args: Sequence[str] | None = None) -> Any:
     """Run a command. fit, validate, test and predict return their CLI (see `commands.main`).
 
-    Raises:
-        SystemExit: A user's mistake, after one line on standard error.
+    A user's mistake ends in SystemExit, after one line on standard error.
     """
     return find_command(args)()

@@ -402,6 +402,7 @@ def test_the_full_gpt_takes_one_step_at_its_real_size(tmp_path: Path) -> None:
     corpus = ["--data.corpus", "sample", "--wandb.mode", "disabled"]
     root = ["--trainer.default_root_dir", str(tmp_path)]
     fitted = WithoutSummary(["fit", "--config", str(config), *smaller, *corpus, *root])
+    fitted.fit()
     assert sum(p.numel() for p in fitted.model.net.blocks.parameters()) == 10 * (12 * 512**2 + 1024)
     assert fitted.trainer.precision == "bf16-mixed"
     assert torch.isfinite(fitted.trainer.callback_metrics["train/loss"])

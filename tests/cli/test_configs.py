@@ -194,7 +194,7 @@ def test_one_step_at_full_size(config: Path) -> None:
 def test_gpt_cpu_equals_the_typed_defaults() -> None:
     """`fit` without a config trains the same model as with this file."""
     bare, file = (
-        parse(*args).config.fit
+        parse(*args).config
         for args in ([], ["--config", str(next(p for p in CONFIGS if p.stem == "gpt_cpu"))])
     )
     assert file.data == bare.data
@@ -234,7 +234,7 @@ def test_a_gpu_config_trains_compiled_in_bf16_on_this_machine(
 )
 def test_a_class_that_replaces_a_default_has_its_own_defaults(key: str, name: str) -> None:
     """AdamW does not get the learning rate of Muon, the default optimizer."""
-    found = parse(f"--model.{key}={name}").config.fit.model
+    found = parse(f"--model.{key}={name}").config.model
     for part in key.split("."):
         found = found[part] if part in found else found.init_args[part]
     module, _, class_name = name.rpartition(".")

@@ -17,7 +17,7 @@ def test_flags_override_the_checkpoint_and_the_checkpoint_overrides_defaults(
     validated = cli.main(["validate", "--ckpt_path", str(checkpoint), "--data.val_fraction", "0.2"])
     assert validated.datamodule.context == 16
     assert validated.datamodule.hparams.val_fraction == 0.2
-    assert validated.config.validate.data.sample_size == 20000
+    assert validated.config.data.sample_size == 20000
     assert len(validated.model.net.blocks) == 1
 
 
@@ -38,7 +38,7 @@ def test_a_resumed_run_uses_explicit_flags(run_folder: Path, tmp_path: Path) -> 
 def test_last_is_the_last_checkpoint_of_the_newest_run(run_folder: Path) -> None:
     root = ["--trainer.default_root_dir", str(run_folder.parents[2])]
     validated = cli.main(["validate", "--ckpt_path", "last", *root])
-    assert validated.config.validate.ckpt_path == str(run_folder / "checkpoints/last.ckpt")
+    assert validated.config.ckpt_path == str(run_folder / "checkpoints/last.ckpt")
 
 
 def test_a_config_file_can_name_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:

@@ -77,9 +77,9 @@ def test_every_option_of_the_sweep_and_of_the_overlay_is_one_of_fit() -> None:
 
     flags = [f"--{name}={value_of(of, 1)}" for name, of in SWEEP["parameters"].items()]
     parsed = parse(*(flag.replace("=configs/", f"={EXTRA.parent}/") for flag in flags))
-    assert parsed.config.fit.data.test_fraction == 0.1
+    assert parsed.config.data.test_fraction == 0.1
     overlay = parse(
         "--config", str(EXTRA.parent / "gpt_cpu.yaml"), "--config", str(EXTRA / "wandb.yaml")
     )
-    assert overlay.config.fit.wandb.mode == "online"
-    assert overlay.config.fit.trainer.max_steps == 700
+    assert overlay.config.wandb.mode == "online"
+    assert overlay.config.trainer.max_steps == 700
