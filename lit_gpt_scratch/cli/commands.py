@@ -77,7 +77,7 @@ class CharCLI(CheckpointCLI):
         name = config.name or default
         runs = run_folder.runs_folder(config.trainer.default_root_dir)
         unfinished = None if checkpoint else run_folder.find_unfinished_run(runs / name)
-        if unfinished and is_rank_zero():
+        if unfinished:
             summary.print_resume_command(unfinished, f"Notice: {unfinished} is not finished.")
         resumed = run_folder.resume_folder(checkpoint, config.name) if checkpoint else None
         self.folder = resumed or run_folder.new_run_folder(runs, name)

@@ -97,9 +97,7 @@ class CheckpointCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         plugin_help = "Your own module, if the checkpoint uses its classes."
         parser.add_argument("--plugin", type=str | None, help=plugin_help)
-        ckpt_help = (
-            "Checkpoint: a .ckpt file, or best or last of the newest run. fit resumes from it."
-        )
+        ckpt_help = "A .ckpt file, or best or last of the newest run. fit resumes from it."
         parser.add_argument("--ckpt_path", type=str | None, help=ckpt_help)
         parser.link_arguments("data.alphabet", "model.alphabet", apply_on="instantiate")
         parser.link_arguments("data.context", "model.context", apply_on="instantiate")
