@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -44,7 +44,7 @@ def explain(message: str, known: Sequence[str]) -> str:
     return f"{key}: {text}" if key else text
 
 
-def with_flags(message: str, config: Namespace) -> str:
+def with_flags(message: str, config: Mapping[str, Any] | Namespace) -> str:
     """Replace "width is 0" by "--model.net.width is 0" if one flag has this name and value."""
     flags = {key.replace(".init_args", ""): value for key, value in config.items()}
 

@@ -48,7 +48,7 @@ class CheckpointCLI(LightningCLI):
     The first argument is the command; only the parser of this command is built.
     """
 
-    config = Namespace()  # the values of all flags; empty until they are parsed
+    config: Any = None  # the values of all flags, once they are parsed
     ckpt_path: Path | None = None  # the checkpoint; if there is one, the values below are set
     ckpt_step: int  # the optimizer step that it was saved at
     ckpt_data: dict[str, Any]  # the hyperparameters of its data module
@@ -82,7 +82,7 @@ class CheckpointCLI(LightningCLI):
         try:
             yield
         except InputError as error:
-            raise InputError(with_flags(str(error), self.config)) from error
+            raise InputError(with_flags(str(error), self.config or {})) from error
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         seed_help = "Seed of all random numbers. true: a random seed."
