@@ -19,9 +19,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from lit_gpt_scratch import MOVED
 from lit_gpt_scratch.checkpoints.untrusted import (
     require_classes_of,
-    require_own_state,
     require_plain,
     require_plain_archive,
+    require_state_of_fit,
 )
 from lit_gpt_scratch.errors import InputError, is_out_of_memory
 from lit_gpt_scratch.files import atomic_write, staging_dir
@@ -50,22 +50,18 @@ def read_checkpoint(path: Path, plugin: str | None = None) -> dict[str, Any]:
     checkpoint = _load(path)
     try:
         require_plain(checkpoint, _size(path))
-        if has_parts := isinstance(checkpoint, dict) and all(
-            isinstance(checkpoint.get(part), dict) and keys <= checkpoint[part].keys()
-            for part, keys in PARTS.items()
-        ):
-            for part in HYPERPARAMETERS:
-                require_plain(checkpoint[part], size=-1)  # no tensors, not even empty ones
-                checkpoint[part] = _with_current_class_paths(checkpoint[part])
-            require_own_state(checkpoint)
-            modules = (PACKAGE, plugin) if plugin else (PACKAGE,)
-            require_classes_of(checkpoint["hyper_parameters"], modules)
+        found = checkpoint if isinstance(checkpoint, dict) else {}
+        for part, keys in PARTS.items():
+            if not isinstance(found.get(part), dict) or not keys <= found[part].keys():
+                raise ValueError(f"it was not written by {PACKAGE}: give one that `fit` wrote")
+        for part in HYPERPARAMETERS:
+            require_plain(checkpoint[part], size=-1)  # no tensors, not even empty ones
+            checkpoint[part] = _with_current_class_paths(checkpoint[part])
+        require_state_of_fit(checkpoint)
+        modules = (PACKAGE, plugin) if plugin else (PACKAGE,)
+        require_classes_of(checkpoint["hyper_parameters"], modules)
     except ValueError as error:
         raise InputError(f"checkpoint {path} is refused: {error}.") from error
-    if not has_parts:
-        raise InputError(
-            f"checkpoint {path} was not written by {PACKAGE}: give one that `fit` wrote."
-        )
     checkpoint["state_dict"] = dict(checkpoint["state_dict"])  # drops the dictionary's attributes
     return checkpoint
 
@@ -76,7 +72,7 @@ def _load(path: Path) -> Any:
         raise InputError(
             f"checkpoint {path}: no such file. Give an existing path, or best or last."
         )
-    remedy = "use another, such as the other of best.ckpt and last.ckpt"
+    remedy = "use another; best.ckpt and last.ckpt of a run are independent"
     try:
         if path.is_dir():
             remedy = "export it again"
@@ -93,7 +89,7 @@ def _load(path: Path) -> Any:
             f"Checkpoints of {PACKAGE} hold plain data only."
         ) from error
     except PermissionError as error:
-        raise InputError(f"checkpoint {path}: {error.strerror}.") from error
+        raise InputError(f"checkpoint {path}: {error.strerror}. Allow reading it.") from error
     except Exception as error:  # damaged files raise many types
         raise InputError(f"checkpoint {path} is damaged or not a checkpoint: {remedy}.") from error
 

@@ -35,7 +35,7 @@ CREATE = {
     "GLOBAL", "BINPERSID", "REDUCE", "PROTO", "STOP",
 }  # fmt: skip
 FILL = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"}
-KEYS = {"BINUNICODE", "BININT", "BININT1", "BININT2"}  # types of keys that are quick to hash
+KEYS = {"BINUNICODE", "BININT", "BININT1", "BININT2"}  # opcodes of keys that are quick to hash
 ORDERED = "collections OrderedDict"
 # Allowed functions: opcode of their arguments.
 CALLS = {REBUILD_TENSOR: "TUPLE", ORDERED: "EMPTY_TUPLE"}
@@ -73,14 +73,18 @@ def require_plain_archive(path: Path) -> None:
 
 
 def _require_plain_pickle(pickled: bytes) -> None:
-    """Simulate a pickle without running it; the stack holds the name of each value's opcode."""
+    """Simulate a pickle without running it.
+
+    The stack holds, for each value, the name of the opcode that made it; for a function its name,
+    and for the result of a call that name with "()".
+    """
     stack: list[Any] = []
-    outer: list[list[Any]] = []  # the stack at each mark
+    stacks_before_marks: list[list[Any]] = []
     memo: dict[Any, Any] = {}
     for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
-        name, taken = opcode.name, len(opcode.stack_before)
+        name = opcode.name
         if name == "MARK":
-            outer.append(stack)
+            stacks_before_marks.append(stack)
             stack = []
         elif "GET" in name:
             stack.append(memo[argument])
@@ -90,10 +94,10 @@ def _require_plain_pickle(pickled: bytes) -> None:
             raise pickle.UnpicklingError(f"{name} is not plain data, or there is too much")
         else:
             if pickletools.stackslice in opcode.stack_before:
-                items, stack = stack, outer.pop()
+                items, stack = stack, stacks_before_marks.pop()  # SETITEMS: its dictionary stays
             else:
-                items = stack[len(stack) - taken :]
-                del stack[len(stack) - taken :]
+                rest = len(stack) - len(opcode.stack_before)
+                items, stack = stack[rest:], stack[:rest]
             keys = {"SETITEM": items[1:2], "SETITEMS": items[::2]}.get(name, [])
             allowed = {
                 "GLOBAL": argument in CALLS or argument in STORAGES,
@@ -148,8 +152,8 @@ def require_plain(value: Any, size: int) -> None:
             raise ValueError(f"it has a {type(part).__name__}, which is not plain data")
 
 
-def require_own_state(checkpoint: dict[str, Any]) -> None:
-    """Check all values that training and validation use. `require_classes_of` checks class paths.
+def require_state_of_fit(checkpoint: dict[str, Any]) -> None:
+    """Check that the values are such as `fit` writes; `require_classes_of` checks class paths.
 
     Raises `ValueError` if the loops would not continue at global_step, callbacks name files
     elsewhere, weights are not finite, or a key names code to run.
@@ -171,7 +175,9 @@ def require_own_state(checkpoint: dict[str, Any]) -> None:
     for key, state in _nested(checkpoint.get("callbacks", {})):
         if key.endswith("_path") and not isinstance(state, str):
             raise ValueError("it holds a path that is not text")
-        for text in (key, state):  # ModelCheckpoint deletes the files that its state names
+        # ModelCheckpoint deletes the files that its state names; Lightning lets it do so only in
+        # its own folder, except through `..`, through URLs, and through chained ones (`::`).
+        for text in (key, state):
             if isinstance(text, str) and re.search(r"\.\.|::|://|^data:", text):
                 raise ValueError("it names files outside its run")
     weights = checkpoint["state_dict"].values()
@@ -202,7 +208,8 @@ def require_classes_of(hyper_parameters: dict[str, Any], modules: Sequence[str])
         if not isinstance(text, str) or key in ("alphabet", INSTANTIATOR_KEY):
             continue
         is_word = len(modules) > 1 and key != "class_path" and re.fullmatch("[a-z0-9_-]*", text)
-        if (not is_word or Path(text).exists()) and not _is_class_of(text, modules):
+        is_harmless_word = is_word and not Path(text).exists()
+        if not (is_harmless_word or _is_class_of(text, modules)):
             raise ValueError(
                 f"it names {text!r}, which is not part of {modules[0]}: if you trust the module "
                 "that it is from, name that module with --plugin"
