@@ -227,7 +227,7 @@ def explain_failure(error: BaseException) -> str | None:
     return None
 
 
-def main(args: Sequence[str] | None = None) -> CharCLI:
+def main(args: Sequence[str]) -> CharCLI:
     """Run a command. Return the CLI with its `trainer`, `model`, `datamodule` and `folder`.
 
     A user's mistake ends in SystemExit, after one line on standard error.

@@ -1,7 +1,6 @@
 """The flags of fit, validate, test and predict. A checkpoint's values become their defaults."""
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,15 +54,8 @@ class CheckpointCLI(LightningCLI):
     weights: dict[str, Any]  # its state_dict
     wandb_id: str | None = None  # the id of its W&B run
 
-    def __init__(self, args: Sequence[str] | None = None) -> None:
-        self.command, *flags = sys.argv[1:] if args is None else args
-        parser_kwargs = {
-            "prog": PROGRAM,
-            "usage": f"{PROGRAM} {self.command} [options]",
-            "description": TRAINER_COMMANDS[self.command],
-            "allow_abbrev": False,
-            "exit_on_error": False,
-        }
+    def __init__(self, args: Sequence[str]) -> None:
+        self.command, *flags = args
         with self.name_flags():
             super().__init__(
                 LitCharLM,
@@ -71,7 +63,6 @@ class CheckpointCLI(LightningCLI):
                 save_config_callback=None,
                 auto_configure_optimizers=False,
                 parser_class=Parser,
-                parser_kwargs=parser_kwargs,
                 args=flags,
                 run=False,
             )
@@ -84,25 +75,30 @@ class CheckpointCLI(LightningCLI):
         except InputError as error:
             raise InputError(with_flags(str(error), self.config or {})) from error
 
-    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+    def setup_parser(self, *_: Any) -> None:
+        """Add all arguments, in the order of the help and of config.yaml."""
+        parser = self.parser = self.init_parser(
+            prog=PROGRAM,
+            usage=f"{PROGRAM} {self.command} [options]",
+            description=TRAINER_COMMANDS[self.command],
+            allow_abbrev=False,
+            exit_on_error=False,
+        )
         seed_help = "Seed of all random numbers. true: a random seed."
         parser.add_argument("--seed_everything", type=bool | int, default=1337, help=seed_help)
-
-    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(CharDataModule, "data")
         parser.add_lightning_class_args(LitCharLM, "model")
-        parser.add_lightning_class_args(Trainer, "trainer")
-        parser.set_defaults({"trainer": TRAINER_DEFAULTS | {"precision": fastest_precision()}})
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        plugin_help = "Your own module, if the checkpoint uses its classes."
-        parser.add_argument("--plugin", type=str | None, help=plugin_help)
-        ckpt_help = "A .ckpt file, or best or last of the newest run. fit resumes from it."
-        parser.add_argument("--ckpt_path", type=str | None, help=ckpt_help)
         parser.link_arguments("data.alphabet", "model.alphabet", apply_on="instantiate")
         parser.link_arguments("data.context", "model.context", apply_on="instantiate")
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.set_defaults({"trainer": TRAINER_DEFAULTS | {"precision": fastest_precision()}})
+        plugin_help = "Your own module, if the checkpoint uses its classes; a new run needs none."
+        parser.add_argument("--plugin", type=str | None, help=plugin_help)
+        ckpt_help = "A .ckpt file, or best or last: the newest such file in runs/."
+        ckpt_help += " fit resumes from it." if self.command == "fit" else " Required."
+        parser.add_argument("--ckpt_path", type=str | None, help=ckpt_help)
         if self.command == "fit":
-            name_help = "Name of the run; default: the config's."
+            name_help = "Name of the run; default: the config's file name."
             parser.add_argument("--name", type=str | None, help=name_help)
             parser.add_class_arguments(WandbSettings, "wandb")
         elif self.command == "predict":
