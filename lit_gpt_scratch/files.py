@@ -35,7 +35,7 @@ def lock(folder: Path, locked_if_unsupported: bool = False) -> int | None:
 
 @contextlib.contextmanager
 def staging_dir(path: Path) -> Iterator[Path]:
-    """Create a temporary folder next to `path`. Build a file or folder in it, and rename that to `path`.
+    """Create a temporary folder next to `path`. Build a file in it, and rename the file to `path`.
 
     The folder is deleted on exit. On entry, folders that killed processes left for the same `path`
     are deleted; those of running processes are locked and stay.

@@ -1,7 +1,7 @@
 """Every use of a private name of a library, each with its reason.
 
-Each has a test in tests/test_private_api.py that fails when the library changes. This module
-imports no library, because every room may import it.
+Each has a test in tests/test_private_api.py that fails when the library changes. PyTorch is
+imported only inside functions, so that commands without it start fast.
 """
 
 from collections.abc import Iterator
@@ -11,19 +11,19 @@ from typing import Any
 
 # Lightning
 
-# Keys that LightningCLI adds to hyperparameters, and the only value that a checkpoint may have.
+# LightningCLI adds these keys to hyperparameters. A checkpoint may have the first, and this value.
 INSTANTIATOR_KEY, CLASS_PATH_KEY = "_instantiator", "_class_path"
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 
 
 def set_logged_step(trainer: Any) -> None:
-    """Set Lightning's logging step: it is one off after resuming at the step of a validation."""
+    """Set Lightning's logging step: it is one off after a resume at a validation's step."""
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 
 @contextmanager
-def without_announced_batch(trainer: Any) -> Iterator[None]:
-    """Meanwhile do not count the next batch, which Lightning has marked as ready but not used."""
+def not_counting_next_batch(trainer: Any) -> Iterator[None]:
+    """In this block, do not count the next batch, which Lightning marks as ready before its use."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     for tracker in (progress.total, progress.current):
         tracker.ready -= 1

@@ -98,14 +98,14 @@ def test_set_logged_step_decides_when_lightning_logs() -> None:
     assert Shift.updates == [False, True, False]
 
 
-def test_without_announced_batch_counts_completed_batches_only() -> None:
+def test_not_counting_next_batch_counts_completed_batches_only() -> None:
     class Look(pl.Callback):
         seen: ClassVar[list[tuple[int, ...]]] = []
 
         def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
             progress = trainer.fit_loop.epoch_loop.batch_progress
             before = progress.state_dict()
-            with private_api.without_announced_batch(trainer):
+            with private_api.not_counting_next_batch(trainer):
                 for tracker in (progress.total, progress.current):
                     self.seen.append((tracker.ready, tracker.completed, trainer.global_step))
             assert progress.state_dict() == before

@@ -215,9 +215,9 @@ def explain_failure(error: BaseException) -> str | None:
     """Return what to do about an error that flags have caused inside PyTorch; None: no advice."""
     if is_out_of_memory(error):
         return (
-            f"there is not enough memory ({str(error)[:200] or 'MemoryError'}): reduce "
-            "--data.batch_size, --data.context or --model.net.width; for predict, "
-            "--max_new_tokens or --num_samples."
+            "there is not enough memory: reduce --data.batch_size, --data.context or "
+            "--model.net.width; for predict, --max_new_tokens or --num_samples. "
+            f"PyTorch says: {str(error)[:200] or 'MemoryError'}"
         )
     if WRONG_WEIGHTS in str(error):
         return (

@@ -23,6 +23,8 @@ WRONG_VALUE = re.compile(
     r"(?:\. Got value: .*)?$"
 )
 
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true, false", "str": "text"}
+
 
 def explain(message: str, known: Sequence[str]) -> str:
     """Return a message of jsonargparse as one line; for an unknown name, suggest a known one."""
@@ -38,7 +40,8 @@ def explain(message: str, known: Sequence[str]) -> str:
     if wrong := WRONG_VALUE.search(text):
         allowed = re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.+?)\]", r"\1\2", wrong[1])
         allowed = allowed.replace("NoneType", "null").replace(", ", " or ")
-        return f"{key} is {wrong[2]!r}: it must be {allowed}."
+        allowed = re.sub(r"\b(int|float|bool|str)\b", lambda kind: KINDS[kind[0]], allowed)
+        return f"--{key} is {wrong[2]!r}: it must be {allowed}."
     text = re.sub(r"Type <class '\S+'> expects a function or a callable class: ", "", text)
     text = text.partition(". Got value: ")[0].strip()
     return f"{key}: {text}" if key else text

@@ -35,13 +35,13 @@ def overview() -> str:
 
 
 def find_command(args: Sequence[str] | None = None) -> Callable[[], Any]:
-    """Return the function of the command that `args` (default: the process' own) name.
+    """Return the function that runs the command in `args` (default: sys.argv).
 
     Its module is imported only now, so that commands without Lightning start at once.
     """
     args = sys.argv[1:] if args is None else args
     first = args[0] if args else "--help"
-    if first.startswith("-") and not {"--help", "-h"}.isdisjoint([first, *args]):
+    if not args or (first.startswith("-") and ("--help" in args or "-h" in args)):
         return partial(print, overview())
     if first in OTHER_COMMANDS:
         module, _ = OTHER_COMMANDS[first]

@@ -63,8 +63,8 @@ class CharDataModule(pl.LightningDataModule):
         require_positive(context=context, batch_size=batch_size, sample_size=sample_size)
         if context > MAX_CONTEXT or context * batch_size > MAX_BATCH_TOKENS:
             raise InputError(
-                f"context is {context} and batch_size is {batch_size}: the first must be at most "
-                f"{MAX_CONTEXT:,}, and their product {MAX_BATCH_TOKENS:,}."
+                f"context is {context} and batch_size is {batch_size}: a context must be at most "
+                f"{MAX_CONTEXT:,}, and context times batch_size at most {MAX_BATCH_TOKENS:,}."
             )
         split_corpus(1, val_fraction, test_fraction)  # checks the fractions
         self.save_hyperparameters(logger=False)

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.files import atomic_write
-from lit_gpt_scratch.private_api import set_logged_step, without_announced_batch
+from lit_gpt_scratch.private_api import not_counting_next_batch, set_logged_step
 
 
 class GracefulStop(BaseException):
@@ -87,7 +87,7 @@ class SignalCheckpoint(Callback):
 
     def save(self, trainer: Any) -> None:
         """Save the state after the last step."""
-        with without_announced_batch(trainer):
+        with not_counting_next_batch(trainer):
             trainer.save_checkpoint(self.path)
         self._saved = time.monotonic()
 

@@ -66,6 +66,8 @@ def build_optimizer(
         if schedule is None:
             return built
         scheduler = schedule(optimizer=built, steps=steps)
+    except InputError:
+        raise
     except (TypeError, ValueError) as error:
         raise InputError(f"optimizer or schedule: {error}") from error
     return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
