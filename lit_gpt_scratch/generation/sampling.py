@@ -42,10 +42,7 @@ class SamplingSettings:
         checks = {
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
             "temperature": (0 <= self.temperature < math.inf, "a number of at least 0 (0: greedy)"),
-            "top_k": (
-                self.top_k is None or self.top_k >= 1,
-                "at least 1; omit it to keep all",
-            ),
+            "top_k": (self.top_k is None or self.top_k >= 1, "at least 1; omit it to keep all"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1 (1: all)"),
             "min_p": (0 <= self.min_p <= 1, "from 0 (all) to 1"),
         }
@@ -165,14 +162,9 @@ def stream(
     for i in range(settings.max_new_tokens):
         end = prompt_length + i
         start = window_start(end, context)
-        if cache and cache_start == start:
-            logits = net(ids[:, end - 1 : end], cache)
-        elif cached:
-            cache = KVCache(min(context, ids.size(1)))
-            cache_start = start
-            logits = net(ids[:, start:end], cache)
-        else:
-            logits = net(ids[:, start:end])
+        if cached and start != cache_start:  # what is stored is of no use in another window
+            cache, cache_start = KVCache(min(context, ids.size(1))), start
+        logits = net(ids[:, start + cache.length : end], cache) if cache else net(ids[:, start:end])
         probabilities = next_distribution(logits[:, -1], settings)
         ids[:, end : end + 1] = draw(probabilities, uniform[:, i : i + 1])
         yield ids[:, end]

@@ -4,7 +4,7 @@ Shapes: B texts, T time.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,8 +21,8 @@ class Prompts:
     """A batch for `predict`: prompts of one length, and how to continue them."""
 
     ids: Tensor  # (B, T)
-    indices: Sequence[int]  # number of each text; its draws depend on the seed and on this number
-    settings: SamplingSettings
+    indices: Sequence[int] | None = None  # number of each text, for its draws; None: 0, 1, ...
+    settings: SamplingSettings = field(default_factory=SamplingSettings)
     stop: str = ""  # a text ends before this string
     on_text: OnText | None = None  # receives each new piece of the batch's first text
 
@@ -37,48 +37,36 @@ def default_prompt(tokenizer: CharTokenizer) -> str:
 
 
 def generate_text(
-    net: nn.Module,
-    tokenizer: CharTokenizer,
-    context: int,
-    prompt: Tensor,
-    settings: SamplingSettings,
-    indices: Sequence[int] | None = None,
-    stop: str = "",
-    on_text: OnText | None = None,
+    net: nn.Module, tokenizer: CharTokenizer, context: int, prompts: Prompts
 ) -> list[str]:
-    """Continue prompts, without dropout, and return the texts with their prompts.
+    """Continue prompts, and return the texts with their prompts.
 
-    Args:
-        net: Maps ids (B, T) to logits (B, T, V); it is in evaluation mode while generating.
-        tokenizer: The tokenizer of the network's alphabet.
-        context: Longest input of the network.
-        prompt: ids (B, T).
-        settings: How to sample.
-        indices: Number of each text, for its random draws; the default counts from 0.
-        stop: A text ends before this string.
-        on_text: Receives the number of the first text and each piece of it, the prompt first.
+    The network maps ids (B, T) to logits (B, T, V); it is in evaluation mode while generating.
     """
-    indices = range(len(prompt)) if indices is None else indices
-    stop_ids = tokenizer.encode(stop).to(prompt.device) if stop else None
+    ids, stop, on_text = prompts.ids, prompts.stop, prompts.on_text
+    stop_ids = tokenizer.encode(stop).to(ids.device) if stop else None
+    first = prompts.indices[0] if prompts.indices else 0
     drawn, generated = [], ""  # of all texts, and of the first
     if on_text:
-        on_text(indices[0], tokenizer.decode(prompt[0].cpu()))
+        on_text(first, tokenizer.decode(ids[0].cpu()))
     was_training = net.training
     net.eval()
     try:
         # A compiled network would be compiled again for each length of the cache.
         with torch.compiler.set_stance("force_eager"):
-            for ids in stream(net, prompt, context, settings, indices, stop_ids):
-                drawn.append(ids)
+            for new in stream(net, ids, context, prompts.settings, prompts.indices, stop_ids):
+                drawn.append(new)
                 if on_text:
-                    generated += tokenizer.decode(ids[:1].cpu())
+                    generated += tokenizer.decode(new[:1].cpu())
                     # A character is shown len(stop) later, so that the stop string never shows.
                     if stop and generated.endswith(stop):
                         on_text = None
                     elif len(generated) > len(stop):
-                        on_text(indices[0], generated[-len(stop) - 1])
+                        on_text(first, generated[-len(stop) - 1])
     finally:
         net.train(was_training)
-    texts = [tokenizer.decode(row) for row in torch.cat([prompt, torch.stack(drawn, 1)], 1).cpu()]
-    ends = [text.find(stop, prompt.size(1)) if stop else -1 for text in texts]
-    return [text if end < 0 else text[:end] for text, end in zip(texts, ends, strict=True)]
+    texts = [tokenizer.decode(row) for row in torch.cat([ids, torch.stack(drawn, 1)], 1).cpu()]
+    if stop:
+        length = ids.size(1)
+        texts = [text[:length] + text[length:].split(stop)[0] for text in texts]
+    return texts

@@ -15,10 +15,8 @@ from torchmetrics import MeanMetric
 
 from lit_gpt_scratch.data.tokenizer import CharTokenizer
 from lit_gpt_scratch.data.windows import Batch
-from lit_gpt_scratch.generation.sampling import SamplingSettings
-from lit_gpt_scratch.generation.text import Prompts, generate_text
-from lit_gpt_scratch.models.gpt import NetFactory
-from lit_gpt_scratch.models.modern import ModernGPT
+from lit_gpt_scratch.generation import Prompts, SamplingSettings, generate_text
+from lit_gpt_scratch.models import ModernGPT, NetFactory
 from lit_gpt_scratch.training.callbacks import fit_callbacks
 from lit_gpt_scratch.training.hyperparameters import plain_hyperparameters
 from lit_gpt_scratch.training.muon import Muon
@@ -110,13 +108,12 @@ class LitCharLM(pl.LightningModule):
     def predict_step(self, batch: Prompts | Tensor, batch_idx: int) -> list[str]:
         """Continue prompts, or plain ids (B, T). Return the texts, prompts included."""
         if isinstance(batch, Tensor):
-            return self.generate(batch, SamplingSettings())
-        how = {"indices": batch.indices, "stop": batch.stop, "on_text": batch.on_text}
-        return self.generate(batch.ids, batch.settings, **how)
+            batch = Prompts(batch)
+        return generate_text(self.net, self.tokenizer, self.context, batch)
 
     def generate(self, prompt: Tensor, settings: SamplingSettings, **how: Any) -> list[str]:
-        """Continue prompts (B, T); see `generation.generate_text` for more arguments."""
-        return generate_text(self.net, self.tokenizer, self.context, prompt, settings, **how)
+        """Continue prompts (B, T); see `generation.Prompts` for more arguments."""
+        return self.predict_step(Prompts(prompt, settings=settings, **how), 0)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         steps = self.trainer.max_steps
