@@ -38,9 +38,6 @@ class LitCharLM(pl.LightningModule):
         compile: Compile the network (torch.compile); worth its start-up time in long runs.
         alphabet: The characters, sorted; the command line takes them from the data.
         context: Characters that the network sees at once; the command line takes it from the data.
-
-    Raises:
-        InputError: A value is out of range.
     """
 
     def __init__(
@@ -59,9 +56,9 @@ class LitCharLM(pl.LightningModule):
         self.context = context
         self.net = net(alphabet_size=len(alphabet), context=context)
         self.make_optimizer, self.make_schedule = optimizer, schedule
-        build_optimizer(self.net, optimizer, schedule, steps=1)  # refuses wrong values early
-        self.losses = {split: MeanMetric() for split in ("val", "train slice", "test")}
-        self._metrics = nn.ModuleList(self.losses.values())  # moves them to the device
+        build_optimizer(self.net, optimizer, schedule, steps=1)  # wrong values raise InputError now
+        splits = ("val", "train slice", "test")
+        self.losses: Any = nn.ModuleDict({split: MeanMetric() for split in splits})
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the logits (B, T, V) of ids (B, T)."""
@@ -81,8 +78,7 @@ class LitCharLM(pl.LightningModule):
         self.losses[batch.split].update(losses.mean(), weight=losses.numel())
         return {"losses": losses}
 
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        return self.validation_step(batch, batch_idx)
+    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         gap = self._log_loss("val") - self._mean_loss("train slice")  # a part of the training text

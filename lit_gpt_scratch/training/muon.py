@@ -39,7 +39,8 @@ class Muon(torch.optim.Optimizer):
     the momentum into the nearest map that stretches all directions alike, so that rare directions
     are learned as fast as frequent ones (Jordan et al. 2024,
     https://kellerjordan.github.io/posts/muon). The result equals torch.optim.Muon, which takes one
-    matrix at a time; this class orthogonalizes matrices of one shape together.
+    matrix at a time; this class orthogonalizes matrices of one shape together. It raises InputError
+    for a value out of range.
 
     Args:
         params: Parameter groups; Muon takes the one named `matrices`.
@@ -51,9 +52,6 @@ class Muon(torch.optim.Optimizer):
         adamw_lr: Learning rate of embeddings and vectors.
         beta1: Decay of the running mean of their gradients.
         beta2: Decay of the running mean of their squares.
-
-    Raises:
-        InputError: A value out of range.
     """
 
     def __init__(
@@ -94,15 +92,15 @@ class Muon(torch.optim.Optimizer):
                 step(group, params, [p.grad for p in params])
         return loss
 
-    def _running_means(self, params: list[Tensor], name: str) -> list[Tensor]:
-        """Return the running mean `name` of each parameter, zero at first."""
+    def _states(self, name: str, params: list[Tensor], new: Any = torch.zeros_like) -> list[Tensor]:
+        """Return the state `name` of each parameter; `new` makes the first, of zeros."""
         for p in params:
             if name not in self.state[p]:
-                self.state[p][name] = torch.zeros_like(p)
+                self.state[p][name] = new(p)
         return [self.state[p][name] for p in params]
 
     def _muon_step(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
-        means = self._running_means(params, "momentum_buffer")
+        means = self._states("momentum_buffer", params)
         foreach_lerp_(means, grads, 1 - group["momentum"])
         updates = foreach_lerp(grads, means, group["momentum"])  # Nesterov's look ahead
         # Tall matrices are transposed, so that they stack with wide ones.
@@ -121,11 +119,8 @@ class Muon(torch.optim.Optimizer):
                 params[i].add_(update.mT if rows > columns else update, alpha=-group["lr"] * scale)
 
     def _adamw_step(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
-        for p in params:
-            if "step" not in self.state[p]:
-                self.state[p]["step"] = torch.zeros((), device=p.device)
-        steps = [self.state[p]["step"] for p in params]
-        means = self._running_means(params, "exp_avg"), self._running_means(params, "exp_avg_sq")
+        steps = self._states("step", params, lambda p: torch.zeros((), device=p.device))
+        means = self._states("exp_avg", params), self._states("exp_avg_sq", params)
         beta1, beta2 = group["betas"]
         settings = {name: group[name] for name in ("lr", "weight_decay", "fused")}
         adamw(

@@ -85,13 +85,10 @@ class AdamW(torch.optim.AdamW):
 
     Args:
         params: Parameters or parameter groups.
-        lr: Learning rate.
+        lr: Learning rate; it must be above 0.
         beta1: Decay of the running mean of gradients.
         beta2: Decay of the running mean of their squares; 0.99 suits the small batches used here.
         weight_decay: Decay of matrices; other groups have none.
-
-    Raises:
-        InputError: The learning rate is not above 0.
     """
 
     def __init__(
