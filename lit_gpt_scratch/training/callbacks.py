@@ -15,12 +15,10 @@ REMEDY = "lower --model.optimizer.lr, or use --trainer.precision 32-true."
 
 def fit_callbacks(trainer: Any, compile: bool) -> list[Callback]:
     """Return the callbacks of a fit, except those that the Trainer has from an earlier fit."""
-    callbacks: list[Callback] = [SeedDropout(), ApplyOptimizerSettings(), TrainLoss()]
-    callbacks += [ValidateAtEnd(), RequireFinite()]
-    if compile:
-        callbacks.append(CompileBlocks())
+    kinds: list[type[Callback]] = [SeedDropout, ApplyOptimizerSettings, TrainLoss, ValidateAtEnd]
+    kinds += [RequireFinite, CompileBlocks] if compile else [RequireFinite]
     present = {type(callback) for callback in trainer.callbacks}
-    return [callback for callback in callbacks if type(callback) not in present]
+    return [kind() for kind in kinds if kind not in present]
 
 
 class SeedDropout(Callback):
@@ -48,13 +46,13 @@ class ApplyOptimizerSettings(Callback):
         groups = trainer.optimizers[0].param_groups
         configured = pl_module.make_optimizer(params=parameter_groups(pl_module.net)).param_groups
         for group, wanted in zip(groups, configured, strict=True):
-            peak = group.get("initial_lr", group["lr"])
-            if wanted["lr"] != peak:  # keep the schedule's fraction of the peak
-                group["lr"] = wanted["lr"] * (group["lr"] / peak if peak else 1.0)
-            group.update({k: v for k, v in wanted.items() if k not in ("params", "lr")})
-            group["initial_lr"] = wanted["lr"]
+            lr, peak = group["lr"], group.get("initial_lr", group["lr"])
             if pl_module.make_schedule is None:
-                group["lr"] = wanted["lr"]
+                lr = wanted["lr"]
+            elif wanted["lr"] != peak:  # keep the schedule's fraction of the peak
+                lr = wanted["lr"] * (lr / peak if peak else 1.0)
+            kept = {"params": group["params"], "lr": lr, "initial_lr": wanted["lr"]}
+            group.update(wanted | kept)
         for config in trainer.lr_scheduler_configs:  # max_steps may have changed: compute it again
             scheduler: Any = config.scheduler
             scheduler.base_lrs = [group["initial_lr"] for group in groups]
@@ -64,7 +62,7 @@ class ApplyOptimizerSettings(Callback):
 
 def is_log_step(trainer: Any, step: int) -> bool:
     """Return whether training metrics are logged after a step: at intervals, and at the last."""
-    return bool(step % trainer.log_every_n_steps == 0 or step == trainer.max_steps)
+    return step % trainer.log_every_n_steps == 0 or step == trainer.max_steps
 
 
 class TrainLoss(Callback):
@@ -117,13 +115,10 @@ class TrainLoss(Callback):
             return torch.empty(1, 0)
         own = torch.stack([loss.to(pl_module.device) for loss in self.pending])
         losses: Tensor = pl_module.all_gather(own).view(-1, len(own))
-        bad = (~losses.isfinite()).any(0)
-        if bad.any():
-            first = int(bad.nonzero()[0])
-            batches_since = len(bad) - 1 - first
-            step = (
-                pl_module.global_step - batches_since // pl_module.trainer.accumulate_grad_batches
-            )
+        bad = (~losses.isfinite()).any(0).nonzero()
+        if len(bad):
+            first, parts = int(bad[0]), pl_module.trainer.accumulate_grad_batches
+            step = pl_module.global_step - (len(own) - 1 - first) // parts
             loss = float(losses[:, first].max())
             raise InputError(f"the training loss is {loss} at step {step}: {REMEDY}")
         return losses
@@ -145,9 +140,8 @@ class RequireFinite(Callback):
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if not all(weight.isfinite().all() for weight in checkpoint["state_dict"].values()):
-            raise InputError(
-                f"not all weights are finite numbers after step {trainer.global_step}: {REMEDY}"
-            )
+            step = trainer.global_step
+            raise InputError(f"not all weights are finite numbers after step {step}: {REMEDY}")
 
 
 class ValidateAtEnd(Callback):
