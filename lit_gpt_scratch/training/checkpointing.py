@@ -20,10 +20,7 @@ from lit_gpt_scratch.private_api import not_counting_next_batch, set_logged_step
 
 
 class GracefulStop(BaseException):
-    """Raised with the signal's number, after the checkpoint is saved.
-
-    `except Exception` does not catch it.
-    """
+    """Raised with the signal's number after a save. `except Exception` does not catch it."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -32,9 +29,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning's own goes through the system's temporary folder, which may be on another disk.
     """
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
         try:
             with atomic_write(Path(path)) as file:
                 torch.save(checkpoint, file)
@@ -70,16 +65,14 @@ class SignalCheckpoint(Callback):
             raise KeyboardInterrupt
         self.received = number
 
-    def on_train_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Any, _: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches:
             return  # in the middle of a step
         set_logged_step(trainer)  # a resumed run would log its first rows under a wrong step
         stop, due = bool(self.received), time.monotonic() - self._saved > self.seconds
-        if trainer.world_size > 1:  # if one process has a signal, all of them save and stop
-            due = trainer.strategy.reduce_boolean_decision(stop or due, all=False)
-            stop = due and trainer.strategy.reduce_boolean_decision(stop, all=False)
+        # If one process has a signal, all of them save and stop.
+        due = trainer.strategy.reduce_boolean_decision(stop or due, all=False)
+        stop = due and trainer.strategy.reduce_boolean_decision(stop, all=False)
         if stop or due:
             self.save(trainer)
         if stop:
