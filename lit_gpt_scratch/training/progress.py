@@ -11,8 +11,6 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 class ProgressBar(TQDMProgressBar):
     """Lightning's bar for the whole run; refreshed rarely, because refreshing is slow."""
 
-    shown = ("train/loss", "val/loss", "val/bpc", "chars_per_sec")
-
     def __init__(self) -> None:
         super().__init__(refresh_rate=20)
 
@@ -27,10 +25,11 @@ class ProgressBar(TQDMProgressBar):
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
         found = trainer.callback_metrics
-        values = {name: float(found[name]) for name in self.shown if name in found}
-        speed = values.pop("chars_per_sec", None)
-        shown = {name: f"{value:.3f}" for name, value in values.items()}
-        return shown | ({"chars/s": f"{speed:,.0f}"} if speed else {})
+        names = ("train/loss", "val/loss", "val/bpc")
+        shown: dict[str, str] = {name: f"{found[name]:.3f}" for name in names if name in found}
+        if "chars_per_sec" in found:
+            shown["chars/s"] = f"{found['chars_per_sec']:,.0f}"
+        return shown
 
 
 class LogLines(Callback):

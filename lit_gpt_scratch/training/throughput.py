@@ -19,13 +19,10 @@ class Throughput(Callback):
     `mfu`, model-FLOP utilisation, is the floating-point operations that the network needs over
     those that the device can do (Chowdhery et al. 2022, appendix B). The device's peak is its
     maker's figure, or, on a CPU, the measured speed of a matrix product.
-
-    Attributes:
-        train_seconds: Time of all steps so far.
     """
 
     def __init__(self) -> None:
-        self.train_seconds = 0.0
+        self.train_seconds = 0.0  # time of all steps so far
         self._started: float | None = None  # when the clock was last read; None: it is stopped
         self._logged_step, self._logged_seconds = 0, 0.0
 
@@ -35,11 +32,7 @@ class Throughput(Callback):
         device = trainer.strategy.root_device
         self._chars_per_step = data.batch_size * data.context * parts
         dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
-        peak: float | None = None
-        if device.type == "cuda":
-            peak = get_available_flops(device, dtype)
-        elif device.type == "cpu":
-            peak = measured_flops(dtype)
+        peak = measured_flops(dtype) if device.type == "cpu" else get_available_flops(device, dtype)
         self._peak_flops = (peak or 0.0) * trainer.world_size
         # On the meta device, which computes nothing.
         net = deepcopy(pl_module.net).to("meta").train()
