@@ -30,8 +30,15 @@ def exit_with_parent() -> Iterator[None]:
     """Inside this `with` block, end this rank soon after the process that started it has ended.
 
     Lightning's rank 0 starts the other ranks, torchrun starts all; both set LOCAL_RANK. Without
-    this, the surviving ranks would wait for half an hour. The caller restores the environment.
+    this, the surviving ranks would wait for half an hour. The environment is restored at the end.
     """
+    if "LOCAL_RANK" not in os.environ:
+        os.environ[PARENT] = str(os.getpid())  # for ranks that Lightning starts from here
+        try:
+            yield
+        finally:
+            os.environ.pop(PARENT, None)
+        return
     # getppid() is already wrong if the parent ended during start-up; the variable has its id.
     parent = int(os.environ.get(PARENT, os.getppid()))
     done = threading.Event()
@@ -41,10 +48,7 @@ def exit_with_parent() -> Iterator[None]:
             if os.getppid() != parent:
                 os._exit(1)
 
-    if "LOCAL_RANK" in os.environ:
-        threading.Thread(target=watch, daemon=True).start()
-    else:
-        os.environ[PARENT] = str(os.getpid())  # for ranks that Lightning starts from here
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
@@ -55,7 +59,8 @@ def exit_with_parent() -> Iterator[None]:
 def report_errors_once() -> Iterator[None]:
     """If all ranks have an error, let rank 0 report it and end the run; the others wait 10 s.
 
-    Raise InputError if this process has lost the connection to another one.
+    Raises:
+        InputError: This process has lost the connection to another one.
     """
     try:
         yield
