@@ -196,7 +196,7 @@ def test_out_of_memory_is_a_one_line_error(valid: Path, tmp_path: Path) -> None:
     flags = ["--max_new_tokens=1000000000000"]
     ended = run([*COMMANDS["predict"], str(valid), *flags], tmp_path)
     assert ended.returncode == 2
-    assert re.fullmatch(r"[^\n]*error: there is not enough memory [^\n]*\n", ended.stderr)
+    assert re.fullmatch(r"[^\n]*error: there is not enough memory: [^\n]*\n", ended.stderr)
     assert not [*tmp_path.iterdir()]
 
 
