@@ -39,7 +39,8 @@ def explain(message: str, known: Sequence[str]) -> str:
         return f"there is no {name!r}{place}{suggestion(name, known)}"
     if wrong := WRONG_VALUE.search(text):
         allowed = re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.+?)\]", r"\1\2", wrong[1])
-        allowed = allowed.replace("NoneType", "null").replace(", ", " or ")
+        values = allowed.replace("NoneType", "null").replace("'", "").split(", ")
+        allowed = " or ".join(dict.fromkeys(values))  # each once: precision has 16 and "16"
         allowed = re.sub(r"\b(int|float|bool|str)\b", lambda kind: KINDS[kind[0]], allowed)
         return f"--{key} is {wrong[2]!r}: it must be {allowed}."
     text = re.sub(r"Type <class '\S+'> expects a function or a callable class: ", "", text)

@@ -200,5 +200,6 @@ def trim_after_step(folder: Path, step: int) -> None:
         with_step = [row for row in rows if row.get("step", "").isdecimal()]
         write_rows(path, columns, [row for row in with_step if int(row["step"]) <= step])
     for path in folder.glob("attention/step_*.png"):
-        if int(path.stem.removeprefix("step_")) > step:
+        number = path.stem.removeprefix("step_")
+        if number.isdecimal() and int(number) > step:
             path.unlink()

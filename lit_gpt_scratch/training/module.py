@@ -32,9 +32,11 @@ class LitCharLM(pl.LightningModule):
     """A character-level language model.
 
     Args:
-        net: Builds the network for an alphabet's size and a context.
-        optimizer: Builds the optimizer from parameter groups; see `optim.parameter_groups`.
-        schedule: Builds the learning-rate schedule, updated each optimizer step; null: constant.
+        net: Bigram, AttentionLM, GPT, ModernGPT, Ensemble, or your class of network.
+            `--model.net.help NAME` lists a class's arguments.
+        optimizer: Muon, torch.optim.AdamW or your class; `--model.optimizer.help NAME`.
+        schedule: Learning rate over the steps: WarmupStableDecay, WarmupCosine or your class;
+            `--model.schedule.help NAME`; null: constant.
         compile: Compile the network (torch.compile); worth its start-up time in long runs.
         alphabet: The characters, sorted; the command line takes them from the data.
         context: Characters that the network sees at once; the command line takes it from the data.

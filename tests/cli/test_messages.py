@@ -58,7 +58,11 @@ FIT_MISTAKES = {
     "`devices` selected": ["--trainer.devices", "many"],
     "data.context is 'many': it must be": ["--data.context", "many"],
     "data.seed is 'many': it must be": ["--data.seed", "many"],
-    "wandb.mode is 'of': it must be 'offline' or 'online' or 'disabled'": ["--wandb.mode", "of"],
+    "--trainer.precision is '8': it must be 64 or 32 or 16 or transformer-engine or": [
+        "--trainer.precision",
+        "8",
+    ],
+    "wandb.mode is 'of': it must be offline or online or disabled": ["--wandb.mode", "of"],
     "--plugin no_such_module": ["--plugin", "no_such_module"],
     "is a folder": ["--data.corpus", "."],
     "no such file": ["--data.corpus", "tiny-shakespear"],

@@ -26,8 +26,8 @@ def test_trim_removes_later_rows_images_truncated_rows_and_partial_files(tmp_pat
     text = 'step,prompt,text\n1,a,"two\nlines"\n2,b,"a ""quoted"" one"\n3,c,later\n3,d,"to'
     (tmp_path / "samples.csv").write_text(text, newline="")
     (tmp_path / "attention").mkdir()
-    for step in (2, 3):
-        (tmp_path / "attention" / f"step_{step:06}.png").touch()
+    for step in ("000002", "000003", "x"):  # the last one is not ours
+        (tmp_path / "attention" / f"step_{step}.png").touch()
     partial = tmp_path / "checkpoints" / ".last.ckpt-abcdefgh.partial"
     partial.mkdir(parents=True)
     (partial / "last.ckpt").touch()
@@ -36,7 +36,8 @@ def test_trim_removes_later_rows_images_truncated_rows_and_partial_files(tmp_pat
     assert (tmp_path / "samples.csv").read_bytes().decode().replace("\r", "") == text[
         : text.index("3,c")
     ]
-    assert [path.name for path in (tmp_path / "attention").iterdir()] == ["step_000002.png"]
+    pictures = sorted(path.name for path in (tmp_path / "attention").iterdir())
+    assert pictures == ["step_000002.png", "step_x.png"]
 
 
 def test_resume_reports_lost_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
