@@ -25,11 +25,13 @@ def set_logged_step(trainer: Any) -> None:
 def not_counting_next_batch(trainer: Any) -> Iterator[None]:
     """In this block, do not count the next batch, which Lightning marks as ready before its use."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
+    is_last, progress.is_last_batch = progress.is_last_batch, False
     for tracker in (progress.total, progress.current):
         tracker.ready -= 1
     yield
     for tracker in (progress.total, progress.current):
         tracker.ready += 1
+    progress.is_last_batch = is_last
 
 
 def steps_in_loops(loops: Any) -> Any:

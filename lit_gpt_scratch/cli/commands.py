@@ -30,6 +30,7 @@ from lit_gpt_scratch.runs import folder as run_folder
 from lit_gpt_scratch.training.checkpointing import AtomicCheckpointIO, GracefulStop
 from lit_gpt_scratch.training.distributed import exit_with_parent, is_rank_zero, report_errors_once
 from lit_gpt_scratch.training.hardware import keep_freed_memory
+from lit_gpt_scratch.training.progress import step_of_total
 
 
 class CharCLI(CheckpointCLI):
@@ -43,7 +44,7 @@ class CharCLI(CheckpointCLI):
         import_plugin(config.plugin)
         if config.data.seed is None:
             config.data.seed = int(config.seed_everything)
-        counts = ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
+        counts = ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
         require_positive(**{n: config.trainer[n] for n in counts if config.trainer[n] is not None})
 
     def instantiate_classes(self) -> None:
@@ -114,10 +115,15 @@ class CharCLI(CheckpointCLI):
         started, trainer, folder = time.time(), self.trainer, self.folder
         try:
             trainer.fit(self.model, self.datamodule, ckpt_path=self.ckpt_path, weights_only=True)
+            if trainer.global_step == (self.ckpt_step if self.ckpt_path else 0):
+                raise InputError(
+                    "no step was trained: increase --trainer.max_epochs, --trainer.max_time or "
+                    "--trainer.limit_train_batches."
+                )
         except GracefulStop as stop:
             loggers.finish_wandb_run(trainer)
-            done = f"step {trainer.global_step:,} of {trainer.max_steps:,}"
-            summary.print_resume_command(folder, f"\nStopped at {done}, and saved.")
+            done = step_of_total(trainer)
+            summary.print_resume_command(folder, f"\nStopped at step {done}, and saved.")
             # Other ranks exit with 0: after an error code, Lightning would kill rank 0 too early.
             raise SystemExit(128 + stop.args[0] if is_rank_zero() else 0) from None
         except SystemExit as end:

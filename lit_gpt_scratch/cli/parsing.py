@@ -25,7 +25,7 @@ from lit_gpt_scratch.training.module import LitCharLM
 
 TRAINER_DEFAULTS = {
     "max_steps": 700,
-    "max_epochs": -1,  # one endless epoch: only steps count
+    "max_epochs": -1,  # no limit
     "check_val_every_n_epoch": None,
     "val_check_interval": 100,
     "log_every_n_steps": 50,
@@ -128,10 +128,23 @@ class CheckpointCLI(LightningCLI):
             raise InputError(NESTED) from error
         except UnicodeDecodeError as error:
             raise InputError(f"--config: not a text file ({error}).") from error
+        self.choose_limit(parser, args)
         if self.ckpt_path:
             self.check_against_checkpoint(args)
         elif self.command != "fit":
             raise InputError(f"{self.command} needs --ckpt_path: a path, or best or last.")
+
+    def choose_limit(self, parser: LightningArgumentParser, args: Sequence[str]) -> None:
+        """Let max_epochs or max_time replace the default of max_steps. Refuse an endless fit."""
+        trainer = self.config.trainer
+        is_limited = (trainer.max_epochs or -1) > 0 or trainer.max_time
+        if is_limited and "trainer.max_steps" not in parser.parse_args(args, defaults=False):
+            trainer.max_steps = -1
+        if self.command == "fit" and trainer.max_steps < 1 and not is_limited:
+            raise InputError(
+                f"--trainer.max_steps is {trainer.max_steps}: give at least 1, or "
+                "--trainer.max_epochs or --trainer.max_time."
+            )
 
     def use_checkpoint_defaults(self, flags: Namespace) -> None:
         """Make the hyperparameters of the checkpoint that `flags` name the parser's defaults."""
@@ -166,7 +179,7 @@ class CheckpointCLI(LightningCLI):
         """Refuse to resume a finished run, and to open a URL that only the checkpoint names."""
         config = self.config
         config.ckpt_path = str(self.ckpt_path)
-        if self.command == "fit" and config.trainer.max_steps <= self.ckpt_step:
+        if self.command == "fit" and 0 < config.trainer.max_steps <= self.ckpt_step:
             raise InputError(
                 f"max_steps is {config.trainer.max_steps}, and {self.ckpt_path} is at step "
                 f"{self.ckpt_step} already: give a larger --trainer.max_steps."

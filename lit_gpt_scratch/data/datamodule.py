@@ -1,5 +1,6 @@
 """`CharDataModule`: a text as training, validation and test batches for Lightning's Trainer."""
 
+import math
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from lit_gpt_scratch.data.windows import (
     Windows,
     cover,
     random_bits,
+    require_divisible_batch,
     split_corpus,
     spread,
 )
@@ -118,12 +120,20 @@ class CharDataModule(pl.LightningDataModule):
             )
 
     def train_dataloader(self) -> Iterable[Windows]:
+        """Return the batches of one epoch: as many windows as fill the training text once."""
         trainer: Any = self.trainer
-        parts, share = trainer.accumulate_grad_batches, Share.of(trainer)
-        # A resumed run continues with the next batch: global_step is restored before this call.
-        first = trainer.global_step * parts
-        draw = partial(self.train_windows, parts=parts)
-        return TrainWindows(draw, first, self.batch_size, share)
+        parts = trainer.accumulate_grad_batches if trainer else 1
+        share = Share.of(trainer)
+        require_divisible_batch(self.batch_size, share.world_size)
+        steps = max(1, len(self.splits.train) // (self.context * self.batch_size * parts))
+
+        def first() -> int:
+            step = trainer.global_step if trainer else 0
+            if trainer and trainer.overfit_batches:  # the same batches in every epoch
+                step %= math.ceil(trainer.num_training_batches / parts)
+            return step * parts
+
+        return TrainWindows(partial(self.train_windows, parts=parts), first, steps * parts, share)
 
     def train_windows(self, k: int, parts: int = 1) -> Windows:
         """Draw the windows of batch k. The same seed and k give the same batch.

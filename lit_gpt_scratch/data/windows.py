@@ -4,7 +4,6 @@ Shapes: B windows in a batch of this process, T characters in a window (the cont
 last window of a split).
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -144,17 +143,31 @@ def random_bits(seed: int, k: int, count: int) -> NDArray[np.uint64]:
 
 
 class TrainWindows:
-    """Endless iterable of a share of the batches draw(first), draw(first + 1), and so on."""
+    """The batches of an epoch: a share of draw(k), draw(k + 1), and so on, where k is first().
+
+    `first` is called when the first batch is read: Lightning makes the iterator before it restores
+    a checkpoint's step.
+    """
 
     def __init__(
-        self, draw: Callable[[int], Windows], first: int, batch_size: int, share: Share
+        self, draw: Callable[[int], Windows], first: Callable[[], int], length: int, share: Share
     ) -> None:
-        require_divisible_batch(batch_size, share.world_size)
-        self.draw, self.first, self.share = draw, first, share
+        self.draw, self.first, self.length, self.share = draw, first, length, share
 
     def __iter__(self) -> Iterator[Windows]:
-        for windows in map(self.draw, itertools.count(self.first)):
+        first = self.first()
+        for windows in map(self.draw, range(first, first + self.length)):
             yield windows._replace(starts=self.share.take(windows.starts))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the step says where to go on. Lightning asks for it in mid-epoch."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing."""
 
 
 class Batches:

@@ -62,7 +62,7 @@ class ApplyOptimizerSettings(Callback):
 
 def is_log_step(trainer: Any, step: int) -> bool:
     """Return whether training metrics are logged after a step: at intervals, and at the last."""
-    return step % trainer.log_every_n_steps == 0 or step == trainer.max_steps
+    return step % trainer.log_every_n_steps == 0 or step == trainer.estimated_stepping_batches
 
 
 class TrainLoss(Callback):
@@ -74,6 +74,9 @@ class TrainLoss(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self.pending: list[Tensor] = []  # one scalar per batch of this process
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._step = trainer.global_step  # the last step seen
+
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         # Before clipping, and only at log steps: the norm of all gradients takes time.
         if is_log_step(trainer, trainer.global_step + 1):
@@ -81,12 +84,10 @@ class TrainLoss(Callback):
             pl_module.log("grad_norm", torch.nn.utils.get_total_norm(grads))
             pl_module.log("lr", optimizer.param_groups[0]["lr"])
 
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
         # Lightning has divided the loss by the number of accumulated batches.
         self.pending.append(outputs["loss"] * trainer.accumulate_grad_batches)
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        stepped, self._step = trainer.global_step > self._step, trainer.global_step
         if stepped and is_log_step(trainer, trainer.global_step):
             pl_module.log("train/loss", self._gather(pl_module).mean(), prog_bar=True)
             pl_module.log("step", float(trainer.global_step))  # Lightning's own axis starts at 0
@@ -147,8 +148,12 @@ class RequireFinite(Callback):
 class ValidateAtEnd(Callback):
     """Validates after the last step, even if no validation is due then."""
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        # From a checkpoint of this validation, Lightning would train one step too many.
+        trainer.should_stop = trainer.global_step >= trainer.estimated_stepping_batches
+
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        if trainer.global_step == trainer.max_steps:
+        if trainer.global_step == trainer.estimated_stepping_batches:
             trainer.should_stop = True  # Lightning validates before it stops
 
 

@@ -114,7 +114,7 @@ class LitCharLM(pl.LightningModule):
         return self.predict_step(Prompts(prompt, settings=settings, **how), 0)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        steps = self.trainer.max_steps
+        steps = self.trainer.estimated_stepping_batches  # infinite if only time limits the fit
         return build_optimizer(self.net, self.make_optimizer, self.make_schedule, steps)
 
     def configure_callbacks(self) -> list[Callback]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Optimizer
@@ -24,9 +25,9 @@ class OptimizerFactory(Protocol):
 
 
 class ScheduleFactory(Protocol):
-    """Builds a learning-rate schedule for a run of `steps` optimizer steps."""
+    """Builds a learning-rate schedule for a run of `steps` optimizer steps; math.inf: unknown."""
 
-    def __call__(self, optimizer: Optimizer, steps: int) -> LRScheduler: ...
+    def __call__(self, optimizer: Optimizer, steps: float) -> LRScheduler: ...
 
 
 def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
@@ -50,17 +51,14 @@ def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
 
 
 def build_optimizer(
-    net: nn.Module, optimizer: OptimizerFactory, schedule: ScheduleFactory | None, steps: int
+    net: nn.Module, optimizer: OptimizerFactory, schedule: ScheduleFactory | None, steps: float
 ) -> OptimizerLRScheduler:
     """Build a network's optimizer and schedule for a run of `steps`, in Lightning's form.
 
-    Raise InputError for a wrong value, or if there is a schedule and steps are -1 (unlimited).
+    Raise InputError for a wrong value.
     """
-    if schedule and steps < 0:
-        raise InputError(
-            "the learning-rate schedule needs the number of steps: give Trainer(max_steps=...), or "
-            "LitCharLM(schedule=None) for a constant rate."
-        )
+    if schedule and math.isinf(steps):
+        rank_zero_info("Notice: the number of steps is unknown: the learning rate does not fall.")
     try:
         built = optimizer(params=parameter_groups(net))
         if schedule is None:
@@ -109,13 +107,13 @@ class WarmupCosine(LambdaLR):
 
     Args:
         optimizer: Its learning rates are the peaks.
-        steps: Optimizer steps of the whole run.
+        steps: Optimizer steps of the whole run. If they are infinite, the peak stays.
         warmup: Steps of the warm-up.
         final: Learning rate at the end, as a fraction of the peak.
     """
 
     def __init__(
-        self, optimizer: Optimizer, steps: int, warmup: int = 100, final: float = 0.02
+        self, optimizer: Optimizer, steps: float, warmup: int = 100, final: float = 0.02
     ) -> None:
         require_positive(warmup=warmup)
         if not 0 <= final <= 1:
@@ -135,13 +133,13 @@ class WarmupStableDecay(LambdaLR):
 
     Args:
         optimizer: Its learning rates are the plateau's.
-        steps: Optimizer steps of the whole run.
+        steps: Optimizer steps of the whole run. If they are infinite, the plateau stays.
         warmup: Steps of the warm-up.
         decay: Fraction of the run that the line down takes.
     """
 
     def __init__(
-        self, optimizer: Optimizer, steps: int, warmup: int = 20, decay: float = 0.6
+        self, optimizer: Optimizer, steps: float, warmup: int = 20, decay: float = 0.6
     ) -> None:
         require_positive(warmup=warmup)
         if not 0 < decay <= 1:

@@ -14,14 +14,16 @@ class ProgressBar(TQDMProgressBar):
     def __init__(self) -> None:
         super().__init__(refresh_rate=20)
 
-    @property
-    def total_train_batches(self) -> int | float:
-        trainer = self.trainer
-        return trainer.max_steps * trainer.accumulate_grad_batches if trainer.max_steps > 0 else 0
-
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        super().on_train_epoch_start(trainer)
-        self.train_progress_bar.set_description("Training")
+        bar, total = self.train_progress_bar, trainer.estimated_stepping_batches
+        bar.set_description("Training")
+        bar.total = total if math.isfinite(total) else None
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        bar, step = self.train_progress_bar, trainer.global_step
+        if step > bar.n and (step % self.refresh_rate == 0 or step == bar.total):
+            bar.n = step
+            bar.set_postfix(self.get_metrics(trainer, pl_module))
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
         found = trainer.callback_metrics
@@ -43,5 +45,12 @@ class LogLines(Callback):
 def progress_line(trainer: pl.Trainer) -> str:
     """Return step and validation loss in one line."""
     loss = float(trainer.callback_metrics["val/loss"])
-    step = f"step {trainer.global_step:>6,} of {trainer.max_steps:,}"
-    return f"{step}: val/loss {loss:.4f}, {loss / math.log(2):.3f} bits per character"
+    bits = f"{loss / math.log(2):.3f} bits per character"
+    return f"step {step_of_total(trainer, width=6)}: val/loss {loss:.4f}, {bits}"
+
+
+def step_of_total(trainer: pl.Trainer, width: int = 0) -> str:
+    """Return "5 of 700": the step and the steps of the whole fit, if their number is known."""
+    total = trainer.estimated_stepping_batches
+    known = f" of {total:,}" if math.isfinite(total) else ""
+    return f"{trainer.global_step:>{width},}{known}"

@@ -78,6 +78,7 @@ def as_rank(
         world_size=world,
         global_step=global_step,
         accumulate_grad_batches=accumulate,
+        overfit_batches=0,
     )
     module.trainer = trainer
     return module
@@ -159,8 +160,9 @@ def share_of_rank(
     module: CharDataModule, k: int, rank: int, world: int, accumulate: int = 1
 ) -> Windows:
     """Batch k as the train loader of a rank gives it."""
-    loader = as_rank(module, rank, world, 0, accumulate).train_dataloader()
-    return next(itertools.islice(loader, k, None))
+    step, part = divmod(k, accumulate)
+    loader = as_rank(module, rank, world, step, accumulate).train_dataloader()
+    return next(itertools.islice(loader, part, None))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])

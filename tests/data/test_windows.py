@@ -1,7 +1,5 @@
 """Tests of `windows.py`: splits, batch sizes, random numbers, and the iterables of batches."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -52,10 +50,17 @@ def test_random_bits_depend_on_seed_and_number_only() -> None:
     assert len({tuple(bits) for bits in expected.values()}) == len(expected)
 
 
-def test_train_windows_counts_from_the_first_batch_in_every_iteration() -> None:
-    loader = TrainWindows(lambda k: Windows(torch.tensor([k]), 1, k, "train"), 7, 1, Share())
-    for _ in range(2):
-        assert [batch.seed for batch in itertools.islice(loader, 3)] == [7, 8, 9]
+def test_train_windows_asks_for_the_first_batch_when_it_is_read() -> None:
+    first = 0
+    loader = TrainWindows(
+        lambda k: Windows(torch.tensor([k]), 1, k, "train"), lambda: first, 3, Share()
+    )
+    batches = iter(loader)
+    first = 7
+    assert [batch.seed for batch in batches] == [7, 8, 9]
+    first = 10
+    assert [batch.seed for batch in loader] == [10, 11, 12]
+    assert len(loader) == 3
 
 
 def test_batches_can_be_iterated_again_and_have_a_length() -> None:

@@ -1,5 +1,6 @@
 """Dropout seeds, compiling, and validation at the last step."""
 
+import math
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -94,9 +95,11 @@ def test_a_second_fit_keeps_the_callbacks_of_the_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "max_steps", "stops"), [(3, 4, False), (4, 4, True), (4, -1, False)]
+    ("step", "steps", "stops"), [(3, 4, False), (4, 4, True), (4, math.inf, False)]
 )
-def test_training_stops_after_the_last_step(step: int, max_steps: int, stops: bool) -> None:
-    trainer: Any = SimpleNamespace(global_step=step, max_steps=max_steps, should_stop=False)
+def test_training_stops_after_the_last_step(step: int, steps: float, stops: bool) -> None:
+    trainer: Any = SimpleNamespace(
+        global_step=step, estimated_stepping_batches=steps, should_stop=False
+    )
     ValidateAtEnd().on_train_batch_end(trainer)
     assert trainer.should_stop == stops

@@ -236,10 +236,3 @@ def test_a_wrong_optimizer_or_schedule_is_refused_before_the_run() -> None:
         make_model(data_module(), optimizer=partial(AdamW, lr=0.0))
     with pytest.raises(InputError, match="warmup is 0"):
         make_model(data_module(), schedule=partial(WarmupCosine, warmup=0))
-
-
-def test_a_schedule_without_a_number_of_steps_is_refused() -> None:
-    data = data_module()
-    trainer = make_trainer(-1, max_time="00:00:01:00", val_check_interval=1)
-    with pytest.raises(InputError, match="max_steps"):
-        trainer.fit(make_model(data), data)
