@@ -4,11 +4,11 @@ A factory receives what `torch.optim` calls `params`, so every optimizer of PyTo
 """
 
 import math
+import sys
 from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Optimizer
@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from lit_gpt_scratch.errors import InputError, require_positive
 from lit_gpt_scratch.private_api import allow_clipping
+from lit_gpt_scratch.training.distributed import is_rank_zero
 
 
 class OptimizerFactory(Protocol):
@@ -57,8 +58,9 @@ def build_optimizer(
 
     Raise InputError for a wrong value.
     """
-    if schedule and math.isinf(steps):
-        rank_zero_info("Notice: the number of steps is unknown: the learning rate does not fall.")
+    if schedule and math.isinf(steps) and is_rank_zero():
+        notice = "Notice: the number of steps is unknown: the learning rate does not fall."
+        print(notice, file=sys.stderr)
     try:
         built = optimizer(params=parameter_groups(net))
         if schedule is None:
