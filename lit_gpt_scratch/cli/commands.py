@@ -17,6 +17,12 @@ from unittest.mock import patch
 
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Checkpoint,
+    LearningRateFinder,
+    ProgressBar,
+)
 
 from lit_gpt_scratch.checkpoints.formats import import_plugin, limit_parameters
 from lit_gpt_scratch.cli.parsing import CheckpointCLI
@@ -27,10 +33,16 @@ from lit_gpt_scratch.errors import InputError, exit_with_error, is_out_of_memory
 from lit_gpt_scratch.private_api import WRONG_WEIGHTS
 from lit_gpt_scratch.runs import callbacks, loggers, summary
 from lit_gpt_scratch.runs import folder as run_folder
+from lit_gpt_scratch.training import progress
 from lit_gpt_scratch.training.checkpointing import AtomicCheckpointIO, GracefulStop
 from lit_gpt_scratch.training.distributed import exit_with_parent, is_rank_zero, report_errors_once
 from lit_gpt_scratch.training.hardware import keep_freed_memory
-from lit_gpt_scratch.training.progress import step_of_total
+
+
+# Lightning reports little, except what a user has asked for.
+LOG_LEVELS = dict.fromkeys(("lightning.pytorch", "lightning.fabric"), logging.WARNING)
+ASKED_FOR = ("callbacks.early_stopping", "callbacks.model_summary", "profilers.profiler")
+LOG_LEVELS |= {f"lightning.pytorch.{name}": logging.INFO for name in ASKED_FOR}
 
 
 class CharCLI(CheckpointCLI):
@@ -55,11 +67,21 @@ class CharCLI(CheckpointCLI):
         if self.ckpt_path:  # weights that do not fit are refused before fit writes a file
             self.model.load_state_dict(self.weights)
         config = self.config_init.trainer
+        given = config.callbacks or []  # the user's callbacks
+        given = given if isinstance(given, list) else [given]
+        if tuners := [c for c in given if isinstance(c, BatchSizeFinder | LearningRateFinder)]:
+            name = type(tuners[0]).__name__
+            raise InputError(f"{name} is not supported: start one run for each value instead.")
+        has_bar = any(isinstance(callback, ProgressBar) for callback in given)
         bar = config.enable_progress_bar
-        bar = sys.stdout.isatty() if bar is None else bar
-        # predict prints its texts only, and fit has a bar of its own.
-        kwargs["enable_progress_bar"] = bar and self.command in ("validate", "test")
-        kwargs |= {"enable_checkpointing": False, "logger": config.logger or False}
+        bar = has_bar or sys.stdout.isatty() if bar is None else bar
+        # fit adds callbacks of its own later; predict prints its texts only.
+        self.progress = None if has_bar else progress.ProgressBar() if bar else progress.LogLines()
+        self.is_saving = config.enable_checkpointing is not False
+        has_checkpoints = any(isinstance(callback, Checkpoint) for callback in given)
+        kwargs["enable_checkpointing"] = self.is_saving and has_checkpoints
+        kwargs["enable_progress_bar"] = bar and (has_bar or self.command in ("validate", "test"))
+        kwargs["logger"] = False
         try:
             return super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError) as error:  # the Trainer refuses a flag
@@ -95,12 +117,15 @@ class CharCLI(CheckpointCLI):
         config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         facts = summary.run_facts(trainer, self.model, self.datamodule)
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        if settings.logger is None:
+        if settings.logger is not False:
             trainer.loggers = loggers.make_loggers(
                 self.folder, config | facts, self.config_init.wandb, self.wandb_id
             )
-        bar = settings.enable_progress_bar
-        trainer.callbacks += callbacks.make_callbacks(self.folder, bar, self.wandb_id)
+            given = self.config_init.trainer.logger
+            trainer.loggers += given if isinstance(given, list) else [given] if given else []
+        trainer.callbacks += callbacks.make_callbacks(
+            self.folder, self.progress, self.is_saving, self.wandb_id
+        )
         if run := loggers.get_wandb_run(trainer):
             facts["wandb_id"] = run.id
         if trainer.is_global_zero:
@@ -122,8 +147,11 @@ class CharCLI(CheckpointCLI):
                 )
         except GracefulStop as stop:
             loggers.finish_wandb_run(trainer)
-            done = step_of_total(trainer)
-            summary.print_resume_command(folder, f"\nStopped at step {done}, and saved.")
+            done = progress.step_of_total(trainer)
+            if self.is_saving:
+                summary.print_resume_command(folder, f"\nStopped at step {done}, and saved.")
+            elif is_rank_zero():
+                print(f"\nStopped at step {done}. Nothing is saved.", file=sys.stderr)
             # Other ranks exit with 0: after an error code, Lightning would kill rank 0 too early.
             raise SystemExit(128 + stop.args[0] if is_rank_zero() else 0) from None
         except SystemExit as end:
@@ -167,7 +195,8 @@ class CharCLI(CheckpointCLI):
         """Save a checkpoint if no validation did; print the summary."""
         loggers.finish_wandb_run(self.trainer)
         # All processes have the metrics, and all must take part in saving.
-        if "val/loss" not in self.trainer.callback_metrics and not self.trainer.fast_dev_run:
+        is_saved = "val/loss" in self.trainer.callback_metrics or self.trainer.fast_dev_run
+        if self.is_saving and not is_saved:
             self.trainer.save_checkpoint(run_folder.last_checkpoint(self.folder))
         if self.trainer.is_global_zero:
             print(summary.format_summary(self.trainer, self.model, self.datamodule, self.folder))
@@ -203,17 +232,17 @@ class CharCLI(CheckpointCLI):
 @contextlib.contextmanager
 def restore_process_state() -> Iterator[None]:
     """Silence Lightning; at the end restore logging levels, warning filters and environment."""
-    names = ("lightning.pytorch", "lightning.fabric")
-    levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
+    loggers = {logging.getLogger(name): level for name, level in LOG_LEVELS.items()}
+    before = {logger: logger.level for logger in loggers}
     # Lightning adds PL_GLOBAL_SEED and other variables; `patch.dict` restores the environment.
     with warnings.catch_warnings(), patch.dict(os.environ):
         warnings.filterwarnings("ignore", module="lightning|torchmetrics")
-        for logger in levels:
-            logger.setLevel(logging.WARNING)
         try:
+            for logger, level in loggers.items():
+                logger.setLevel(level)
             yield
         finally:
-            for logger, level in levels.items():
+            for logger, level in before.items():
                 logger.setLevel(level)
 
 

@@ -11,16 +11,20 @@ from unicodedata import category
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 
 from lit_gpt_scratch.errors import write_errors_as_input_errors
 from lit_gpt_scratch.generation import SamplingSettings, default_prompt
 from lit_gpt_scratch.inspection import attention, draw_heads, visible
 from lit_gpt_scratch.runs.folder import append_rows, count_lines, last_checkpoint
 from lit_gpt_scratch.runs.loggers import get_wandb_run
-from lit_gpt_scratch.training.checkpointing import SignalCheckpoint, best_checkpoint
+from lit_gpt_scratch.training.checkpointing import (
+    RunCheckpoint,
+    SignalCheckpoint,
+    best_checkpoint,
+)
 from lit_gpt_scratch.training.distributed import RankConsistencyCheck
-from lit_gpt_scratch.training.progress import LogLines, ProgressBar, progress_line
+from lit_gpt_scratch.training.progress import progress_line
 from lit_gpt_scratch.training.throughput import Throughput
 
 
@@ -135,7 +139,7 @@ class WandbCheckpoints(Callback):
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         run, best = get_wandb_run(trainer), best_checkpoint(trainer)
-        if run and Path(best.best_model_path).is_file():
+        if run and best and Path(best.best_model_path).is_file():
             import wandb
 
             metrics = trainer.callback_metrics | {"best val/loss": best.best_model_score}
@@ -169,16 +173,12 @@ class RowCounts(Callback):
             )
 
 
-def make_callbacks(folder: Path, bar: bool | None, wandb_id: str | None = None) -> list[Callback]:
-    """Return the callbacks of a run. If `bar` is None, only a terminal gets a progress bar."""
-    if bar is None:
-        bar = sys.stdout.isatty()
-    options: dict[str, Any] = {
-        "dirpath": folder / "checkpoints",
-        "auto_insert_metric_name": False,
-        "enable_version_counter": False,
-        "save_on_train_epoch_end": False,
-    }
+def make_callbacks(
+    folder: Path, progress: Callback | None, is_saving: bool, wandb_id: str | None = None
+) -> list[Callback]:
+    """Return the callbacks of a run, with one that shows progress. Only `is_saving` runs save."""
+    best = RunCheckpoint(folder / "checkpoints", "best", monitor="val/loss")
+    last = RunCheckpoint(folder / "checkpoints", "last")
     return [
         RankConsistencyCheck(),
         SampleRecorder(folder),
@@ -186,9 +186,8 @@ def make_callbacks(folder: Path, bar: bool | None, wandb_id: str | None = None) 
         AttentionRecorder(folder),
         WandbCheckpoints(wandb_id),
         RowCounts(folder),
-        SignalCheckpoint(last_checkpoint(folder)),
+        SignalCheckpoint(last_checkpoint(folder) if is_saving else None),
         Throughput(),
-        ProgressBar() if bar else LogLines(),
-        ModelCheckpoint(filename="best", monitor="val/loss", **options),
-        ModelCheckpoint(filename="last", monitor=None, **options),
+        *([progress] if progress else []),
+        *([best, last] if is_saving else []),
     ]

@@ -52,11 +52,12 @@ class MetricsCSV(Logger):
     Lightning's CSVLogger would delete the file of a run that resumes.
     """
 
-    name = version = ""  # in the base class they are abstract properties
+    name = version = save_dir = ""  # in the base class they are properties
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.name, self.version = folder.parent.name, folder.name
+        self.save_dir = str(folder.parents[1])
         self.path = folder / "metrics.csv"
         self._columns, _ = read_rows(self.path)
 

@@ -119,8 +119,11 @@ def format_summary(trainer: Any, model: Any, data: Any, folder: Path) -> str:
     if "val/gap" in metrics:
         gap = f"{metrics['val/gap']:+.4f} nats"
         lines.append(f"gap          {gap}: validation loss minus loss on training text")
+    if best := best_checkpoint(trainer):
+        lines.append(f"best         {format_loss(best.best_model_score)}")
+    reasons = (getattr(c, "stopping_reason_message", None) for c in trainer.callbacks)
+    lines += [f"stopped      {reason}" for reason in reasons if reason]  # by EarlyStopping
     lines += [
-        f"best         {format_loss(best_checkpoint(trainer).best_model_score)}",
         f"time         {throughput.train_seconds:.0f} s of training",
     ]
     if data.hparams.corpus == "sample":

@@ -48,8 +48,9 @@ class SignalCheckpoint(Callback):
     second SIGINT stops at once.
     """
 
-    def __init__(self, path: Path, minutes: float = 5.0) -> None:
-        self.path, self.seconds = path, 60 * minutes  # between two saves
+    def __init__(self, path: Path | None, minutes: float = 5.0) -> None:
+        self.path = path  # None: stop without saving
+        self.seconds = 60 * minutes  # between two saves
         self.received = 0  # number of the signal
 
     def on_train_start(self, *_: Any) -> None:
@@ -80,14 +81,41 @@ class SignalCheckpoint(Callback):
 
     def save(self, trainer: Any) -> None:
         """Save the state after the last step."""
-        with not_counting_next_batch(trainer):
-            trainer.save_checkpoint(self.path)
+        if self.path:
+            with not_counting_next_batch(trainer):
+                trainer.save_checkpoint(self.path)
         self._saved = time.monotonic()
 
     def on_validation_end(self, *_: Any) -> None:
         self._saved = time.monotonic()  # ModelCheckpoint saves one at each validation
 
 
-def best_checkpoint(trainer: Any) -> ModelCheckpoint:
+class RunCheckpoint(ModelCheckpoint):
+    """Keeps NAME.ckpt in a folder: of the validation with the lowest `monitor`, or of the last."""
+
+    def __init__(self, folder: Path, name: str, monitor: str | None = None) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename=name,
+            monitor=monitor,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,
+        )
+
+    @property
+    def state_key(self) -> str:
+        """A key of its own: another ModelCheckpoint may have the same settings."""
+        return f"RunCheckpoint: {self.filename}"
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Find the state in checkpoints of older versions."""
+        states = checkpoint["callbacks"]
+        if super().state_key in states:
+            states.setdefault(self.state_key, states[super().state_key])
+
+
+def best_checkpoint(trainer: Any) -> RunCheckpoint | None:
     """Return the callback that keeps the best checkpoint, with its loss in `best_model_score`."""
-    return next(c for c in trainer.checkpoint_callbacks if c.monitor == "val/loss")
+    kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, RunCheckpoint) and c.monitor]
+    return kept[0] if kept else None
