@@ -5,6 +5,8 @@ All other exceptions are bugs and keep their traceback.
 
 import contextlib
 import sys
+import sysconfig
+import traceback
 from argparse import ArgumentError
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,10 +48,35 @@ def write_errors_as_input_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def describe_error(error: BaseException) -> str:
+    """Return an exception's type, place and text in one line."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}"
+    return f"{where}: {' '.join(str(error).split())[:200]}"
+
+
+def is_bug(error: BaseException) -> bool:
+    """Return whether an exception is surely a bug: by its type, or since a user's code raised it.
+
+    A user's code is all outside this package and the installed ones, and the networks.
+    """
+    package = Path(__file__).parent
+    installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+    places = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    own = [
+        path.is_relative_to(package / "models")
+        or not any(path.is_relative_to(folder) for folder in (package, *installed))
+        for path in places
+        if path.is_absolute()  # not <frozen runpy> and the like
+    ]
+    return any(own) or isinstance(error, NameError | ImportError | SyntaxError | AssertionError)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception reports a lack of memory; Python, PyTorch and NumPy differ."""
     text = str(error).lower()
-    return isinstance(error, MemoryError) or any(word in text for word in OUT_OF_MEMORY)
+    is_said = isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY)
+    return isinstance(error, MemoryError) or is_said
 
 
 def require_positive(**values: int) -> None:

@@ -85,7 +85,8 @@ def allow_clipping(optimizer: Any) -> None:
 WANDB_FLUSH: dict[str, Any] = {"x_transaction_log_flush_interval": 0.1}
 
 # Words in error texts, where a library has no exception type for the failure.
-OUT_OF_MEMORY = ("alloc", "of memory")  # in lower case; RuntimeError of PyTorch on a CPU
+# In lower case; RuntimeError of PyTorch.
+OUT_OF_MEMORY = ("allocate memory", "out of memory", "not enough memory", "bad_alloc")
 OVERFLOW = "overflow"  # in lower case; RuntimeError or TypeError for a size beyond integers
 LOST_PROCESS = ("gloo", "NCCL")  # RuntimeError of torch.distributed
 WRONG_WEIGHTS = "loading state_dict"  # RuntimeError of load_state_dict

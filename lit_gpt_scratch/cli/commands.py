@@ -7,7 +7,6 @@ import shutil
 import signal
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -29,7 +28,14 @@ from lit_gpt_scratch.cli.parsing import CheckpointCLI
 from lit_gpt_scratch.cli.predict import PredictSettings, TextWriter, make_batches
 from lit_gpt_scratch.cli.program import PROGRAM
 from lit_gpt_scratch.data.windows import Batches, require_divisible_batch
-from lit_gpt_scratch.errors import InputError, exit_with_error, is_out_of_memory, require_positive
+from lit_gpt_scratch.errors import (
+    InputError,
+    describe_error,
+    exit_with_error,
+    is_bug,
+    is_out_of_memory,
+    require_positive,
+)
 from lit_gpt_scratch.private_api import WRONG_WEIGHTS
 from lit_gpt_scratch.runs import callbacks, loggers, summary
 from lit_gpt_scratch.runs import folder as run_folder
@@ -37,7 +43,6 @@ from lit_gpt_scratch.training import progress
 from lit_gpt_scratch.training.checkpointing import AtomicCheckpointIO, GracefulStop
 from lit_gpt_scratch.training.distributed import exit_with_parent, is_rank_zero, report_errors_once
 from lit_gpt_scratch.training.hardware import keep_freed_memory
-
 
 # Lightning reports little, except what a user has asked for.
 LOG_LEVELS = dict.fromkeys(("lightning.pytorch", "lightning.fabric"), logging.WARNING)
@@ -118,16 +123,16 @@ class CharCLI(CheckpointCLI):
         facts = summary.run_facts(trainer, self.model, self.datamodule)
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if settings.logger is not False:
-            trainer.loggers = loggers.make_loggers(
-                self.folder, config | facts, self.config_init.wandb, self.wandb_id
-            )
             given = self.config_init.trainer.logger
-            trainer.loggers += given if isinstance(given, list) else [given] if given else []
+            given = given if isinstance(given, list) else [given] if given else []
+            wandb = self.config_init.wandb, self.wandb_id
+            trainer.loggers = loggers.make_loggers(self.folder, config | facts, *wandb, given)
+        run = loggers.find_wandb_run(trainer)
+        facts["wandb_id"] = run.id if run else self.wandb_id
+        trainer.callbacks.append(summary.FitSummary(self.folder))
         trainer.callbacks += callbacks.make_callbacks(
             self.folder, self.progress, self.is_saving, self.wandb_id
         )
-        if run := loggers.get_wandb_run(trainer):
-            facts["wandb_id"] = run.id
         if trainer.is_global_zero:
             run_folder.write_yaml_files(self.folder, config=config, about=facts)
             print(summary.format_header(self.model, self.datamodule, self.folder), file=sys.stderr)
@@ -140,20 +145,14 @@ class CharCLI(CheckpointCLI):
         started, trainer, folder = time.time(), self.trainer, self.folder
         try:
             trainer.fit(self.model, self.datamodule, ckpt_path=self.ckpt_path, weights_only=True)
-            if trainer.global_step == (self.ckpt_step if self.ckpt_path else 0):
-                raise InputError(
-                    "no step was trained: increase --trainer.max_epochs, --trainer.max_time or "
-                    "--trainer.limit_train_batches."
-                )
         except GracefulStop as stop:
-            loggers.finish_wandb_run(trainer)
             done = progress.step_of_total(trainer)
             if self.is_saving:
                 summary.print_resume_command(folder, f"\nStopped at step {done}, and saved.")
             elif is_rank_zero():
                 print(f"\nStopped at step {done}. Nothing is saved.", file=sys.stderr)
             # Other ranks exit with 0: after an error code, Lightning would kill rank 0 too early.
-            raise SystemExit(128 + stop.args[0] if is_rank_zero() else 0) from None
+            raise SystemExit(stop.code if is_rank_zero() else 0) from None
         except SystemExit as end:
             if not isinstance(end.__context__, KeyboardInterrupt):  # Lightning exits on Ctrl-C
                 raise
@@ -162,7 +161,6 @@ class CharCLI(CheckpointCLI):
         except Exception as error:
             written = any((folder / name).exists() for name in ("metrics.csv", "checkpoints"))
             if is_rank_zero() and not written:
-                loggers.finish_wandb_run(trainer)
                 shutil.rmtree(folder, ignore_errors=True)
             self.report_bad_checkpoint(error, started)
             saved = "Its last complete checkpoint is still on disk."
@@ -171,35 +169,23 @@ class CharCLI(CheckpointCLI):
         finally:
             if self._lock is not None:
                 os.close(self._lock)
-        self.after_fit()
 
     def report_bad_checkpoint(self, error: Exception, started: float) -> None:
         """If training fails before the first save, report the loaded checkpoint as the cause.
 
         Each part of a wrong state (optimizer, loops, callbacks) fails in its own way at first use.
+        An error that passes through a network, a plugin or a user's callback is a bug there.
         """
         is_explained = isinstance(error, InputError) or explain_failure(error)
         saved = (self.folder / "checkpoints").glob("*.ckpt")
         is_saved = any(path.stat().st_mtime > started for path in saved)
-        if self.ckpt_path is None or is_explained or is_saved:
+        if self.ckpt_path is None or is_explained or is_saved or is_bug(error):
             return
-        place = traceback.extract_tb(error.__traceback__)[-1]
         raise InputError(
-            f"resuming from {self.ckpt_path} failed ({type(error).__name__} in "
-            f"{Path(place.filename).name}, line {place.lineno}: {str(error)[:200]}). The "
-            "checkpoint is damaged, or was saved with other callbacks: give another checkpoint, or "
-            "start a new run without --ckpt_path."
+            f"resuming from {self.ckpt_path} failed ({describe_error(error)}). The checkpoint is "
+            "damaged, or was saved with other callbacks: give another checkpoint, or start a new "
+            "run without --ckpt_path."
         ) from error
-
-    def after_fit(self) -> None:
-        """Save a checkpoint if no validation did; print the summary."""
-        loggers.finish_wandb_run(self.trainer)
-        # All processes have the metrics, and all must take part in saving.
-        is_saved = "val/loss" in self.trainer.callback_metrics or self.trainer.fast_dev_run
-        if self.is_saving and not is_saved:
-            self.trainer.save_checkpoint(run_folder.last_checkpoint(self.folder))
-        if self.trainer.is_global_zero:
-            print(summary.format_summary(self.trainer, self.model, self.datamodule, self.folder))
 
     def evaluate(self) -> None:
         """Validate or test; warn if the model was trained on other splits of the corpus."""

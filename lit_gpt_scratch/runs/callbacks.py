@@ -13,11 +13,11 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 
-from lit_gpt_scratch.errors import write_errors_as_input_errors
+from lit_gpt_scratch.errors import InputError, describe_error, write_errors_as_input_errors
 from lit_gpt_scratch.generation import SamplingSettings, default_prompt
 from lit_gpt_scratch.inspection import attention, draw_heads, visible
 from lit_gpt_scratch.runs.folder import append_rows, count_lines, last_checkpoint
-from lit_gpt_scratch.runs.loggers import get_wandb_run
+from lit_gpt_scratch.runs.loggers import find_wandb_run
 from lit_gpt_scratch.training.checkpointing import (
     RunCheckpoint,
     SignalCheckpoint,
@@ -29,22 +29,41 @@ from lit_gpt_scratch.training.throughput import Throughput
 
 
 class Recorder(Callback):
-    """Base class: adds something to the run's folder and to W&B at each validation of `fit`."""
+    """Base class: adds something to the run's folder and to W&B at each validation of `fit`.
+
+    Rank 0 calls `record`. If it fails, a notice says so, and training continues without it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._table: Any = None
+        self._has_failed = False
+
+    def record(self, trainer: Any, pl_module: Any) -> None:
+        raise NotImplementedError
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if self._has_failed or trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
+        try:
+            self.record(trainer, pl_module)
+        except InputError:  # a full disk, for example
+            raise
+        except Exception as error:  # for example, a new attention may not return weights
+            self._has_failed = True
+            notice = f"Notice: {type(self).__name__} has failed ({describe_error(error)})."
+            print(f"{notice} Training continues without it.", file=sys.stderr)
 
     def add_rows(self, trainer: Any, key: str, columns: list[str], rows: list[Any]) -> None:
         """Append rows to KEY.csv and to the W&B table KEY."""
         append_rows(self.folder / f"{key}.csv", columns, rows)
-        if run := get_wandb_run(trainer):
+        if (run := find_wandb_run(trainer)) and run.experiment:
             import wandb
 
             self._table = self._table or wandb.Table(columns=[*columns], log_mode="INCREMENTAL")
             for row in rows:
                 self._table.add_data(*row)
-            run.log({key: self._table}, step=trainer.global_step)
+            run.log({key: self._table}, trainer.global_step)
 
 
 class SampleRecorder(Recorder):
@@ -53,9 +72,7 @@ class SampleRecorder(Recorder):
     settings = SamplingSettings(max_new_tokens=100, temperature=0.8)
     count = 2
 
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        if not trainer.is_global_zero:
-            return
+    def record(self, trainer: Any, pl_module: Any) -> None:
         prompt, step = default_prompt(pl_module.tokenizer), trainer.global_step
         ids = pl_module.tokenizer.encode(prompt).repeat(self.count, 1).to(pl_module.device)
         texts = pl_module.generate(ids, replace(self.settings, seed=trainer.datamodule.seed))
@@ -90,22 +107,22 @@ class SymbolLossRecorder(Recorder):
             self.sums[1].index_add_(0, ids, losses)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        sums = self.sums
         if trainer.world_size > 1:
-            sums = trainer.strategy.reduce(sums.to(pl_module.device), reduce_op="sum")
-        if trainer.is_global_zero:
-            totals = zip(pl_module.tokenizer.alphabet, *sums.tolist(), strict=True)
-            step = trainer.global_step
-            rows = [(step, c, int(n), round(total / n, 6)) for c, n, total in totals if n]
-            self.add_rows(trainer, "symbols", ["step", "symbol", "count", "loss"], rows)
+            self.sums = trainer.strategy.reduce(self.sums.to(pl_module.device), reduce_op="sum")
+        super().on_validation_end(trainer, pl_module)
+
+    def record(self, trainer: Any, pl_module: Any) -> None:
+        totals = zip(pl_module.tokenizer.alphabet, *self.sums.tolist(), strict=True)
+        step = trainer.global_step
+        rows = [(step, c, int(n), round(total / n, 6)) for c, n, total in totals if n]
+        self.add_rows(trainer, "symbols", ["step", "symbol", "count", "loss"], rows)
 
 
 class AttentionRecorder(Recorder):
     """Draws each head's attention to the start of the validation text: attention/step_N.png."""
 
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        has_weights = any(hasattr(module, "weights") for module in pl_module.net.modules())
-        if not has_weights or not trainer.is_global_zero:
+    def record(self, trainer: Any, pl_module: Any) -> None:
+        if not any(hasattr(module, "weights") for module in pl_module.net.modules()):
             return
         data = trainer.datamodule
         start = data.splits.val.start
@@ -115,11 +132,11 @@ class AttentionRecorder(Recorder):
         with write_errors_as_input_errors(path):
             path.parent.mkdir(exist_ok=True)
             image.save(path)
-        if run := get_wandb_run(trainer):
+        if (run := find_wandb_run(trainer)) and run.experiment:
             import wandb
 
             picture = wandb.Image(str(path), caption=visible(text))
-            run.log({"attention": picture}, step=trainer.global_step)
+            run.log({"attention": picture}, trainer.global_step)
 
 
 class WandbCheckpoints(Callback):
@@ -129,17 +146,18 @@ class WandbCheckpoints(Callback):
         self.wandb_id = wandb_id  # of the resumed run; it is kept if W&B is now disabled
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        run = get_wandb_run(trainer)
+        run = find_wandb_run(trainer)
         checkpoint["wandb_id"] = run.id if run else self.wandb_id
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Commit this step's row before the checkpoint: a resumed run does not log it again."""
-        if run := get_wandb_run(trainer):
-            run.log({}, step=trainer.global_step, commit=True)
+        run = find_wandb_run(trainer)
+        if run and trainer.state.fn == "fit":
+            run.log({}, trainer.global_step, commit=True)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        run, best = get_wandb_run(trainer), best_checkpoint(trainer)
-        if run and best and Path(best.best_model_path).is_file():
+        run, best = find_wandb_run(trainer), best_checkpoint(trainer)
+        if run and run.experiment and best and Path(best.best_model_path).is_file():
             import wandb
 
             metrics = trainer.callback_metrics | {"best val/loss": best.best_model_score}

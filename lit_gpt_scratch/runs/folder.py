@@ -83,6 +83,11 @@ def write_yaml_files(folder: Path, **contents: dict[str, Any]) -> None:
             file.write(text.encode())
 
 
+def mark_finished(folder: Path) -> None:
+    """Note in about.yaml that a run has come to its end; find_unfinished_run reads it."""
+    write_yaml_files(folder, about=read_mapping(folder / "about.yaml") | {"finished": True})
+
+
 def last_checkpoint(folder: Path) -> Path:
     """Return the path of the checkpoint that a run resumes from."""
     return folder / "checkpoints" / "last.ckpt"
@@ -124,7 +129,8 @@ def find_unfinished_run(folder: Path) -> Path | None:
             max_steps = int(read_mapping(newest / "config.yaml")["trainer"]["max_steps"])
             steps = [int(row["step"]) for row in read_rows(newest / "metrics.csv")[1]]
             os.close(lock_run_folder(newest))
-            return newest if max(steps, default=0) < max_steps else None
+            is_finished = read_mapping(newest / "about.yaml").get("finished", False)
+            return None if is_finished or max(steps, default=0) >= max_steps > 0 else newest
     return None
 
 

@@ -10,12 +10,15 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from lit_gpt_scratch.data.grammar import play_log_loss
+from lit_gpt_scratch.errors import InputError, describe_error
 from lit_gpt_scratch.generation import SamplingSettings, default_prompt
 from lit_gpt_scratch.models import count_parameters
 from lit_gpt_scratch.runs.callbacks import printable_lines
-from lit_gpt_scratch.runs.folder import last_checkpoint
+from lit_gpt_scratch.runs.folder import last_checkpoint, mark_finished
+from lit_gpt_scratch.runs.loggers import find_wandb_run
 from lit_gpt_scratch.training.checkpointing import best_checkpoint
 from lit_gpt_scratch.training.distributed import is_rank_zero
 from lit_gpt_scratch.training.optim import parameter_groups
@@ -91,6 +94,30 @@ def print_resume_command(folder: Path, message: str) -> None:
         print(f"{message} To resume:\n  {shlex.join(command)}", file=sys.stderr)
 
 
+class FitSummary(Callback):
+    """At the end of a fit, marks the run as finished and prints its results.
+
+    A callback, because strategies such as ddp_spawn train in other processes than the first.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._first_step: int | None = None
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._first_step = trainer.global_step
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        if self._first_step in (None, trainer.global_step):
+            raise InputError(
+                "no step was trained: increase --trainer.max_epochs, --trainer.max_time or "
+                "--trainer.limit_train_batches."
+            )
+        if trainer.is_global_zero:
+            mark_finished(self.folder)
+            print(format_summary(trainer, pl_module, trainer.datamodule, self.folder), flush=True)
+
+
 def sample_text(model: Any, seed: int) -> str:
     """Return a sample of 300 characters."""
     prompt = model.tokenizer.encode(default_prompt(model.tokenizer))[None].to(model.device)
@@ -129,8 +156,14 @@ def format_summary(trainer: Any, model: Any, data: Any, folder: Path) -> str:
     if data.hparams.corpus == "sample":
         floor, error = play_log_loss(data.splits.val.start + 1, data.splits.val.stop)
         lines.append(f"floor        {format_loss(floor)}, ± {error:.4f}: the lowest loss possible")
-    sample = printable_lines(sample_text(model, data.seed))
-    lines += [f"run          {folder}", "", "A sample:", "", *sample, ""]
+    if (run := find_wandb_run(trainer)) and run.failure:
+        lines.append(f"W&B          failed, and has not recorded all of the run: {run.failure}")
+    lines += [f"run          {folder}", "", "A sample:", ""]
+    try:
+        lines += printable_lines(sample_text(model, data.seed))
+    except Exception as error:  # a new network may fail at other lengths than in training
+        lines.append(f"  none: {describe_error(error)}")
+    lines.append("")
     prompt = " --prompt ROMEO:" if set("ROMEO:") <= set(data.alphabet) else ""
     checkpoints = [folder / "checkpoints" / "best.ckpt", last_checkpoint(folder)]
     if checkpoint := next(filter(Path.exists, checkpoints), None):
@@ -141,5 +174,6 @@ def format_summary(trainer: Any, model: Any, data: Any, folder: Path) -> str:
             f"  lit-gpt-scratch validate --ckpt_path {path}",
             f"  lit-gpt-scratch report {shlex.quote(str(folder))}",
         ]
-    offline = sorted(folder.glob("wandb/offline-run-*"))
-    return "\n".join(lines + [f"  wandb sync {shlex.quote(str(run))}" for run in offline])
+    where = f"wandb/offline-run-*-{run.id}" if run else ""
+    offline = sorted(Path(run.options["dir"]).glob(where)) if run else []
+    return "\n".join(lines + [f"  wandb sync {shlex.quote(str(path))}" for path in offline])

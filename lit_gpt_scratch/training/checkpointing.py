@@ -19,8 +19,8 @@ from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.private_api import not_counting_next_batch, set_logged_step
 
 
-class GracefulStop(BaseException):
-    """Raised with the signal's number after a save. `except Exception` does not catch it."""
+class GracefulStop(SystemExit):
+    """Ends the process after a save, with the exit code of a signal: 128 + its number."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -77,7 +77,7 @@ class SignalCheckpoint(Callback):
         if stop or due:
             self.save(trainer)
         if stop:
-            raise GracefulStop(self.received or signal.SIGTERM)
+            raise GracefulStop(128 + (self.received or signal.SIGTERM))
 
     def save(self, trainer: Any) -> None:
         """Save the state after the last step."""
@@ -102,6 +102,13 @@ class RunCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
             save_on_train_epoch_end=False,
         )
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Save the last step if no validation has done so."""
+        super().on_train_end(trainer, pl_module)
+        is_saved = "val/loss" in trainer.callback_metrics or trainer.fast_dev_run
+        if not self.monitor and not is_saved:
+            trainer.save_checkpoint(Path(str(self.dirpath)) / f"{self.filename}.ckpt")
 
     @property
     def state_key(self) -> str:

@@ -9,6 +9,7 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops, measure_flops
 from lightning.pytorch.callbacks import Callback
 
+from lit_gpt_scratch.errors import describe_error
 from lit_gpt_scratch.training.callbacks import is_log_step
 from lit_gpt_scratch.training.hardware import measured_flops
 
@@ -39,11 +40,11 @@ class Throughput(Callback):
         ids = torch.zeros(data.batch_size, data.context, dtype=torch.long, device="meta")
         try:
             self._flops_per_step = parts * measure_flops(net, lambda: net(ids), torch.Tensor.sum)
-        except (NotImplementedError, RuntimeError) as error:  # an operation lacks a meta version
+        except Exception as error:  # for example, an operation without a meta version
             self._flops_per_step = 0
             if trainer.is_global_zero:
                 notice = "Notice: mfu is not logged: operations cannot be counted"
-                print(f"{notice} ({error}).", file=sys.stderr)
+                print(f"{notice} ({describe_error(error)}).", file=sys.stderr)
 
     def state_dict(self) -> dict[str, Any]:
         seconds = [self.train_seconds, self._logged_seconds]

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from laws import train_small
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_gpt_scratch.runs.callbacks import (
     AttentionRecorder,
@@ -16,7 +15,11 @@ from lit_gpt_scratch.runs.callbacks import (
     WandbCheckpoints,
     make_callbacks,
 )
-from lit_gpt_scratch.training.checkpointing import SignalCheckpoint
+from lit_gpt_scratch.training.checkpointing import (
+    RunCheckpoint,
+    SignalCheckpoint,
+    best_checkpoint,
+)
 from lit_gpt_scratch.training.distributed import RankConsistencyCheck
 from lit_gpt_scratch.training.progress import LogLines
 from lit_gpt_scratch.training.throughput import Throughput
@@ -25,8 +28,8 @@ RECORDERS = (SampleRecorder, SymbolLossRecorder, AttentionRecorder)
 ORDER: list[tuple[type, type, str]] = [
     (RankConsistencyCheck, SignalCheckpoint, "ranks are compared before signals are handled"),
     *[(r, WandbCheckpoints, "W&B's row must be complete when it is committed") for r in RECORDERS],
-    *[(r, ModelCheckpoint, "a checkpoint must count the rows of its step") for r in RECORDERS],
-    (WandbCheckpoints, ModelCheckpoint, "W&B's row must be on disk before its checkpoint"),
+    *[(r, RunCheckpoint, "a checkpoint must count the rows of its step") for r in RECORDERS],
+    (WandbCheckpoints, RunCheckpoint, "W&B's row must be on disk before its checkpoint"),
     *[(r, Throughput, "the clock of training must exclude the recorders") for r in RECORDERS],
     (WandbCheckpoints, Throughput, "the clock of training must exclude W&B's commit"),
     (SignalCheckpoint, Throughput, "the clock of training starts after all other preparations"),
@@ -38,13 +41,13 @@ ORDER: list[tuple[type, type, str]] = [
 def test_a_callback_comes_before_another(
     first: type, second: type, reason: str, tmp_path: Path
 ) -> None:
-    kinds = [type(callback) for callback in make_callbacks(tmp_path, bar=False)]
+    kinds = [type(callback) for callback in make_callbacks(tmp_path, LogLines(), is_saving=True)]
     assert kinds.index(first) < kinds.index(second), reason
 
 
 def test_the_order_covers_every_callback(tmp_path: Path) -> None:
     """RowCounts has no hook that another callback's place affects: it only has a state."""
-    kinds = {type(callback) for callback in make_callbacks(tmp_path, bar=False)}
+    kinds = {type(callback) for callback in make_callbacks(tmp_path, LogLines(), is_saving=True)}
     named = {kind for first, second, _ in ORDER for kind in (first, second)}
     assert kinds - named == {RowCounts}
 
@@ -53,11 +56,16 @@ def test_the_last_checkpoint_knows_the_best_of_the_same_validation(tmp_path: Pat
     """Therefore `best` is saved before `last`: a resumed run compares with the true best."""
     run = train_small(tmp_path, "--trainer.val_check_interval=2")
     state = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)
-    (best,) = [part for key, part in state["callbacks"].items() if "val/loss" in key]
-    (expected,) = [c for c in run.trainer.checkpoint_callbacks if c.monitor == "val/loss"]
+    best, expected = state["callbacks"]["RunCheckpoint: best"], best_checkpoint(run.trainer)
+    assert expected
     assert best["best_model_score"] == expected.best_model_score
-    names = [c.filename for c in make_callbacks(tmp_path, False) if isinstance(c, ModelCheckpoint)]
-    assert names == ["best", "last"]
+    callbacks = make_callbacks(tmp_path, None, is_saving=True)
+    assert [c.filename for c in callbacks if isinstance(c, RunCheckpoint)] == ["best", "last"]
+
+
+def test_a_run_that_saves_nothing_has_no_checkpoint_callbacks(tmp_path: Path) -> None:
+    callbacks = make_callbacks(tmp_path, None, is_saving=False)
+    assert not any(isinstance(callback, RunCheckpoint) for callback in callbacks)
 
 
 def test_a_checkpoint_counts_the_rows_of_its_own_validation(tmp_path: Path) -> None:

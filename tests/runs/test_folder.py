@@ -91,6 +91,9 @@ def test_an_unfinished_run_of_the_same_name_is_reported_once(
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["trainer"]["max_steps"] = 6
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    about = yaml.safe_load((folder / "about.yaml").read_text())
+    assert about.pop("finished") is True
+    (folder / "about.yaml").write_text(yaml.safe_dump(about))
     capsys.readouterr()
     train_small(tmp_path)
     message = capsys.readouterr().err

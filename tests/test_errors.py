@@ -1,0 +1,57 @@
+"""Which errors become one line, and which keep their traceback."""
+
+import runpy
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lit_gpt_scratch.errors import describe_error, is_bug, is_out_of_memory
+from lit_gpt_scratch.models import Bigram
+
+
+def caught(function: Callable[[], Any]) -> BaseException:
+    """Return what a function raises, with a traceback that begins in the function."""
+    with pytest.raises(Exception, match="") as found:
+        function()
+    assert found.tb
+    return found.value.with_traceback(found.tb.tb_next)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:114] can't allocate memory: 8 bytes"), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8"), True),
+        (RuntimeError("block_allocation_table has wrong shape"), False),
+        (RuntimeError("size mismatch in the allocator's weights"), False),
+        (ValueError("out of memory cells"), False),
+    ],
+)
+def test_only_a_lack_of_memory_is_called_one(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) == expected
+
+
+def test_an_error_in_a_library_is_no_sure_bug() -> None:
+    assert not is_bug(caught(partial(nn.Linear(2, 3).load_state_dict, {})))
+
+
+def test_an_error_that_a_users_file_raises_is_a_bug(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def fails():\n    return 1 + 'a'\n")
+    error = caught(runpy.run_path(str(tmp_path / "mine.py"))["fails"])
+    assert is_bug(error)
+    assert describe_error(error).startswith("TypeError in mine.py, line 2: unsupported operand")
+
+
+def test_an_error_in_a_network_is_a_bug() -> None:
+    """Also in one of this package, which a researcher may have edited."""
+    net = Bigram(alphabet_size=3, context=4)
+    assert is_bug(caught(partial(net, torch.full((1, 2), 7))))
+    assert is_bug(NameError("x"))
