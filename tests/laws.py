@@ -34,7 +34,7 @@ class Parsed(CharCLI):
 
 def parse(*args: str) -> Parsed:
     """Parse flags of `fit`, with an alphabet instead of a corpus."""
-    return Parsed(["fit", "--data.alphabet", ALPHABET, *args])
+    return Parsed("fit", ["--data.alphabet", ALPHABET, *args])
 
 
 @cache

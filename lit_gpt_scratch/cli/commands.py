@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -248,14 +248,16 @@ def explain_failure(error: BaseException) -> str | None:
     return None
 
 
-def main(args: Sequence[str]) -> CharCLI:
+def main(command: str, flags: Any) -> CharCLI:
     """Run a command. Return the CLI with its `trainer`, `model`, `datamodule` and `folder`.
+
+    The flags are a list, or their values in a dict or a Namespace.
 
     A user's mistake ends in SystemExit, after one line on standard error.
     """
     try:
         with restore_process_state(), exit_with_parent(), report_errors_once():
-            cli = CharCLI(args)
+            cli = CharCLI(command, flags)
             with cli.name_flags():
                 getattr(cli, cli.command)()
             return cli

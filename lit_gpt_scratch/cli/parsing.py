@@ -1,7 +1,7 @@
 """The flags of fit, validate, test and predict. A checkpoint's values become their defaults."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,18 +44,20 @@ NESTED = (
 class CheckpointCLI(LightningCLI):
     """Lightning's CLI, where --ckpt_path makes a checkpoint's values the defaults of all flags.
 
-    The first argument is the command; only the parser of this command is built.
+    Only the parser of one command is built. The flags are a list, or their values in a dict or a
+    Namespace.
     """
 
     config: Any = None  # the values of all flags, once they are parsed
+    given: Namespace  # those that are not defaults
     ckpt_path: Path | None = None  # the checkpoint; if there is one, the values below are set
     ckpt_step: int  # the optimizer step that it was saved at
     ckpt_data: dict[str, Any]  # the hyperparameters of its data module
     weights: dict[str, Any]  # its state_dict
     wandb_id: str | None = None  # the id of its W&B run
 
-    def __init__(self, args: Sequence[str]) -> None:
-        self.command, *flags = args
+    def __init__(self, command: str, flags: Any) -> None:
+        self.command = command
         with self.name_flags():
             super().__init__(
                 LitCharLM,
@@ -108,37 +110,34 @@ class CheckpointCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the flags. If they name a checkpoint, its values become the defaults first."""
-        # The parser reads every value as YAML too, and a deeply nested one overflows the C stack.
-        if any(sum(map(value.count, "[{-?")) > MAX_NESTED for value in args):
-            raise InputError(NESTED)
-        early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        for flag in ("--ckpt_path", "--plugin", "--trainer.default_root_dir"):
-            early.add_argument(flag, nargs="?")
-        flags, _ = early.parse_known_args(args, Namespace())  # type: ignore[no-untyped-call]
+        parse = parser.parse_args if isinstance(args, list) else parser.parse_object
+        self.args = args
+        flags = early_flags(args)
         if flags.ckpt_path:
             self.use_checkpoint_defaults(flags)
         try:
-            self.config = parser.parse_args(args)
+            self.config = parse(args)
             if self.config.ckpt_path and not flags.ckpt_path:  # a config file names it
                 self.use_checkpoint_defaults(self.config)
-                self.config = parser.parse_args(args)
+                self.config = parse(args)
+            self.given = parse(args, defaults=False)
         except argparse.ArgumentError as error:
             raise InputError(explain(str(error), known_names(parser))) from error
         except RecursionError as error:
             raise InputError(NESTED) from error
         except UnicodeDecodeError as error:
             raise InputError(f"--config: not a text file ({error}).") from error
-        self.choose_limit(parser, args)
+        self.choose_limit()
         if self.ckpt_path:
-            self.check_against_checkpoint(args)
+            self.check_against_checkpoint()
         elif self.command != "fit":
             raise InputError(f"{self.command} needs --ckpt_path: a path, or best or last.")
 
-    def choose_limit(self, parser: LightningArgumentParser, args: Sequence[str]) -> None:
+    def choose_limit(self) -> None:
         """Let max_epochs or max_time replace the default of max_steps. Refuse an endless fit."""
         trainer = self.config.trainer
         is_limited = (trainer.max_epochs or -1) > 0 or trainer.max_time
-        if is_limited and "trainer.max_steps" not in parser.parse_args(args, defaults=False):
+        if is_limited and "trainer.max_steps" not in self.given:
             trainer.max_steps = -1
         if self.command == "fit" and trainer.max_steps < 1 and not is_limited:
             raise InputError(
@@ -175,7 +174,7 @@ class CheckpointCLI(LightningCLI):
             reason = f"{str(error)[:200]}. Use another checkpoint"
             raise InputError(f"--ckpt_path {path} {fault}: {reason}.") from error
 
-    def check_against_checkpoint(self, args: Sequence[str]) -> None:
+    def check_against_checkpoint(self) -> None:
         """Refuse to resume a finished run, and to open a URL that only the checkpoint names."""
         config = self.config
         config.ckpt_path = str(self.ckpt_path)
@@ -188,10 +187,27 @@ class CheckpointCLI(LightningCLI):
         is_other = absolute_name(corpus) != self.ckpt_data["corpus"]
         if is_other and config.data.sha256 == self.ckpt_data["sha256"]:
             config.data.sha256 = None  # it is the sum of the checkpoint's corpus
-        is_named = any(arg.split("=")[0] == "--data.corpus" for arg in args)
+        is_named = any(str(arg).split("=")[0] == "--data.corpus" for arg in self.args)
         is_trusted = is_other or is_named or download_path(corpus).exists()
         if "://" in corpus and not is_trusted and self.command != "predict":
             raise InputError(
                 f"{self.ckpt_path} was trained on {corpus}, which is not on this machine: if you "
                 f"trust that address, add --data.corpus {corpus}"
             )
+
+
+def early_flags(args: Any) -> Namespace:
+    """Return the flags that the parser's defaults depend on."""
+    if not isinstance(args, list):
+        trainer = args.get("trainer") or {}
+        flags = {name: args.get(name) for name in ("ckpt_path", "plugin")}
+        flags |= {"trainer.default_root_dir": trainer.get("default_root_dir")}
+        return Namespace(flags)  # type: ignore[no-untyped-call]
+    # The parser reads every value as YAML too, and a deeply nested one overflows the C stack.
+    if any(sum(map(value.count, "[{-?")) > MAX_NESTED for value in args):
+        raise InputError(NESTED)
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--ckpt_path", "--plugin", "--trainer.default_root_dir"):
+        early.add_argument(flag, nargs="?")
+    found, _ = early.parse_known_args(args, Namespace())  # type: ignore[no-untyped-call]
+    return found

@@ -34,12 +34,15 @@ def overview() -> str:
     )
 
 
-def find_command(args: Sequence[str] | None = None) -> Callable[[], Any]:
+def find_command(args: Any = None) -> Callable[[], Any]:
     """Return the function that runs the command in `args` (default: sys.argv).
 
     Its module is imported only now, so that commands without Lightning start at once.
     """
     args = sys.argv[1:] if args is None else args
+    if not isinstance(args, Sequence):
+        return find_command_of_mapping(args)
+    args = [str(arg) for arg in args]
     first = args[0] if args else "--help"
     if not args or (first.startswith("-") and ("--help" in args or "-h" in args)):
         return partial(print, overview())
@@ -52,11 +55,31 @@ def find_command(args: Sequence[str] | None = None) -> Callable[[], Any]:
         exit_with_error(PROGRAM, f"there is no command {first!r}: {hint}")
     from lit_gpt_scratch.cli import commands
 
-    return partial(commands.main, args)
+    return partial(commands.main, first, args[1:])
 
 
-def main(args: Sequence[str] | None = None) -> Any:
+def find_command_of_mapping(args: Any) -> Callable[[], Any]:
+    """Return the function for {"fit": {"trainer": {...}}}, a dict or a Namespace."""
+    values = args if isinstance(args, dict) else vars(args)
+    command = values.get("subcommand") or next(iter(values), None)
+    if command not in TRAINER_COMMANDS or command not in values:
+        allowed = ", ".join(TRAINER_COMMANDS)
+        exit_with_error(
+            PROGRAM,
+            f"the arguments are a {type(args).__name__} with the key "
+            f"{command!r}: the key must be one of {allowed}, as in {{'fit': {{...}}}}.",
+        )
+    from lit_gpt_scratch.cli import commands
+
+    return partial(commands.main, command, values[command])
+
+
+def main(args: Any = None) -> Any:
     """Run a command. fit, validate, test and predict return their CLI (see `commands.main`).
+
+    Args:
+        args: A list as on the command line, or {"fit": {...}} as a dict or a Namespace, as
+            LightningCLI takes it. The default is the command line.
 
     A user's mistake ends in SystemExit, after one line on standard error.
     """

@@ -1,21 +1,26 @@
 """fit, validate, test and predict: the files they write, their output, and their errors."""
 
 import csv
+import logging
 import os
 import re
 import shutil
+import signal
+import warnings
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
+import wandb
 import yaml
 from tiny import TINY, Refusal
 
 from lit_gpt_scratch import cli
-from lit_gpt_scratch.cli.commands import CharCLI
 from lit_gpt_scratch.data import corpus
 from lit_gpt_scratch.data.grammar import play_log_loss
 from lit_gpt_scratch.generation import SamplingSettings
+from lit_gpt_scratch.runs import summary
 from lit_gpt_scratch.training import LitCharLM
 
 RULE = f"\n{'-' * 80}\n"  # between texts
@@ -386,23 +391,97 @@ def test_an_unwritable_run_folder_is_one_line(tmp_path: Path, refusal: Refusal) 
 # A network at its full size
 
 
-class WithoutSummary(CharCLI):
-    """No summary: its sample takes half a minute on a laptop."""
-
-    def after_fit(self) -> None:
-        pass
-
-
 @pytest.mark.slow
-def test_the_full_gpt_takes_one_step_at_its_real_size(tmp_path: Path) -> None:
+def test_the_full_gpt_takes_one_step_at_its_real_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As gpt.yaml says, except its batch size (too large for a laptop) and validation."""
+    monkeypatch.setattr(summary, "format_summary", lambda *_: "")  # its sample takes half a minute
     config = Path(__file__).parents[2] / "configs/gpt.yaml"
     smaller = ["--data.batch_size", "1", "--trainer.max_steps", "1"]
     smaller += ["--trainer.limit_val_batches", "0"]
     corpus = ["--data.corpus", "sample", "--wandb.mode", "disabled"]
     root = ["--trainer.default_root_dir", str(tmp_path)]
-    fitted = WithoutSummary(["fit", "--config", str(config), *smaller, *corpus, *root])
-    fitted.fit()
+    fitted = cli.main(["fit", "--config", str(config), *smaller, *corpus, *root])
     assert sum(p.numel() for p in fitted.model.net.blocks.parameters()) == 10 * (12 * 512**2 + 1024)
     assert fitted.trainer.precision == "bf16-mixed"
     assert torch.isfinite(fitted.trainer.callback_metrics["train/loss"])
+
+
+# `main` from Python: what LightningCLI takes, again and again in one process
+
+VALUES = {
+    "data": {"corpus": "sample", "sample_size": 20_000, "context": 8, "batch_size": 4},
+    "model": {"net": "lit_gpt_scratch.models.Bigram"},
+    "wandb": {"mode": "disabled"},
+}
+
+
+@pytest.mark.parametrize("form", ["dict", "subcommand", "Namespace", "list"])
+def test_main_takes_what_lightning_cli_takes(form: str, tmp_path: Path) -> None:
+    trainer = {"max_steps": 2, "default_root_dir": str(tmp_path)}
+    values = VALUES | {"trainer": trainer}
+    forms = {
+        "dict": {"fit": values},
+        "subcommand": {"subcommand": "fit", "fit": values},
+        "Namespace": Namespace(fit=values),
+        "list": [
+            "fit", "--data", VALUES["data"], "--model.net", "Bigram", "--wandb.mode", "disabled",
+            "--trainer.max_steps", 2, "--trainer.default_root_dir", tmp_path,
+        ],
+    }  # fmt: skip
+    run = cli.main(forms[form])
+    assert (run.trainer.global_step, run.datamodule.context) == (2, 8)
+    assert type(run.model.net).__name__ == "Bigram"
+    # A dict resumes like a list, with the checkpoint's values as defaults.
+    resume = {"ckpt_path": str(run.folder / "checkpoints/last.ckpt"), "wandb": VALUES["wandb"]}
+    resumed = cli.main({"fit": resume | {"trainer": trainer | {"max_steps": 3}}})
+    assert (resumed.trainer.global_step, resumed.folder) == (3, run.folder)
+
+
+@pytest.mark.parametrize("args", [{}, {"train": {}}, {"trainer": {"max_steps": 2}}, Namespace()])
+def test_a_dict_without_a_command_is_refused(
+    args: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(args)
+    assert "the key must be one of fit, validate, test, predict" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_main_works_again_after_a_failure_and_leaves_the_process_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With W&B: each run gets its own, and none stays open."""
+
+    def state() -> list[object]:
+        signals = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        levels = [logging.getLogger(name).level for name in ("lightning.pytorch", "wandb", "")]
+        return [*signals, *levels, [*warnings.filters], dict(os.environ)]
+
+    values = VALUES | {"wandb": {"mode": "offline"}}
+    trainer = {"max_steps": 2, "default_root_dir": str(tmp_path)}
+    cli.main({"fit": values | {"trainer": trainer}})  # W&B sets variables for its own service
+    before = state()
+
+    def fail(*_: object) -> None:
+        raise LookupError("a user's bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LitCharLM, "training_step", fail)
+        with pytest.raises(LookupError):
+            cli.main({"fit": values | {"trainer": trainer}})
+    assert state() == before
+    run = cli.main({"fit": values | {"trainer": trainer}})
+    assert state() == before
+    assert wandb.run is None
+    ids = [yaml.safe_load(path.read_text())["wandb_id"] for path in tmp_path.rglob("about.yaml")]
+    assert len(set(ids)) == len(ids) == 2  # the failed run wrote nothing, and is removed
+
+    # The Trainer of a finished run goes on to work, and adds nothing to the run's files.
+    tables = {path: path.read_bytes() for path in run.folder.glob("*.csv")}
+    (row,) = run.trainer.validate(run.model, run.datamodule, verbose=False)
+    assert row["val/loss"] > 0
+    after = {path: path.read_bytes() for path in run.folder.glob("*.csv")}
+    del after[run.folder / "metrics.csv"], tables[run.folder / "metrics.csv"]
+    assert after == tables
