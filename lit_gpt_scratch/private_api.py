@@ -34,6 +34,13 @@ def not_counting_next_batch(trainer: Any) -> Iterator[None]:
     progress.is_last_batch = is_last
 
 
+def has_worker_processes(trainer: Any) -> bool:
+    """Return whether training runs in worker processes, as with ddp_fork and ddp_spawn."""
+    from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+
+
 def steps_in_loops(loops: Any) -> Any:
     """Return the optimizer steps in a checkpoint's loops; KeyError or TypeError: another layout."""
     progress = loops["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]

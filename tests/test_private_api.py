@@ -237,3 +237,13 @@ def test_rank_zero_only_has_a_rank() -> None:
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     assert rank_zero_only.rank == 0
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [("auto", False), ("ddp", False), ("ddp_fork", True), ("ddp_spawn", True)],
+)
+def test_strategies_with_worker_processes(strategy: str, expected: bool) -> None:
+    trainer = pl.Trainer(devices=1 if strategy == "auto" else 2, strategy=strategy, **QUIET)
+    assert private_api.has_worker_processes(trainer) == expected
+    assert hasattr(trainer.strategy.launcher, "procs") or not expected

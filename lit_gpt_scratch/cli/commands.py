@@ -41,7 +41,12 @@ from lit_gpt_scratch.runs import callbacks, loggers, summary
 from lit_gpt_scratch.runs import folder as run_folder
 from lit_gpt_scratch.training import progress
 from lit_gpt_scratch.training.checkpointing import AtomicCheckpointIO, GracefulStop
-from lit_gpt_scratch.training.distributed import exit_with_parent, is_rank_zero, report_errors_once
+from lit_gpt_scratch.training.distributed import (
+    exit_with_parent,
+    follow_workers,
+    is_rank_zero,
+    report_errors_once,
+)
 from lit_gpt_scratch.training.hardware import keep_freed_memory
 
 # Lightning reports little, except what a user has asked for.
@@ -143,8 +148,10 @@ class CharCLI(CheckpointCLI):
         self.add_recorders()
         keep_freed_memory()
         started, trainer, folder = time.time(), self.trainer, self.folder
+        parts = {"model": self.model, "datamodule": self.datamodule}
         try:
-            trainer.fit(self.model, self.datamodule, ckpt_path=self.ckpt_path, weights_only=True)
+            with follow_workers(trainer):
+                trainer.fit(**parts, ckpt_path=self.ckpt_path, weights_only=True)
         except GracefulStop as stop:
             done = progress.step_of_total(trainer)
             if self.is_saving:
@@ -154,10 +161,9 @@ class CharCLI(CheckpointCLI):
             # Other ranks exit with 0: after an error code, Lightning would kill rank 0 too early.
             raise SystemExit(stop.code if is_rank_zero() else 0) from None
         except SystemExit as end:
-            if not isinstance(end.__context__, KeyboardInterrupt):  # Lightning exits on Ctrl-C
-                raise
-            summary.print_resume_command(folder, "\nStopped at once.")
-            raise SystemExit(128 + signal.SIGINT) from None
+            is_interrupted = isinstance(end.__context__, KeyboardInterrupt)  # Lightning exits then
+            summary.print_resume_command(folder, "\nStopped.")
+            raise SystemExit(128 + signal.SIGINT if is_interrupted else end.code) from None
         except Exception as error:
             written = any((folder / name).exists() for name in ("metrics.csv", "checkpoints"))
             if is_rank_zero() and not written:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -9,9 +10,10 @@ from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.private_api import LOST_PROCESS
+from lit_gpt_scratch.private_api import LOST_PROCESS, has_worker_processes
 
 PARENT = "LIT_GPT_SCRATCH_PARENT"  # environment variable: the process that started the ranks
 GRACE_SECONDS = 10.0  # time that rank 0 has to report an error and to end
@@ -71,6 +73,35 @@ def report_errors_once() -> Iterator[None]:
             reason = " ".join(str(error).split()).partition(". ")[0][:200]
             raise InputError(f"another process has ended, or hangs ({reason}).") from error
         raise
+
+
+@contextlib.contextmanager
+def follow_workers(trainer: Any) -> Iterator[None]:
+    """In this `with` block, pass SIGTERM to worker processes, and end as they end.
+
+    Strategies such as ddp_spawn train in worker processes while this process waits.
+    """
+    if not has_worker_processes(trainer):
+        yield
+        return
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    launcher, before = trainer.strategy.launcher, signal.getsignal(signal.SIGTERM)
+    if is_main_thread:
+        signal.signal(signal.SIGTERM, lambda number, _: launcher.kill(number))
+    try:
+        yield
+    except ProcessExitedException as error:
+        raise SystemExit(error.exit_code) from error
+    except ProcessRaisedException as error:  # its text is the worker's traceback
+        last_line = str(error).rstrip().rpartition("\n")[2]
+        if last_line.startswith(name := f"{InputError.__module__}.{InputError.__name__}: "):
+            raise InputError(last_line.removeprefix(name)) from error
+        raise
+    finally:
+        for process in launcher.procs:
+            process.join(GRACE_SECONDS)  # after Ctrl-C they are still saving
+        if is_main_thread:
+            signal.signal(signal.SIGTERM, before)
 
 
 class RankConsistencyCheck(Callback):

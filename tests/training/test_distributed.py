@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from compare_runs import last, same, state, tables
 
 from lit_gpt_scratch import cli
+from lit_gpt_scratch.runs import read_wandb
 
 HERE = Path(__file__).parents[1]
 LIMIT = 240  # seconds, after which a process hangs
@@ -246,3 +248,42 @@ def test_a_batch_size_not_divisible_by_the_devices_is_refused(
         ])  # fmt: skip
     assert stop.value.code == 2
     assert "give a multiple of 2" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_spawn"])
+def test_worker_processes_record_as_one_process(
+    single: Path, tmp_path: Path, strategy: str
+) -> None:
+    """With W&B on: the process that waits for them has neither the figures nor the W&B run."""
+    two = ["--trainer.devices=2", f"--trainer.strategy={strategy}"]
+    said = end(start(tmp_path, *two, WANDB_MODE="offline"))
+    folder = only_run(tmp_path)
+    assert_equal_rows(folder, single)
+    (final,) = [row["val/loss"] for row in rows(folder) if row["step"] == "50" and row["val/loss"]]
+    assert f"last         {float(final):.4f} nats" in said
+    assert f"best         {float(final):.4f} nats" in said
+    assert "time         0 s" not in said
+    (segment,) = folder.glob("wandb/offline-run-*")
+    assert f"wandb sync {segment}" in said
+    assert [*read_wandb(segment)] == [*range(1, 51)]
+
+
+@pytest.mark.slow
+def test_worker_processes_save_when_the_process_that_waits_gets_sigterm(tmp_path: Path) -> None:
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp_fork", "--trainer.max_steps=100000"]
+    job = start(tmp_path, *two, "--trainer.val_check_interval=100000", "--wandb.mode=disabled")
+    deadline = time.monotonic() + LIMIT
+    while not [*tmp_path.rglob("metrics.csv")] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    job.terminate()  # this process alone
+    assert "--ckpt_path" in end(job, 128 + signal.SIGTERM)
+    assert 0 < state(only_run(tmp_path))["global_step"] < 100_000
+
+
+@pytest.mark.slow
+def test_an_error_in_a_worker_process_is_one_line(tmp_path: Path) -> None:
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp_fork", "--wandb.mode=disabled"]
+    said = end(start(tmp_path, *two, "--trainer.limit_train_batches=0"), 2)
+    (line,) = [line for line in said.splitlines() if "error:" in line]
+    assert "no step was trained" in line
