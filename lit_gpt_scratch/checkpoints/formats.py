@@ -7,6 +7,7 @@ optimizer's state and everything else that only `fit` needs.
 import importlib
 import json
 import pickle
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -203,9 +204,20 @@ def _with_current_class_paths(value: Any) -> Any:
 
 
 def import_plugin(plugin: str | None) -> None:
-    """Import the module named with --plugin. Raise `InputError` if that fails."""
+    """Import the module named with --plugin, also from the working directory.
+
+    Raise `InputError` if that fails.
+    """
+    if not plugin:
+        return
+    here = str(Path.cwd())
+    sys.path.append(here)
     try:
-        if plugin:
-            importlib.import_module(plugin)
-    except ImportError as error:
-        raise InputError(f"--plugin {plugin}: {error}. Is its folder on PYTHONPATH?") from error
+        importlib.import_module(plugin)
+    except (ImportError, ValueError) as error:  # ValueError: a name such as ".mine"
+        raise InputError(
+            f"--plugin {plugin}: {error}. Give the name of a module in {here}, or in a folder that "
+            "is on PYTHONPATH."
+        ) from error
+    finally:
+        sys.path.remove(here)

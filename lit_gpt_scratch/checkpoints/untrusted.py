@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
 from lit_gpt_scratch.private_api import (
     CLASS_PATH_KEY,
@@ -172,13 +173,19 @@ def require_state_of_fit(checkpoint: dict[str, Any]) -> None:
         agree = "loops" not in checkpoint  # exports have no loops
     if not agree:
         raise ValueError("its step counters disagree (the file was edited or damaged)")
-    for key, state in _nested(checkpoint.get("callbacks", {})):
+    callbacks = checkpoint.get("callbacks", {})
+    if not isinstance(callbacks, dict):
+        raise ValueError("its callbacks are not a mapping")
+    # RunCheckpoint uses no path of its state.
+    others = {k: state for k, state in callbacks.items() if not str(k).startswith("RunCheckpoint")}
+    for key, state in _nested(others):
         if key.endswith("_path") and not isinstance(state, str):
             raise ValueError("it holds a path that is not text")
         # ModelCheckpoint deletes the files that its state names; Lightning lets it do so only in
         # its own folder, except through `..`, through URLs, and through chained ones (`::`).
         for text in (key, state):
-            if isinstance(text, str) and re.search(r"\.\.|::|://|^data:", text):
+            is_text = isinstance(text, str)
+            if is_text and re.search(r"(^|[\\/])\.\.([\\/]|$)|::|://|^data:", text):
                 raise ValueError("it names files outside its run")
     weights = checkpoint["state_dict"].values()
     if not all(isinstance(w, torch.Tensor) and bool(w.isfinite().all()) for w in weights):
@@ -217,8 +224,8 @@ def require_classes_of(hyper_parameters: dict[str, Any], modules: Sequence[str])
 
 
 def _is_class_of(class_path: str, modules: Sequence[str]) -> bool:
-    """Return whether a path names a class that is defined in or below one of the modules."""
-    allowed = tuple(f"{module}." for module in modules)
+    """Return whether a path names a class of one of the modules, or an optimizer of PyTorch."""
+    allowed = tuple(f"{module}." for module in (*modules, "torch.optim"))
     module, _, name = class_path.rpartition(".")
     if not f"{module}.".startswith(allowed):
         return False
@@ -226,4 +233,7 @@ def _is_class_of(class_path: str, modules: Sequence[str]) -> bool:
         found = getattr(importlib.import_module(module), name, None)
     except Exception:  # no such module, or a malformed name
         return False
-    return isinstance(found, type) and f"{found.__module__}.".startswith(allowed)
+    if not isinstance(found, type) or not f"{found.__module__}.".startswith(allowed):
+        return False
+    is_of_torch = found.__module__.startswith("torch.")
+    return not is_of_torch or issubclass(found, torch.optim.Optimizer | LRScheduler)

@@ -18,7 +18,7 @@ from lit_gpt_scratch.data.corpus import absolute_name, download_path
 from lit_gpt_scratch.data.datamodule import CharDataModule
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.private_api import INSTANTIATOR_KEY
-from lit_gpt_scratch.runs.folder import find_checkpoint, runs_folder
+from lit_gpt_scratch.runs.folder import find_checkpoint, read_mapping, runs_folder
 from lit_gpt_scratch.runs.loggers import WandbSettings
 from lit_gpt_scratch.training.hardware import fastest_precision
 from lit_gpt_scratch.training.module import LitCharLM
@@ -113,6 +113,7 @@ class CheckpointCLI(LightningCLI):
         parse = parser.parse_args if isinstance(args, list) else parser.parse_object
         self.args = args
         flags = early_flags(args)
+        import_plugin(flags.plugin)  # the classes of other flags may be in it
         if flags.ckpt_path:
             self.use_checkpoint_defaults(flags)
         try:
@@ -147,7 +148,6 @@ class CheckpointCLI(LightningCLI):
 
     def use_checkpoint_defaults(self, flags: Namespace) -> None:
         """Make the hyperparameters of the checkpoint that `flags` name the parser's defaults."""
-        import_plugin(flags.plugin)
         runs = runs_folder(flags.trainer.default_root_dir)
         path = self.ckpt_path = find_checkpoint(flags.ckpt_path, runs)
         checkpoint = read_checkpoint(path, flags.plugin)
@@ -207,7 +207,10 @@ def early_flags(args: Any) -> Namespace:
     if any(sum(map(value.count, "[{-?")) > MAX_NESTED for value in args):
         raise InputError(NESTED)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config", "-c", action="append", default=[])
     for flag in ("--ckpt_path", "--plugin", "--trainer.default_root_dir"):
         early.add_argument(flag, nargs="?")
     found, _ = early.parse_known_args(args, Namespace())  # type: ignore[no-untyped-call]
+    plugins = [read_mapping(Path(config)).get("plugin") for config in found.config]
+    found.plugin = found.plugin or next(filter(None, reversed(plugins)), None)
     return found

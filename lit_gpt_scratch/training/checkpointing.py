@@ -102,18 +102,28 @@ class RunCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
             save_on_train_epoch_end=False,
         )
+        self.path = Path(str(self.dirpath)) / f"{name}.ckpt"
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Save the last step if no validation has done so."""
         super().on_train_end(trainer, pl_module)
         is_saved = "val/loss" in trainer.callback_metrics or trainer.fast_dev_run
         if not self.monitor and not is_saved:
-            trainer.save_checkpoint(Path(str(self.dirpath)) / f"{self.filename}.ckpt")
+            trainer.save_checkpoint(self.path)
 
     @property
     def state_key(self) -> str:
         """A key of its own: another ModelCheckpoint may have the same settings."""
         return f"RunCheckpoint: {self.filename}"
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the best score of this folder, but no path: a stranger may have written it."""
+        score = state_dict["best_model_score"]
+        if score is None or state_dict.get("dirpath") != self.dirpath:
+            return
+        self.best_model_score = self.kth_value = score
+        self.best_model_path = self.kth_best_model_path = str(self.path)
+        self.best_k_models = {str(self.path): score}
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Find the state in checkpoints of older versions."""

@@ -294,17 +294,18 @@ def test_a_global_step_that_differs_from_the_loops_is_refused(edited: Any, step:
 
 
 @pytest.mark.parametrize(
-    "other", ["runs/../notes.txt", "s3://bucket/key", "simplecache::/notes.txt", "data:text"]
+    "other", ["runs/../notes.txt", "..", "s3://bucket/key", "simplecache::/notes.txt", "data:text"]
 )
 def test_a_callback_state_that_names_another_file_is_refused(edited: Any, other: str) -> None:
     """Lightning's ModelCheckpoint deletes the files that its state names."""
+    path = edited(lambda c: c["callbacks"].update(ModelCheckpoint={"best_model_path": other}))
+    assert_refused(path, "it names files outside its run")
 
-    def edit(contents: dict[str, Any]) -> None:
-        for name, state in contents["callbacks"].items():
-            if name.startswith("ModelCheckpoint"):
-                state["best_model_path"] = other
 
-    assert_refused(edited(edit), "it names files outside its run")
+@pytest.mark.parametrize("other", ["v1..2/best.ckpt", "/home/me/a...b/best.ckpt"])
+def test_a_callback_state_may_name_a_folder_with_dots(edited: Any, other: str) -> None:
+    path = edited(lambda c: c["callbacks"].update(ModelCheckpoint={"best_model_path": other}))
+    assert read_checkpoint(path)["callbacks"]["ModelCheckpoint"]["best_model_path"] == other
 
 
 def test_a_callback_state_may_hold_a_long_tensor(edited: Any) -> None:
@@ -317,9 +318,7 @@ def test_a_callback_state_may_hold_a_long_tensor(edited: Any) -> None:
 @pytest.mark.parametrize("value", [None, 1.5, ["x"]])
 def test_a_callback_path_that_is_not_text_is_refused(edited: Any, value: Any) -> None:
     def edit(contents: dict[str, Any]) -> None:
-        for state in contents["callbacks"].values():
-            if "best_model_path" in state:
-                state["best_model_path"] = value
+        contents["callbacks"]["ModelCheckpoint"] = {"best_model_path": value}
 
     assert_refused(edited(edit), "path that is not text")
 

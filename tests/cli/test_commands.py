@@ -14,6 +14,7 @@ import pytest
 import torch
 import wandb
 import yaml
+from lightning.pytorch.callbacks import Callback
 from tiny import TINY, Refusal
 
 from lit_gpt_scratch import cli
@@ -386,6 +387,36 @@ def test_an_unwritable_run_folder_is_one_line(tmp_path: Path, refusal: Refusal) 
     (tmp_path / "file").write_text("a file, not a folder")
     root = ["--trainer.default_root_dir", tmp_path / "file"]
     assert "--trainer.default_root_dir" in refusal("fit", *TINY, *root)
+
+
+class Fails(Callback):
+    """A user's callback with a bug."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def on_train_batch_end(self, *_: object) -> None:
+        if self.kind == "name":
+            print(undefined_name)  # type: ignore[name-defined]  # noqa: F821
+        raise RuntimeError("block_allocation_table has wrong shape")
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"), [("name", NameError), ("text", RuntimeError)], ids=["name", "text"]
+)
+def test_a_bug_in_a_users_callback_is_not_called_a_damaged_checkpoint(
+    kind: str, error: type, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It keeps its traceback, and the program says where the run can resume."""
+    folder = tmp_path / "runs" / "gpt_cpu" / "version_0"
+    shutil.copytree(run_folder, folder)
+    last = folder / "checkpoints" / "last.ckpt"
+    resume = ["fit", "--ckpt_path", str(last), *TINY, "--trainer.max_steps", "9"]
+    callback = [f"--trainer.callbacks+={__name__}.Fails", f"--trainer.callbacks.kind={kind}"]
+    with pytest.raises(error):
+        cli.main([*resume, *callback, "--trainer.default_root_dir", str(tmp_path)])
+    assert f"--ckpt_path {last}" in capsys.readouterr().err
+    assert last.read_bytes() == (run_folder / "checkpoints" / "last.ckpt").read_bytes()
 
 
 # A network at its full size

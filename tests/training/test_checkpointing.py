@@ -227,3 +227,18 @@ def test_weights_that_are_not_finite_are_never_saved(
     assert all(weight.isfinite().all() for weight in weights.values())
     assert re.search(f"error: .*{said_of}.* lower --model.optimizer.lr", said)
     assert f"--ckpt_path {last(folder)}" in said
+
+
+def test_a_checkpoint_callback_takes_no_path_from_a_checkpoint(tmp_path: Path) -> None:
+    """Only the score, and only of its own folder."""
+    kept = saving.RunCheckpoint(tmp_path, "best", monitor="val/loss")
+    state = {
+        "dirpath": str(tmp_path), "best_model_score": torch.tensor(1.5),
+        "best_model_path": "simplecache::/notes.txt", "kth_best_model_path": "/notes.txt",
+    }  # fmt: skip
+    kept.load_state_dict(state)
+    assert (kept.best_model_path, float(kept.best_model_score or 0)) == (str(kept.path), 1.5)
+    assert [*kept.best_k_models] == [kept.kth_best_model_path] == [str(tmp_path / "best.ckpt")]
+    other = saving.RunCheckpoint(tmp_path / "other", "best", monitor="val/loss")
+    other.load_state_dict(state)
+    assert (other.best_model_path, other.best_model_score) == ("", None)
