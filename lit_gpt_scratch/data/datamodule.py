@@ -18,16 +18,16 @@ from lit_gpt_scratch.data.windows import (
     Share,
     TrainWindows,
     Windows,
-    cover,
+    consecutive_windows,
+    evenly_spaced_windows,
     random_bits,
     require_divisible_batch,
     split_corpus,
-    spread,
 )
 from lit_gpt_scratch.errors import InputError, require_positive
 
 MAX_CONTEXT, MAX_BATCH_TOKENS = 1 << 20, 1 << 28
-MAX_TRAIN_SLICE = 1 << 18  # training characters that each validation evaluates at most
+MAX_TRAIN_SAMPLE = 262_144  # training characters that each validation evaluates at most
 
 
 class CharDataModule(pl.LightningDataModule):
@@ -68,7 +68,7 @@ class CharDataModule(pl.LightningDataModule):
                 f"context is {context} and batch_size is {batch_size}: a context must be at most "
                 f"{MAX_CONTEXT:,}, and context times batch_size at most {MAX_BATCH_TOKENS:,}."
             )
-        split_corpus(1, val_fraction, test_fraction)  # checks the fractions
+        split_corpus(1, val_fraction, test_fraction)  # only to refuse wrong fractions now
         self.save_hyperparameters(logger=False)
         self.context, self.batch_size = context, batch_size
         self.seed = 1337 if seed is None else seed
@@ -138,32 +138,36 @@ class CharDataModule(pl.LightningDataModule):
     def train_windows(self, k: int, parts: int = 1) -> Windows:
         """Draw the windows of batch k. The same seed and k give the same batch.
 
-        With gradient accumulation, one optimizer step uses `parts` batches. Together they have the
-        same windows as one batch of `parts * batch_size`.
+        The first random integer seeds dropout. Each other one chooses the start of a window;
+        windows may overlap. With gradient accumulation, one optimizer step uses `parts` batches.
+        Together they have the same windows as one batch of `parts * batch_size`.
         """
         step, part = divmod(k, parts)
-        bits = random_bits(self.seed, step, parts * self.batch_size + 1)
-        rows = bits[1 + part * self.batch_size :][: self.batch_size]
+        integers = random_bits(self.seed, step, parts * self.batch_size + 1)
+        rows = integers[1 + part * self.batch_size :][: self.batch_size]
         start_count = np.uint64(len(self.splits.train) - self.context)
         starts = torch.from_numpy((rows % start_count).astype(np.int64))
-        dropout_seed = int(bits[0] >> np.uint64(1)) + (part << 32)
+        dropout_seed = int(integers[0] >> np.uint64(1)) + (part << 32)  # each part has its own
         return Windows(starts, self.context, dropout_seed, "train")
 
     def val_dataloader(self) -> Iterable[Windows]:
         val, how = self.splits.val, (self.context, len(self.alphabet), Share.of(self.trainer))
-        count = min(len(val) // 4, MAX_TRAIN_SLICE)  # training characters, for `val/gap`
-        slice_of_train = spread(self.splits.train, "train slice", count, *how)
-        return Batches([*cover(val, "val", *how), *slice_of_train])
+        count = min(len(val) // 4, MAX_TRAIN_SAMPLE)  # training characters, for `val/gap`
+        sample = evenly_spaced_windows(self.splits.train, "train sample", count, *how)
+        return Batches([*consecutive_windows(val, "val", *how), *sample])
 
     def test_dataloader(self) -> Iterable[Windows]:
         how = self.context, len(self.alphabet), Share.of(self.trainer)
-        return Batches(cover(self.splits.test, "test", *how))
+        return Batches(consecutive_windows(self.splits.test, "test", *how))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return self.gather(batch) if isinstance(batch, Windows) else batch
+        return self.read_windows(batch) if isinstance(batch, Windows) else batch
 
-    def gather(self, windows: Windows) -> Batch:
-        """Turn window positions into ids, on the GPU if there is one; the corpus is moved there."""
+    def read_windows(self, windows: Windows) -> Batch:
+        """Read the characters of windows: starts (B,) to inputs and targets (B, T).
+
+        On a GPU, the corpus is moved there once.
+        """
         device = windows.starts.device
         self.tokens = self.tokens.to(device)
         offsets = torch.arange(windows.length + 1, device=device)

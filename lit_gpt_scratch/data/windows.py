@@ -1,7 +1,7 @@
 """Splits of a corpus, and the windows of text that training and evaluation batches consist of.
 
-Shapes: B windows in a batch of this process, T characters in a window (the context; fewer in the
-last window of a split).
+Shapes: B windows in a batch of this process, T inputs in a window (the context; fewer in the last
+window of a split). A window has T + 1 characters: its inputs, and the target of the last input.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,16 +16,16 @@ from torch import Tensor
 from lit_gpt_scratch.errors import InputError
 
 # Limits for one evaluation batch, so that its logits fit into memory. Losses do not depend on them.
-MAX_EVAL_TOKENS, MAX_EVAL_LOGITS = 1 << 13, 1 << 24
+MAX_EVAL_TOKENS, MAX_EVAL_LOGITS = 8192, 16_777_216
 
 
 class Windows(NamedTuple):
-    """A batch as positions in the corpus, before `CharDataModule.gather` reads the characters."""
+    """A batch as positions in the corpus; `CharDataModule.read_windows` reads its characters."""
 
     starts: Tensor  # (B,) int64, the position of each window's first character
     length: int  # T
-    seed: int  # of this batch's dropout; each rank adds its number
-    split: str  # train, train slice, val or test
+    seed: int  # of dropout in this batch; process r adds r. Evaluation has no dropout
+    split: str  # train, train sample, val or test
 
 
 class Batch(NamedTuple):
@@ -65,7 +65,10 @@ def split_corpus(size: int, val_fraction: float, test_fraction: float) -> Splits
 
 
 class Share(NamedTuple):
-    """The part of every batch that this process computes, if several train together."""
+    """The part of every batch that this process computes, if several train together.
+
+    With one process, it is the whole batch: skip it on a first reading.
+    """
 
     rank: int = 0
     world_size: int = 1
@@ -93,15 +96,15 @@ def eval_batch_size(length: int, alphabet_size: int) -> int:
     return max(1, min(MAX_EVAL_TOKENS, MAX_EVAL_LOGITS // alphabet_size) // length)
 
 
-def cover(
+def consecutive_windows(
     split: range, name: str, context: int, alphabet_size: int, share: Share
 ) -> Iterator[Windows]:
     """Cover a split with consecutive windows: each character but the first is one target.
 
     Raises `InputError` if there are fewer windows than processes.
     """
-    targets = len(split) - 1
-    covered = targets - targets % context  # by windows of full length
+    target_count = len(split) - 1
+    covered = target_count - target_count % context  # by windows of full length
     if covered // context < share.world_size:  # a process without windows would hang the others
         raise InputError(
             f"the {name} split has {len(split)} characters, too few for {share.world_size} "
@@ -109,18 +112,19 @@ def cover(
         )
     starts = torch.arange(split.start, split.start + covered, context)
     yield from _batches(starts, context, name, alphabet_size, share)
-    if covered < targets:
+    if covered < target_count:
         last = torch.tensor([split.start + covered])
-        yield from _batches(last, targets - covered, name, alphabet_size, share)
+        yield from _batches(last, target_count - covered, name, alphabet_size, share)
 
 
-def spread(
+def evenly_spaced_windows(
     split: range, name: str, count: int, context: int, alphabet_size: int, share: Share
 ) -> Iterator[Windows]:
     """Yield windows that begin at even distances, of about `count` characters together."""
-    targets = len(split) - 1
-    number = max(1, min(count, targets) // context)
-    starts = torch.arange(number) * ((targets - context) // max(1, number - 1))
+    target_count = len(split) - 1
+    window_count = max(1, min(count, target_count) // context)
+    distance = (target_count - context) // max(1, window_count - 1)
+    starts = split.start + torch.arange(window_count) * distance
     yield from _batches(starts, context, name, alphabet_size, share)
 
 
@@ -134,7 +138,7 @@ def _batches(
 
 
 def random_bits(seed: int, k: int, count: int) -> NDArray[np.uint64]:
-    """Return (count,) random numbers that depend on (seed, k) only.
+    """Return (count,) random 64-bit integers of step k: a resumed run needs none of other steps.
 
     Philox is a counter-based generator (Salmon et al. 2011): the numbers of any k are computed
     directly, at the same cost. Its raw bits are stable across NumPy versions.

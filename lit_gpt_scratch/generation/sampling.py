@@ -1,6 +1,6 @@
 """From logits to text: temperature, filters, and drawing one character after the other.
 
-Shapes: B texts, T time, V alphabet size, N new characters.
+Shapes: B texts, T characters so far, V alphabet size, N new characters.
 """
 
 import math
@@ -16,7 +16,7 @@ from lit_gpt_scratch.models.kv_cache import KVCache, takes_cache
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How characters are drawn. The filters apply in this order: top_k, top_p, min_p.
+    """How characters are drawn. They apply in this order: top_k, temperature, top_p, min_p.
 
     Attributes:
         max_new_tokens: Number of characters to generate.
@@ -25,7 +25,7 @@ class SamplingSettings:
         top_p: Keep the smallest set of most likely characters whose probabilities add up to at
             least top_p (nucleus sampling: Holtzman et al. 2020).
         min_p: Drop characters less likely than min_p times the most likely one (Nguyen et al.
-            2024).
+            2024). If that one has probability 0.6, min_p 0.1 drops those under 0.06.
         seed: Seed of the draws. Text i depends on (seed, i), never on other texts in its batch.
 
     Raises `InputError` for a value out of range.
@@ -58,8 +58,11 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def cumulative_sum(probabilities: Tensor) -> Tensor:
-    """Return cumulative sums (B, V); on the CPU where a GPU would not be deterministic."""
-    if torch.are_deterministic_algorithms_enabled():  # PyTorch raises an error on a GPU
+    """Return cumulative sums (B, V).
+
+    A GPU does not compute them deterministically: if that is required, the CPU does.
+    """
+    if torch.are_deterministic_algorithms_enabled():
         return probabilities.cpu().cumsum(-1).to(probabilities.device)
     return probabilities.cumsum(-1)
 
@@ -67,7 +70,7 @@ def cumulative_sum(probabilities: Tensor) -> Tensor:
 def keep_top_p(probabilities: Tensor, p: float) -> Tensor:
     """Set probabilities (B, V) to 0 outside the smallest top set whose sum reaches p."""
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    dropped = cumulative_sum(ordered) - ordered >= p  # likelier ones alone reach p
+    dropped = cumulative_sum(ordered) - ordered >= p  # the more likely ones sum to p already
     dropped[:, 0] = False  # a tiny p rounds to 0 in fp32, but the most likely one always stays
     return torch.zeros_like(ordered).scatter_(-1, order, ordered.masked_fill(dropped, 0.0))
 
@@ -101,6 +104,9 @@ def uniform_numbers(seed: int, indices: Sequence[int], count: int) -> Tensor:
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """Draw ids (B, 1): the first whose cumulative probability exceeds the uniform number (B, 1).
 
+    This is inverse transform sampling. Each text has uniform numbers of its own, so a text does not
+    depend on the others in its batch, as it would with torch.multinomial.
+
     Raises `InputError` if the probabilities (B, V) are not finite, because the model has diverged.
     """
     cumulative = cumulative_sum(probabilities)
@@ -114,12 +120,13 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
 
 
-def window_start(length: int, context: int) -> int:
+def input_start(length: int, context: int) -> int:
     """Return where the network's input starts in a text of the given length.
 
     When a text outgrows the context, about its last half becomes the new input. The start then
-    stays until the context is full again, because moving it makes cached keys and values wrong. An
-    example with a context of 8: a text of 9 starts at 4, and so do those of up to 12.
+    stays until the context is full again: moving it gives each character another position, so that
+    cached keys and values would be wrong. With a context of 8, the input of a text of 9 to 12
+    characters starts at character 4, counted from 0.
     """
     if length <= context:
         return 0
@@ -141,10 +148,10 @@ def stream(
 
     Args:
         net: Maps ids (B, T) to logits (B, T, V). Call its `eval()` first, to turn dropout off.
-        prompt: ids (B, T) with T >= 1; the network reads them from `window_start` on.
+        prompt: ids (B, T) with T >= 1; the network reads them from `input_start` on.
         context: Longest input of the network.
         settings: How characters are drawn.
-        indices: The number of each text, which determines its draws. Default: 0, 1, ...
+        indices: A number for each text, which determines its draws. Default: 0, 1, ...
         stop: ids (S,). Generation ends when every text has generated this sequence.
         cached: Use a key-value cache if the network supports it. This changes only the speed.
 
@@ -158,14 +165,15 @@ def stream(
     stopped = torch.zeros(batch, dtype=torch.bool, device=prompt.device)
     cached = cached and takes_cache(net)
     cache: KVCache | None = None
-    cache_start = -1  # where the window in the cache starts
+    cache_start = -1  # where the input in the cache starts
     for i in range(settings.max_new_tokens):
         end = prompt_length + i
-        start = window_start(end, context)
-        if cached and start != cache_start:  # what is stored is of no use in another window
+        start = input_start(end, context)
+        if cached and start != cache_start:  # what is stored is wrong for another start
             cache, cache_start = KVCache(min(context, ids.size(1))), start
+        # With a cache, the network reads the new characters only.
         logits = net(ids[:, start + cache.length : end], cache) if cache else net(ids[:, start:end])
-        probabilities = next_distribution(logits[:, -1], settings)
+        probabilities = next_distribution(logits[:, -1], settings)  # the last position: (B, V)
         ids[:, end : end + 1] = draw(probabilities, uniform[:, i : i + 1])
         yield ids[:, end]
         if stop is not None and i + 1 >= len(stop):

@@ -1,10 +1,10 @@
-"""Attention mechanisms, from the mean of all past positions to multi-head attention.
+"""Attention mechanisms, from the mean of the values so far to multi-head attention.
 
 Every class maps x (B, T, C) to (B, T, C) and has `weights(x) -> (B, H, T, T)`: row i, column j is
 the weight that position i gives to position j. Rows sum to 1; later positions have weight 0.
 
-Shapes: B batch, T time, C channels (the width), H heads, D head size (D = C / H), Q queries
-(in training Q = T; when sampling with a cache, the new positions only).
+Shapes: B batch, T positions (keys), C channels (the width), H heads, D head size (D = C / H),
+Q queries. In training Q = T. When sampling with a cache, only the new positions are queries.
 """
 
 import math
@@ -19,14 +19,21 @@ from lit_gpt_scratch.models.kv_cache import KVCache
 
 
 class AttentionFactory(Protocol):
-    """Builds an attention of a given width, whose `forward` may have an argument `cache`."""
+    """A class or function that takes `width` and returns an attention module.
+
+    The module's `forward(x)` may also take `cache`.
+    """
 
     def __call__(self, width: int) -> nn.Module: ...
 
 
-def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
-    """Return a mask (Q, T) that is True where a query may attend: to its past and to itself."""
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+def causal_mask(query_count: int, key_count: int, device: torch.device) -> Tensor:
+    """Return a mask (Q, T) that is True where a query may attend: to its past and to itself.
+
+    The queries are the last Q of T positions. For Q = 2 and T = 4, the rows are 1110 and 1111.
+    """
+    allowed = torch.ones(query_count, key_count, dtype=torch.bool, device=device)
+    return allowed.tril(key_count - query_count)
 
 
 def causal_softmax(scores: Tensor) -> Tensor:
@@ -40,7 +47,10 @@ def causal_softmax(scores: Tensor) -> Tensor:
 
 
 class MeanAttention(nn.Module):
-    """The mean of all past positions and the position itself: the baseline for attention."""
+    """The mean of the values of this position and all earlier ones: the baseline for attention.
+
+    A value is a linear map of a position's vector.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -50,14 +60,15 @@ class MeanAttention(nn.Module):
         return causal_softmax(x.new_zeros(x.size(0), 1, x.size(1), x.size(1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.weights(x)[:, 0] @ self.value(x)
+        return self.weights(x)[:, 0] @ self.value(x)  # [:, 0] removes the axis of heads
 
 
 class SingleHeadAttention(nn.Module):
     """One head of scaled dot-product attention (Vaswani et al. 2017, section 3.2.1).
 
-    If queries and keys have variance 1, their dot products have variance D. Division by sqrt(D)
-    makes it 1. Otherwise the softmax would start close to a hard choice, almost without gradient.
+    If the entries of queries and keys are independent, with mean 0 and variance 1, their dot
+    products have variance D. Division by sqrt(D) makes it 1. Otherwise the softmax would start with
+    almost all weight on one position, and almost without gradient. With one head, D = C.
     """
 
     def __init__(self, width: int) -> None:
@@ -68,7 +79,7 @@ class SingleHeadAttention(nn.Module):
 
     def weights(self, x: Tensor) -> Tensor:
         scores = self.query(x) @ self.key(x).transpose(-2, -1) / math.sqrt(x.size(-1))
-        return causal_softmax(scores)[:, None]
+        return causal_softmax(scores)[:, None]  # [:, None] adds the axis of heads
 
     def forward(self, x: Tensor) -> Tensor:
         return self.weights(x)[:, 0] @ self.value(x)
@@ -97,8 +108,12 @@ class MultiHeadAttention(nn.Module):
         self.output = nn.Linear(width, width, bias=False)
 
     def split(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Return q, k, v of every head, each (B, H, T, D). Only rotary attention needs `start`."""
+        """Return q, k, v of every head, each (B, H, Q, D), for x (B, Q, C).
+
+        `start` is the position of the first query. Only `RotaryAttention` (modern.py) uses it.
+        """
         batch, length, _ = x.shape
+        # (B, Q, 3C) -> (B, Q, 3, H, D) -> (3, B, H, Q, D)
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         return q, k, v
 
@@ -117,12 +132,16 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         q, k, v = self.split(x, cache.length if cache else 0)
         if cache:
-            k, v = cache.extend(self, k, v)
-        return self.output(self.head_outputs(q, k, v).transpose(1, 2).flatten(2))
+            k, v = cache.extend(self, k, v)  # the cache stores the tensors of each module
+        outputs = self.head_outputs(q, k, v).transpose(1, 2).flatten(2)  # (B, Q, C)
+        return self.output(outputs)
 
 
 class FusedAttention(MultiHeadAttention):
-    """Gives the same result as `MultiHeadAttention` with the same weights, but faster."""
+    """Computes the same function as `MultiHeadAttention`, up to rounding, but faster.
+
+    In training, dropout draws other masks.
+    """
 
     def head_outputs(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return fused_attention(q, k, v, self.dropout if self.training else 0.0)
@@ -131,12 +150,12 @@ class FusedAttention(MultiHeadAttention):
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     """Compute causal attention of q (B, H, Q, D) over k and v (B, H, T, D), as fast as possible.
 
-    PyTorch's fused kernel never stores the (Q, T) weights (FlashAttention: Dao et al. 2022). The
-    exception is training in bf16 on a CPU: there its backward pass is slow, and three matrix
-    operations are several times faster.
+    PyTorch's fused kernel never stores the (Q, T) weights (FlashAttention: Dao et al. 2022).
     """
     queries, keys = q.size(-2), k.size(-2)
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
+        # In bf16 on a CPU, the kernel's backward pass is several times slower than these lines:
+        # scores = future + q k^T / sqrt(D), softmax, product with v.
         batch_and_heads, scale = q.shape[:2], 1 / math.sqrt(q.size(-1))
         future = torch.full((queries, keys), -math.inf, dtype=q.dtype).triu(keys - queries + 1)
         q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)

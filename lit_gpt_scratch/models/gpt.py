@@ -3,7 +3,7 @@
 All are causal and return logits only; the Lightning module computes the loss. A network with a
 residual stream has the parts `embed`, `blocks` and `unembed`, where inspection attaches its hooks.
 
-Shapes: B batch, T time (at most the context), C channels (the width), V alphabet size.
+Shapes: B batch, T positions (at most the context), C channels (the width), V alphabet size.
 """
 
 import math
@@ -18,7 +18,10 @@ from lit_gpt_scratch.models.kv_cache import KVCache
 
 
 class NetFactory(Protocol):
-    """Builds a network for an alphabet and a context; layers and width are its own arguments."""
+    """A class or function that takes an alphabet's size and a context, and returns a network.
+
+    Other arguments, such as layers and width, are set before, for example by `functools.partial`.
+    """
 
     def __call__(self, alphabet_size: int, context: int) -> nn.Module: ...
 
@@ -28,7 +31,7 @@ def init_weights(net: nn.Module, layers: int = 1) -> None:
 
     Weights are normal with standard deviation 0.02; gains of norms stay 1. The two projections per
     block that add to the residual stream (named `output`) have 0.02 / sqrt(2 * layers), so that the
-    variance of the stream does not grow with depth.
+    variance after the last block does not depend on the number of blocks.
     """
     for name, parameter in net.named_parameters():
         if parameter.dim() >= 2:
@@ -57,8 +60,8 @@ class Bigram(nn.Module):
 
     def __init__(self, alphabet_size: int, context: int) -> None:
         super().__init__()
-        require_positive(context=context)
-        self.table = nn.Embedding(alphabet_size, alphabet_size)
+        require_positive(context=context)  # a bigram has no other use for it
+        self.table = nn.Embedding(alphabet_size, alphabet_size)  # row i: logits after character i
         init_weights(self)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -86,7 +89,8 @@ class AttentionLM(nn.Module):
         self.embed = Embedding(alphabet_size, context, width)
         self.attention = attention(width=width)
         self.unembed = nn.Linear(width, alphabet_size)
-        # Small logits put the first loss near log V. All other weights keep PyTorch's defaults.
+        # With small logits, the first loss is near log V (4.17 for V = 65), as for random guessing.
+        # All other weights keep PyTorch's defaults.
         nn.init.normal_(self.unembed.weight, std=0.02)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -122,7 +126,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         normed = self.attention_norm(x)
-        # Without a cache, pass none: an attention class need not support caches.
+        # An attention class need not support caches.
         attention_output = self.attention(normed, cache) if cache else self.attention(normed)
         x = x + F.dropout(attention_output, self.dropout, self.training)
         mlp_output = self.feed_forward(self.feed_forward_norm(x))
@@ -131,6 +135,8 @@ class Block(nn.Module):
 
 class GPT(nn.Module):
     """Embedding, blocks on a residual stream, and unembedding (GPT-2: Radford et al. 2019).
+
+    Unlike GPT-2, it has no biases, and the unembedding has a matrix of its own.
 
     Args:
         alphabet_size: Number of characters.
@@ -164,7 +170,7 @@ class GPT(nn.Module):
         init_weights(self, layers)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return logits (B, T, V) of ids (B, T), which continue the text in the cache, if any."""
+        """Return the logits (B, T, V) of ids (B, T). With a cache, these are the new ids only."""
         x = self.embed(ids, cache.length if cache else 0)
         for block in self.blocks:
             x = block(x, cache)

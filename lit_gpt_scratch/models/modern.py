@@ -1,6 +1,7 @@
-"""ModernGPT: a GPT with improvements published since GPT-2; `make ablation` measures each of them.
+"""ModernGPT: a GPT with changes published since GPT-2. `make ablation` measures each of them.
 
-Shapes: B batch, T time, C channels (the width), H heads, D head size (D = C / H), V alphabet size.
+Shapes: B batch, T positions, C channels (the width), H heads, D head size (D = C / H), V alphabet
+size.
 """
 
 import math
@@ -19,7 +20,10 @@ from lit_gpt_scratch.models.kv_cache import KVCache
 
 
 class _RMSNorm(torch.autograd.Function):
-    """RMSNorm in seven CPU kernels, forward and backward together; PyTorch's own needs a dozen."""
+    """A faster RMSNorm: read it as `x / x.square().mean(-1, keepdim=True).sqrt()`.
+
+    Forward and backward take seven CPU kernels together; PyTorch's own takes a dozen.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -41,7 +45,7 @@ class _RMSNorm(torch.autograd.Function):
 def rms_norm(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Scale vectors (..., C) to a root mean square of 1, without a gain (Zhang and Sennrich 2019).
 
-    The dtype defaults to autocast's: the next matrix product would cast to it anyway.
+    The dtype defaults to autocast's: the next matrix product would convert to it anyway.
     """
     if dtype is None:
         device = x.device.type
@@ -54,7 +58,11 @@ def rms_norm(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 @lru_cache
 @torch.inference_mode(False)  # tensors of inference mode cannot be used in training
 def rotation_table(positions: int, head_size: int, device: torch.device) -> Tensor:
-    """Return unit complex numbers (positions, 1, D / 2): one rotation per position and pair."""
+    """Return rotations as complex numbers (positions, 1, D / 2): one per position and pair.
+
+    Entry (p, i) is cos(a) + j sin(a) with the angle a = p * 10000 ** (-2i / D), j the imaginary
+    unit. Multiplication by it rotates the channels 2i and 2i + 1 by that angle.
+    """
     frequencies = 10_000.0 ** -(torch.arange(0, head_size, 2, device=device) / head_size)
     angles = torch.outer(torch.arange(positions, device=device), frequencies)
     return torch.polar(torch.ones_like(angles), angles)[:, None]
@@ -64,7 +72,8 @@ def apply_rope(x: Tensor, start: int) -> Tensor:
     """Rotate each pair of channels of x (B, T, H, D) by an angle proportional to its position.
 
     `start` is the position of the first vector. The dot product of a rotated query and a rotated
-    key then depends on the distance between their positions only (RoPE: Su et al. 2021).
+    key then depends on the two vectors and on the distance between their positions, but not on the
+    positions themselves (RoPE: Su et al. 2021). Positions come before heads here.
     """
     end = start + x.size(1)
     # The length is rounded up to a power of two, so that few tables are computed.
@@ -76,8 +85,9 @@ def apply_rope(x: Tensor, start: int) -> Tensor:
 class RotaryAttention(FusedAttention):
     """Fused attention with rotary positions and QK-norm.
 
-    QK-norm gives all queries and keys the same length (Henry et al. 2020). Scores are then bounded,
-    and the softmax cannot become a hard choice. The head size must be even: RoPE rotates pairs.
+    QK-norm gives all queries and keys the same length, sqrt(D) (Henry et al. 2020). So each score
+    lies between -sqrt(D) and sqrt(D), and scores cannot grow without limit during training. The
+    head size must be even: RoPE rotates pairs.
     """
 
     def __init__(self, width: int, heads: int = 2, dropout: float = 0.0) -> None:
@@ -102,13 +112,13 @@ class TokenShift(nn.Module):
     """
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        shifted, unshifted = x.tensor_split(2, dim=-1)
-        history = cache.extend(self, shifted)[0] if cache else shifted
+        first_half, second_half = x.tensor_split(2, dim=-1)
+        history = cache.extend(self, first_half)[0] if cache else first_half
         if history.size(1) > x.size(1):  # the cache holds earlier positions
             previous = history[:, -x.size(1) - 1 : -1]
         else:
-            previous = F.pad(shifted, (0, 0, 1, -1))
-        return torch.cat((previous, unshifted), dim=-1)
+            previous = F.pad(first_half, (0, 0, 1, -1))
+        return torch.cat((previous, second_half), dim=-1)
 
 
 def drop_channels(x: Tensor, probability: float, training: bool) -> Tensor:
@@ -142,7 +152,7 @@ class ModernBlock(nn.Module):
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         shifted = self.attention_shift(rms_norm(x), cache)
-        # Without a cache, pass none: an attention class need not support caches.
+        # An attention class need not support caches.
         attention_output = self.attention(shifted, cache) if cache else self.attention(shifted)
         x = x + drop_channels(attention_output, self.dropout, self.training)
         mlp_output = self.feed_forward(self.feed_forward_shift(rms_norm(x), cache))
@@ -178,9 +188,10 @@ class ModernGPT(nn.Module):
     """A GPT with rotary positions, RMSNorm, QK-norm, squared ReLU and token shift.
 
     Matrices of a block start with standard deviation 0.5 / sqrt(fan-in). The projections that add
-    to the residual stream, and the unembedding, start at zero. So each block first passes its input
-    on unchanged, and gradients reach all blocks with equal size (Fixup: Zhang et al. 2019, arXiv
-    1901.09321). These parts, with Muon to train them, are from Jordan et al. 2024,
+    to the residual stream, and the unembedding, start at zero (Fixup: Zhang et al. 2019, arXiv
+    1901.09321). So at the start each block returns its input unchanged. In the first step only the
+    unembedding gets a gradient; then the projections become nonzero, and all other weights learn.
+    These parts, with Muon to train them, are from Jordan et al. 2024,
     https://github.com/KellerJordan/modded-nanogpt.
 
     Args:
@@ -188,7 +199,8 @@ class ModernGPT(nn.Module):
         context: Longest input in training; no parameter depends on it.
         layers: Number of blocks.
         width: Channels of the residual stream.
-        dropout: Dropout on the output of attention and MLP, one mask for all positions of a text.
+        dropout: Dropout on the embedding and on the outputs of attention and MLP, in training. All
+            positions of a text share one mask.
         attention: Builds the attention of a block; it has its own `heads` and `dropout`.
 
     Raises `InputError` for a size under 1, a dropout outside [0, 1), or heads that do not divide
@@ -217,7 +229,7 @@ class ModernGPT(nn.Module):
         nn.init.zeros_(self.unembed.character.weight)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return logits (B, T, V) of ids (B, T), which continue the text in the cache, if any."""
+        """Return the logits (B, T, V) of ids (B, T). With a cache, these are the new ids only."""
         x = self.embed(ids)
         for block in self.blocks:
             x = block(x, cache)

@@ -134,7 +134,7 @@ class RequireFinite(Callback):
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.state.fn == "fit":
-            loss = float(pl_module.losses["val"].compute())
+            loss = float(pl_module.mean_losses["val"].compute())
             if not math.isfinite(loss):
                 step = trainer.global_step
                 raise InputError(f"the validation loss is {loss} after step {step}: {REMEDY}")

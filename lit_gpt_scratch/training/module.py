@@ -1,6 +1,8 @@
-"""The Lightning module for every network: one step for all stages, metrics, predictions.
+"""The Lightning module for every network: its loss, metrics, optimizer and predictions.
 
-`callbacks.py` adds what training also needs: repeatable dropout, checks, logging, resume.
+Lightning's Trainer calls these methods. For each batch of training: `training_step`, then backward,
+clipping, optimizer and schedule. For each validation: `validation_step` for each batch, then
+`on_validation_epoch_end`. `training/callbacks.py` logs `train/loss`, and seeds dropout.
 """
 
 import math
@@ -29,7 +31,7 @@ from lit_gpt_scratch.training.optim import (
 
 
 class LitCharLM(pl.LightningModule):
-    """A character-level language model.
+    """A character-level language model: a network, and how to train it and write with it.
 
     Args:
         net: Bigram, AttentionLM, GPT, ModernGPT, Ensemble, or your class of network.
@@ -37,9 +39,9 @@ class LitCharLM(pl.LightningModule):
         optimizer: Muon, torch.optim.AdamW or your class; `--model.optimizer.help NAME`.
         schedule: Learning rate over the steps: WarmupStableDecay, WarmupCosine or your class;
             `--model.schedule.help NAME`; null: constant.
-        compile: Compile the network (torch.compile); worth its start-up time in long runs.
-        alphabet: The characters, sorted; the command line takes them from the data.
-        context: Characters that the network sees at once; the command line takes it from the data.
+        compile: Make the network faster with torch.compile, which takes time at the start.
+        alphabet: All characters, sorted; in a script, give `data.alphabet`.
+        context: Longest input of the network; in a script, give `data.context`.
     """
 
     def __init__(
@@ -53,38 +55,39 @@ class LitCharLM(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
-        self.hparams.update(plain_hyperparameters(self.hparams))  # classes as names, no pickle
+        self.hparams.update(plain_hyperparameters(self.hparams))  # no code in it
         self.tokenizer = CharTokenizer(alphabet)
         self.context = context
-        self.net = net(alphabet_size=len(alphabet), context=context)
+        self.net = net(alphabet_size=len(alphabet), context=context)  # the argument is a factory
         self.make_optimizer, self.make_schedule = optimizer, schedule
-        build_optimizer(self.net, optimizer, schedule, steps=1)  # wrong values raise InputError now
-        splits = ("val", "train slice", "test")
-        self.losses: Any = nn.ModuleDict({split: MeanMetric() for split in splits})
+        build_optimizer(self.net, optimizer, schedule, steps=1)  # only to refuse wrong values now
+        splits = ("val", "train sample", "test")
+        self.mean_losses: Any = nn.ModuleDict({split: MeanMetric() for split in splits})
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the logits (B, T, V) of ids (B, T)."""
         return self.net(ids)
 
-    def step(self, batch: Batch) -> Tensor:
+    def character_losses(self, batch: Batch) -> Tensor:
         """Return the loss of each character (B, T) in nats."""
-        logits = self(batch.inputs).flatten(0, 1).float()
+        logits = self(batch.inputs).flatten(0, 1).float()  # (B * T, V); softmax needs fp32
         losses = F.cross_entropy(logits, batch.targets.flatten(), reduction="none")
         return losses.view_as(batch.targets)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self.step(batch).mean()
+        return self.character_losses(batch).mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        losses = self.step(batch)
-        self.losses[batch.split].update(losses.mean(), weight=losses.numel())
-        return {"losses": losses}
+        losses = self.character_losses(batch)
+        self.mean_losses[batch.split].update(losses.mean(), weight=losses.numel())
+        return {"losses": losses}  # for SymbolLossRecorder
 
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        gap = self._log_loss("val") - self._mean_loss("train slice")  # a part of the training text
-        if not gap.isnan():  # limit_val_batches may leave that part out
+        # It grows when the model overfits. The sample is spread evenly over the training text.
+        gap = self._log_loss("val") - self._mean_loss("train sample")
+        if not gap.isnan():  # limit_val_batches may leave the sample out
             self.log("val/gap", gap)
 
     def on_test_epoch_end(self) -> None:
@@ -92,8 +95,8 @@ class LitCharLM(pl.LightningModule):
 
     def _mean_loss(self, split: str) -> Tensor:
         """Return the mean loss of a split, and reset it for the next evaluation."""
-        loss = self.losses[split].compute()
-        self.losses[split].reset()
+        loss = self.mean_losses[split].compute()
+        self.mean_losses[split].reset()
         return loss
 
     def _log_loss(self, split: str) -> Tensor:

@@ -192,7 +192,7 @@ def arithmetic(_peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
     """Floating-point operations of a step of gpt_cpu, compared with the peaks of this machine."""
     cli = fit("gpt_cpu", *QUICK, "--trainer.max_steps=1")
     model, data = cli.model.train(), cli.datamodule
-    batch = data.gather(data.train_windows(0))
+    batch = data.read_windows(data.train_windows(0))
     optimizer = model.make_optimizer(params=parameter_groups(model.net))
     with FlopCounterMode(display=False) as network:
         logits = model.net(batch.inputs)

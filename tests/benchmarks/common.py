@@ -132,7 +132,7 @@ def raw_loop(config: str, steps: int, *args: str) -> float:
     times = []
     for k in range(steps):
         start = time.perf_counter()
-        batch = data.gather(data.train_windows(k))
+        batch = data.read_windows(data.train_windows(k))
         torch.default_generator.manual_seed(batch.seed)  # as SeedDropout does
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             logits = model.net(batch.inputs)

@@ -33,7 +33,9 @@ CHARACTERS = 1 << 25  # in one measurement
 def characters_per_second(data: CharDataModule) -> float:
     """Return how many characters (ids in int64) a data module draws and gathers in a second."""
     count = CHARACTERS // (data.batch_size * data.context)
-    spent = seconds(lambda: [data.gather(data.train_windows(k)).inputs.shape for k in range(count)])
+    spent = seconds(
+        lambda: [data.read_windows(data.train_windows(k)).inputs.shape for k in range(count)]
+    )
     return count * data.batch_size * data.context / spent
 
 

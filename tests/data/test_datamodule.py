@@ -265,7 +265,7 @@ def test_the_train_slice_lies_inside_the_training_split(
     open_text: Opener, layout: dict[str, Any]
 ) -> None:
     module = open_text(**layout)
-    slice_of_train = target_counts(module.val_dataloader(), "train slice")
+    slice_of_train = target_counts(module.val_dataloader(), "train sample")
     assert slice_of_train
     assert set(slice_of_train) <= set(module.splits.train)
     assert set(slice_of_train.values()) == {1}

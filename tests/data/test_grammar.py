@@ -182,7 +182,7 @@ def trained() -> Trained:
     optimizer = AdamW(parameter_groups(net), lr=1.5e-2)
     schedule = WarmupCosine(optimizer, steps=600, warmup=50)
     for k in range(600):
-        batch = data.gather(data.train_windows(k))
+        batch = data.read_windows(data.train_windows(k))
         optimizer.zero_grad()
         F.cross_entropy(net(batch.inputs).flatten(0, 1), batch.targets.flatten()).backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -192,7 +192,7 @@ def trained() -> Trained:
     losses, known = np.full(len(characters), np.nan), np.zeros(len(characters), dtype=int)
     for windows in data.val_dataloader():
         if windows.split == "val":
-            batch = data.gather(windows)
+            batch = data.read_windows(windows)
             with torch.no_grad():
                 logits = net(batch.inputs).transpose(1, 2)
             at = windows.starts[:, None] + torch.arange(windows.length) - data.splits.val.start

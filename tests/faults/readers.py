@@ -220,7 +220,7 @@ def gather(corpus: str) -> None:
     """Open a corpus and gather the first batch."""
     data = CharDataModule(corpus, context=8, batch_size=4, sample_size=SIZE)
     data.open()
-    batch = data.gather(data.train_windows(0))
+    batch = data.read_windows(data.train_windows(0))
     assert batch.inputs.max() < len(data.alphabet)
     data.tokenizer.decode(batch.inputs[0])
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from lit_gpt_scratch.generation.sampling import (
     SamplingSettings,
     generate,
+    input_start,
     next_distribution,
     stream,
-    window_start,
 )
 from lit_gpt_scratch.models.attention import MeanAttention, MultiHeadAttention, SingleHeadAttention
 from lit_gpt_scratch.models.gpt import GPT, AttentionLM, Bigram, NetFactory
@@ -105,7 +105,7 @@ def windows(net: nn.Module, ids: Tensor, start: int) -> Iterator[tuple[Tensor, T
     """From `start` on, yield each id (B,) and the logits (B, V) of the window before it."""
     for t in range(start, ids.size(1)):
         with torch.no_grad():
-            yield ids[:, t], net(ids[:, window_start(t, CONTEXT) : t])[:, -1]
+            yield ids[:, t], net(ids[:, input_start(t, CONTEXT) : t])[:, -1]
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -156,8 +156,8 @@ def test_the_temperature_changes_the_text(net: nn.Module) -> None:
 def test_a_full_window_restarts_from_its_last_half(context: int) -> None:
     """It keeps its start until it is full; then it drops almost half of its characters."""
     for length in range(1, context + 1):
-        assert window_start(length, context) == 0
-    starts = [window_start(length, context) for length in range(context, 4 * context + 2)]
+        assert input_start(length, context) == 0
+    starts = [input_start(length, context) for length in range(context, 4 * context + 2)]
     for length, (before, start) in enumerate(pairwise(starts), context + 1):
         if start != before:
             assert length - 1 - before == context
@@ -169,13 +169,13 @@ def test_a_full_window_restarts_from_its_last_half(context: int) -> None:
 def test_a_window_is_at_most_the_context_and_more_than_half_of_it(
     length: int, context: int
 ) -> None:
-    window = length - window_start(length, context)
+    window = length - input_start(length, context)
     assert min(length, context // 2 + 1) <= window <= context
-    assert window_start(length, context) <= window_start(length + 1, context)
+    assert input_start(length, context) <= input_start(length + 1, context)
 
 
 def test_a_context_of_1_reads_the_last_character_only() -> None:
-    assert [window_start(length, 1) for length in range(1, 6)] == [0, 1, 2, 3, 4]
+    assert [input_start(length, 1) for length in range(1, 6)] == [0, 1, 2, 3, 4]
     net = with_random_weights(GPT(SIZE, 1, layers=1, width=16))
     prompt, sampling = random_ids(SIZE, 2, 3), SamplingSettings(max_new_tokens=8)
     texts = [generate(net, prompt, 1, sampling, cached=cached) for cached in (True, False)]
@@ -186,7 +186,7 @@ def test_a_context_of_1_reads_the_last_character_only() -> None:
 @pytest.mark.parametrize("name", NETS)
 def test_a_text_depends_on_the_window_of_a_long_prompt_only(name: str, length: int) -> None:
     prompt = random_ids(SIZE, 2, length)
-    window = prompt[:, window_start(length, CONTEXT) :]
+    window = prompt[:, input_start(length, CONTEXT) :]
     assert torch.equal(new_ids(NETS[name], prompt), new_ids(NETS[name], window))
 
 

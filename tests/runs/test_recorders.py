@@ -120,7 +120,7 @@ def test_mfu_is_the_flops_of_the_passes_over_the_peak_of_the_device(
     monkeypatch.setattr("lit_gpt_scratch.training.throughput.measured_flops", lambda _: 1e9)
     run = train_small(tmp_path, *EVERY, "--trainer.accumulate_grad_batches=2")
     model, data = run.model, run.datamodule
-    batch = data.gather(data.train_windows(0))
+    batch = data.read_windows(data.train_windows(0))
     with FlopCounterMode(display=False) as counter:
         model.net.train()(batch.inputs).sum().backward()
     for row in rows(run.folder / "metrics.csv"):

@@ -167,7 +167,7 @@ def test_gap_is_validation_loss_minus_loss_on_training_text() -> None:
     model = make_model(data)
     nn.init.normal_(model.net.unembed[1].weight)
     (found,) = make_trainer().validate(model, data, verbose=False)
-    slices = [w for w in data.val_dataloader() if w.split == "train slice"]
+    slices = [w for w in data.val_dataloader() if w.split == "train sample"]
     places = torch.cat([windows.starts for windows in slices]).tolist()
     assert len(places) > 10
     assert max(places) + CONTEXT < len(data.splits.train)
