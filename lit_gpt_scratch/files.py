@@ -1,7 +1,6 @@
-"""Atomic writes, and folder locks between processes."""
+"""Atomic writes, and locks between processes."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 import tempfile
@@ -10,27 +9,36 @@ from glob import escape
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import BaseFileLock, FileLock, Timeout
 
-def lock(folder: Path, locked_if_unsupported: bool = False) -> int | None:
-    """Lock a folder against other calls of `lock`, without waiting; return an open descriptor.
+LOCK = ".lock"  # the file in a folder that a process locks
 
-    Closing the descriptor, or exiting, releases the lock. The result is None if another process
-    holds it, the folder does not exist, or the file system has no locks and such a folder is to
-    count as locked.
+
+def lock(folder: Path, locked_if_unsupported: bool = False) -> BaseFileLock | None:
+    """Lock a folder against other calls of `lock`, without waiting; `release()` ends the lock.
+
+    The end of the process ends it, too. The result is None if another process holds the lock, the
+    folder does not exist, or its file system has no locks and such a folder is to count as locked.
     """
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:
+    if not folder.is_dir():
         return None
+    held = FileLock(folder / LOCK, timeout=0, thread_local=False, fallback_to_soft=False)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        locked = True
-    except OSError as error:  # any but BlockingIOError: the file system has no locks
-        locked = not isinstance(error, BlockingIOError) and not locked_if_unsupported
-    if not locked or not folder.exists():  # the process that held it before may have deleted it
-        os.close(descriptor)
+        held.acquire()
+    except Timeout:
         return None
-    return descriptor
+    except (OSError, NotImplementedError):  # no locks, or a folder that cannot be written
+        return None if locked_if_unsupported else held
+    return held
+
+
+def _remove(folder: Path, held: BaseFileLock | None) -> None:
+    """Remove a folder that this process has locked, and release the lock."""
+    shutil.rmtree(folder, ignore_errors=True)  # on Windows, all but the open lock file
+    if held:
+        held.release()
+    if os.name == "nt":
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -42,18 +50,16 @@ def staging_dir(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{escape(path.name)}-????????.partial"):
-        if (descriptor := lock(stale, locked_if_unsupported=True)) is not None:
-            shutil.rmtree(stale, ignore_errors=True)
-            os.close(descriptor)
+        if (held := lock(stale, locked_if_unsupported=True)) is not None:
+            _remove(stale, held)
     held = None
-    while held is None:  # retry if another process deleted the new folder as stale
+    while held is None:  # retry if another process takes the new folder for a stale one
         folder = Path(tempfile.mkdtemp(".partial", f".{path.name}-", path.parent))
         held = lock(folder)
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(held)
+        _remove(folder, held)
 
 
 @contextlib.contextmanager
@@ -62,8 +68,10 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
     If the body raises, `path` stays as it was and nothing else is left.
     """
-    with staging_dir(path) as folder, (folder / path.name).open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-        Path(file.name).replace(path)
+    with staging_dir(path) as folder:
+        temporary = folder / path.name
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)  # Windows renames no open file

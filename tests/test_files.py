@@ -103,10 +103,10 @@ def test_a_folder_is_locked_by_one_holder_at_a_time(tmp_path: Path) -> None:
     first = lock(tmp_path)
     assert first is not None
     assert lock(tmp_path) is None
-    os.close(first)
+    first.release()
     second = lock(tmp_path)
     assert second is not None
-    os.close(second)
+    second.release()
     assert lock(tmp_path / "missing") is None
 
 
@@ -121,9 +121,9 @@ def test_without_lock_support_lock_succeeds_and_staging_deletes_nothing(
     assert other.stdout
     other_folder = Path(other.stdout.readline().strip())
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    descriptor = lock(tmp_path)
-    assert descriptor is not None
-    os.close(descriptor)
+    held = lock(tmp_path)
+    assert held is not None
+    held.release()
     assert lock(tmp_path, locked_if_unsupported=True) is None
     with atomic_write(tmp_path / "target") as file:
         file.write(b"all")

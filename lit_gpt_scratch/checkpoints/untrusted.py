@@ -174,11 +174,9 @@ def require_state_of_fit(checkpoint: dict[str, Any]) -> None:
     if not agree:
         raise ValueError("its step counters disagree (the file was edited or damaged)")
     callbacks = checkpoint.get("callbacks", {})
-    if not isinstance(callbacks, dict):
-        raise ValueError("its callbacks are not a mapping")
-    # RunCheckpoint uses no path of its state.
-    others = {k: state for k, state in callbacks.items() if not str(k).startswith("RunCheckpoint")}
-    for key, state in _nested(others):
+    if isinstance(callbacks, dict):  # RunCheckpoint uses no path of its state
+        callbacks = {k: v for k, v in callbacks.items() if not str(k).startswith("RunCheckpoint")}
+    for key, state in _nested(callbacks):
         if key.endswith("_path") and not isinstance(state, str):
             raise ValueError("it holds a path that is not text")
         # ModelCheckpoint deletes the files that its state names; Lightning lets it do so only in

@@ -15,6 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 import yaml
+from filelock import BaseFileLock
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
@@ -59,7 +60,7 @@ class CharCLI(CheckpointCLI):
     """The commands, each a method. `fit` makes `folder` for its run, or resumes the run in one."""
 
     trainer: Any
-    _lock: int | None = None  # a file descriptor; while it is open, other processes stay out
+    _lock: BaseFileLock | None = None  # of the run's folder; other processes stay out
 
     def before_instantiate_classes(self) -> None:
         config = self.config
@@ -166,15 +167,16 @@ class CharCLI(CheckpointCLI):
             raise SystemExit(128 + signal.SIGINT if is_interrupted else end.code) from None
         except Exception as error:
             written = any((folder / name).exists() for name in ("metrics.csv", "checkpoints"))
-            if is_rank_zero() and not written:
+            if self._lock and not written:
+                self._lock.release()  # Windows removes no open file
                 shutil.rmtree(folder, ignore_errors=True)
             self.report_bad_checkpoint(error, started)
             saved = "Its last complete checkpoint is still on disk."
             summary.print_resume_command(folder, f"The run failed. {saved}")
             raise
         finally:
-            if self._lock is not None:
-                os.close(self._lock)
+            if self._lock:
+                self._lock.release()
 
     def report_bad_checkpoint(self, error: Exception, started: float) -> None:
         """If training fails before the first save, report the loaded checkpoint as the cause.

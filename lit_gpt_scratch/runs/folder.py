@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import BaseFileLock
 
 from lit_gpt_scratch.errors import InputError, write_errors_as_input_errors
 from lit_gpt_scratch.files import atomic_write, lock
@@ -128,20 +129,20 @@ def find_unfinished_run(folder: Path) -> Path | None:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             max_steps = int(read_mapping(newest / "config.yaml")["trainer"]["max_steps"])
             steps = [int(row["step"]) for row in read_rows(newest / "metrics.csv")[1]]
-            os.close(lock_run_folder(newest))
+            lock_run_folder(newest).release()
             is_finished = read_mapping(newest / "about.yaml").get("finished", False)
             return None if is_finished or max(steps, default=0) >= max_steps > 0 else newest
     return None
 
 
-def lock_run_folder(folder: Path) -> int:
-    """Return a file descriptor that locks a run's folder against other processes until closed."""
-    if (descriptor := lock(folder)) is None:
+def lock_run_folder(folder: Path) -> BaseFileLock:
+    """Lock a run's folder against other processes, until `release()` or the end of this one."""
+    if (held := lock(folder)) is None:
         raise InputError(
             f"run {folder} is being trained by another process: wait until it ends, or omit "
             "--ckpt_path to start a new run."
         )
-    return descriptor
+    return held
 
 
 def find_checkpoint(wanted: str, runs: Path) -> Path:
@@ -191,7 +192,7 @@ def count_lines(folder: Path) -> dict[str, int]:
     """Return the number of lines of each table in a run's folder, after a sync to disk."""
     counts = {}
     for path in [folder / name for name in TABLES if (folder / name).is_file()]:
-        with path.open("rb") as file:
+        with path.open("r+b") as file:  # Windows syncs only files that are open for writing
             os.fsync(file.fileno())  # a power cut must not lose rows that a checkpoint counts
             counts[path.name] = file.read().count(b"\n")
     return counts

@@ -39,7 +39,7 @@ def texts_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def test_a_run_writes_these_files_and_no_others(run_folder: Path) -> None:
     found = {str(path.relative_to(run_folder)) for path in run_folder.rglob("*.*")}
-    expected = {"config.yaml", "about.yaml", "metrics.csv", "samples.csv", "symbols.csv"}
+    expected = {".lock", "config.yaml", "about.yaml", "metrics.csv", "samples.csv", "symbols.csv"}
     expected |= {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
     assert found == expected | {f"attention/step_{step:06}.png" for step in (3, 6, 7)}
     assert run_folder.parts[-3:] == ("runs", "gpt_cpu", "version_0")

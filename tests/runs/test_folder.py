@@ -25,11 +25,11 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_only_one_process_locks_a_run_folder(tmp_path: Path) -> None:
-    descriptor = lock_run_folder(tmp_path)
+    held = lock_run_folder(tmp_path)
     with pytest.raises(InputError, match=r"is being trained by another process.*--ckpt_path"):
         lock_run_folder(tmp_path)
-    os.close(descriptor)
-    os.close(lock_run_folder(tmp_path))
+    held.release()
+    lock_run_folder(tmp_path).release()
 
 
 def test_resume_is_refused_while_the_folder_is_locked(
@@ -38,14 +38,14 @@ def test_resume_is_refused_while_the_folder_is_locked(
     """The refused command changes no file; after the lock is released, resume works."""
     folder = train_small(tmp_path).folder
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    descriptor = lock_run_folder(folder)
+    held = lock_run_folder(folder)
     flags = [f"--ckpt_path={last(folder)}", "--trainer.max_steps=6"]
     with pytest.raises(SystemExit) as stop:
         train_small(tmp_path, *flags)
     assert stop.value.code == 2
     assert "is being trained by another process" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-    os.close(descriptor)
+    held.release()
     assert train_small(tmp_path, *flags).folder == folder
 
 
@@ -112,9 +112,9 @@ def test_a_run_that_is_locked_or_has_another_logger_is_not_reported(tmp_path: Pa
         (folder / "metrics.csv").write_text(f"step,lr\n{step},1\n")
         assert find_unfinished_run(tmp_path) == unfinished
     (folder / "metrics.csv").write_text("step,lr\n4,1\n")
-    descriptor = lock_run_folder(folder)
+    held = lock_run_folder(folder)
     assert find_unfinished_run(tmp_path) is None
-    os.close(descriptor)
+    held.release()
 
 
 def test_every_truncated_config_of_a_run_is_refused(run_folder: Path, tmp_path: Path) -> None:

@@ -143,6 +143,7 @@ def test_single_head_attention_still_has_weights() -> None:
 def test_wandb_reads_its_variables_itself_unless_they_are_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))  # else the logger would set it for good
     monkeypatch.setenv("WANDB_TAGS", "")
     monkeypatch.setenv("WANDB_ENTITY", "")
     monkeypatch.setenv("WANDB_RUN_GROUP", "lesson")
