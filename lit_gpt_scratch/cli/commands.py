@@ -49,6 +49,7 @@ from lit_gpt_scratch.training.distributed import (
     report_errors_once,
 )
 from lit_gpt_scratch.training.hardware import keep_freed_memory
+from lit_gpt_scratch.training.hyperparameters import find_plugin
 
 # Lightning reports little, except what a user has asked for.
 LOG_LEVELS = dict.fromkeys(("lightning.pytorch", "lightning.fabric"), logging.WARNING)
@@ -60,7 +61,6 @@ class CharCLI(CheckpointCLI):
     """The commands, each a method. `fit` makes `folder` for its run, or resumes the run in one."""
 
     trainer: Any
-    _lock: BaseFileLock | None = None  # of the run's folder; other processes stay out
 
     def before_instantiate_classes(self) -> None:
         config = self.config
@@ -98,8 +98,11 @@ class CharCLI(CheckpointCLI):
         except (TypeError, ValueError) as error:  # the Trainer refuses a flag
             raise InputError(str(error)) from error
 
-    def open_folder(self) -> None:
-        """Refuse what cannot be trained. Then make the run's folder, or lock and trim it."""
+    def open_folder(self) -> BaseFileLock | None:
+        """Refuse what cannot be trained. Then make the run's folder, or trim it.
+
+        Rank 0 locks the folder, and returns the lock.
+        """
         config, data, checkpoint = self.config, self.datamodule, self.ckpt_path
         data.open()
         first = Path(config.config[0].relative) if config.config and config.config[0] else None
@@ -115,16 +118,20 @@ class CharCLI(CheckpointCLI):
             summary.print_resume_command(unfinished, f"Notice: {unfinished} is not finished.")
         resumed = run_folder.resume_folder(checkpoint, config.name) if checkpoint else None
         self.folder = resumed or run_folder.new_run_folder(runs, name)
-        if self.trainer.is_global_zero:
-            self._lock = run_folder.lock_run_folder(self.folder)
-            if resumed:
-                run_folder.trim_after_step(self.folder, self.ckpt_step)
+        if not self.trainer.is_global_zero:
+            return None
+        lock = run_folder.lock_run_folder(self.folder)
+        if resumed:
+            run_folder.trim_after_step(self.folder, self.ckpt_step)
+        return lock
 
     def add_recorders(self) -> None:
         """Write config.yaml and about.yaml; give the Trainer all that writes into the folder."""
         trainer, settings = self.trainer, self.config.trainer
         for key in ("corpus", "sha256", "fallback"):  # of the corpus that was opened
             self.config.data[key] = self.datamodule.hparams[key]
+        # The run's own commands must name the module of a class that is not ours.
+        plugin = self.config.plugin = self.config.plugin or find_plugin(self.model.hparams)
         config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         facts = summary.run_facts(trainer, self.model, self.datamodule)
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
@@ -135,7 +142,7 @@ class CharCLI(CheckpointCLI):
             trainer.loggers = loggers.make_loggers(self.folder, config | facts, *wandb, given)
         run = loggers.find_wandb_run(trainer)
         facts["wandb_id"] = run.id if run else self.wandb_id
-        trainer.callbacks.append(summary.FitSummary(self.folder))
+        trainer.callbacks.append(summary.FitSummary(self.folder, plugin))
         trainer.callbacks += callbacks.make_callbacks(
             self.folder, self.progress, self.is_saving, self.wandb_id
         )
@@ -145,12 +152,12 @@ class CharCLI(CheckpointCLI):
 
     def fit(self) -> None:
         """Train. If no step was logged or saved before an error, remove the run's folder."""
-        self.open_folder()
-        self.add_recorders()
-        keep_freed_memory()
+        lock = self.open_folder()
         started, trainer, folder = time.time(), self.trainer, self.folder
         parts = {"model": self.model, "datamodule": self.datamodule}
         try:
+            self.add_recorders()
+            keep_freed_memory()
             with follow_workers(trainer):
                 trainer.fit(**parts, ckpt_path=self.ckpt_path, weights_only=True)
         except GracefulStop as stop:
@@ -167,16 +174,16 @@ class CharCLI(CheckpointCLI):
             raise SystemExit(128 + signal.SIGINT if is_interrupted else end.code) from None
         except Exception as error:
             written = any((folder / name).exists() for name in ("metrics.csv", "checkpoints"))
-            if self._lock and not written:
-                self._lock.release()  # Windows removes no open file
+            if lock and not written:
+                lock.release()  # Windows removes no open file
                 shutil.rmtree(folder, ignore_errors=True)
             self.report_bad_checkpoint(error, started)
             saved = "Its last complete checkpoint is still on disk."
             summary.print_resume_command(folder, f"The run failed. {saved}")
             raise
         finally:
-            if self._lock:
-                self._lock.release()
+            if lock:
+                lock.release()
 
     def report_bad_checkpoint(self, error: Exception, started: float) -> None:
         """If training fails before the first save, report the loaded checkpoint as the cause.

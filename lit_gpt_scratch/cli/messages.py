@@ -23,6 +23,32 @@ WRONG_VALUE = re.compile(
     r"(?:\. Got value: .*)?$"
 )
 
+# Flags, each with the words that other programs have for it.
+WORDS_OF_OTHERS = {
+    "ckpt_path": "resume resume_from checkpoint ckpt load init_from",
+    "data.batch_size": "bs batch train_batch_size micro_batch_size",
+    "data.context": "block_size seq_len seq_length sequence_length context_length max_seq_len",
+    "data.corpus": "dataset data_dir input input_file text train_file",
+    "model.net.attention.heads": "n_head n_heads num_heads nhead",
+    "model.net.layers": "n_layer n_layers num_layers depth",
+    "model.net.width": "n_embd d_model hidden_size embedding_size dim",
+    "model.optimizer.lr": "learning_rate",
+    "model.schedule.warmup": "warmup_steps warmup_iters",
+    "name": "run_name experiment experiment_name",
+    "seed_everything": "seed random_seed",
+    "trainer.accelerator": "device",
+    "trainer.accumulate_grad_batches": "gradient_accumulation_steps grad_accum",
+    "trainer.default_root_dir": "out_dir output_dir save_dir",
+    "trainer.devices": "gpus num_gpus n_gpu",
+    "trainer.gradient_clip_val": "grad_clip clip_grad max_grad_norm",
+    "trainer.log_every_n_steps": "log_interval log_every",
+    "trainer.max_epochs": "epochs num_epochs n_epochs num_train_epochs",
+    "trainer.max_steps": "steps max_iters iters num_steps n_steps train_steps",
+    "trainer.precision": "dtype",
+    "trainer.val_check_interval": "eval_interval eval_every val_interval",
+}
+MEANT = {word: flag for flag, words in WORDS_OF_OTHERS.items() for word in words.split()}
+
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true, false", "str": "text"}
 
 
@@ -62,10 +88,12 @@ def with_flags(message: str, config: Mapping[str, Any] | Namespace) -> str:
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:
-    """Suggest the known name that is most like this one: as a whole, or by its last part."""
+    """Suggest the known name that means the same, or is most like it: as a whole, or at its end."""
     by_last_part = {word.rpartition(".")[2]: word for word in reversed(known)}
     last_part = name.rpartition(".")[2]
-    close = get_close_matches(name, known, 1, 0.7)
+    same = (MEANT.get(last_part.replace("-", "_"), ""), by_last_part.get(last_part, ""))
+    close = [flag for flag in same if flag in known and flag != name]
+    close = close or get_close_matches(name, known, 1, 0.7)
     close = close or [by_last_part[s] for s in get_close_matches(last_part, by_last_part, 1, 0.6)]
     if close and close[0] != name:  # the same name is an argument of another class
         return f": did you mean {close[0]}?"
@@ -75,7 +103,7 @@ def suggestion(name: str, known: Sequence[str]) -> str:
 def known_names(parser: LightningArgumentParser) -> list[str]:
     """Return a parser's flags, and this package's classes with their arguments."""
     flags = LightningArgumentParser.get_defaults(parser).keys()  # with the arguments of classes
-    names = [flag.replace(".init_args", "") for flag in flags]
+    names = [flag.replace(".init_args", "").removesuffix(".class_path") for flag in flags]
     for module in (models, training):
         for name in module.__all__:
             if isinstance(part := getattr(module, name), type):

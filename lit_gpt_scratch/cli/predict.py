@@ -4,12 +4,12 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from lit_gpt_scratch.data.text_files import read_text
 from lit_gpt_scratch.errors import InputError, require_positive
 from lit_gpt_scratch.generation import Prompts, SamplingSettings, default_prompt
 from lit_gpt_scratch.generation.text import OnText
@@ -24,7 +24,8 @@ class PredictSettings(SamplingSettings):
 
     Attributes:
         prompt: Text to continue; empty: a new line.
-        prompt_file: A UTF-8 text file with a prompt on each line, instead of `prompt`.
+        prompt_file: A text file with a prompt on each line, instead of `prompt`; `-`: standard
+            input.
         num_samples: Number of texts for each prompt.
         stop: End a text before this string, where it occurs.
         seed: Seed of the random draws; the default is seed_everything.
@@ -92,9 +93,8 @@ def read_prompts(settings: PredictSettings) -> list[str]:
     if settings.prompt:
         raise InputError("prompt and prompt_file are both given: leave one of them out.")
     try:
-        text = Path(settings.prompt_file).expanduser().read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"prompt_file {settings.prompt_file} is not UTF-8 text.") from error
+        text = read_text(settings.prompt_file, f"prompt_file {settings.prompt_file}")
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
     except (OSError, RuntimeError) as error:  # RuntimeError: the home folder of an unknown user
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"prompt_file {settings.prompt_file} cannot be read: {reason}.") from error

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 from lit_gpt_scratch.errors import exit_with_error
@@ -30,7 +31,8 @@ def overview() -> str:
     return (
         f"usage: {PROGRAM} COMMAND [options]\n\n"
         "Train, compare, sample and inspect character-level language models.\n\n"
-        f"{listed}\n\n{PROGRAM} COMMAND --help lists the options of a command."
+        f"{listed}\n\n"
+        f"{PROGRAM} COMMAND --help lists the options of a command. --version prints the version."
     )
 
 
@@ -43,6 +45,8 @@ def find_command(args: Any = None) -> Callable[[], Any]:
     if not isinstance(args, Sequence):
         return find_command_of_mapping(args)
     args = [str(arg) for arg in args]
+    if "--version" in args[:2]:
+        return partial(print, f"{PROGRAM} {version('lit_gpt_scratch')}")
     first = args[0] if args else "--help"
     if not args or (first.startswith("-") and ("--help" in args or "-h" in args)):
         return partial(print, overview())

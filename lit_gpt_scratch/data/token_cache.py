@@ -5,7 +5,6 @@ are checked on every use, and a damaged cache is rebuilt. Text is read in chunks
 grow with the corpus.
 """
 
-import codecs
 import hashlib
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lit_gpt_scratch.data.corpus import Corpus, cache_folder
+from lit_gpt_scratch.data.text_files import decode
 from lit_gpt_scratch.data.tokenizer import CharTokenizer, code_points
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.files import staging_dir
@@ -32,30 +32,24 @@ VERBATIM: Any = {"encoding": "utf-8", "errors": "surrogatepass", "newline": ""} 
 
 
 def read_chunks(corpus: Corpus, task: str) -> Iterator[str]:
-    """Yield a corpus in chunks of text, with its line ends but without a byte-order mark.
+    """Yield a corpus in chunks of text; see `text_files.decode`.
 
-    `task` labels the progress bar. Raises `InputError` if the text is not UTF-8 or, at the end, if
-    its hash is not `corpus.sha256`.
+    `task` labels the progress bar. Raises `InputError` if the text cannot be decoded or, at the
+    end, if its hash is not `corpus.sha256`.
     """
     digest = hashlib.sha256()
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
     size = corpus.path.stat().st_size
     disable = True if size < MIN_PROGRESS_BYTES else None  # None: show it only on a terminal
     bar = tqdm(total=size, desc=task, unit="B", unit_scale=True, leave=False, disable=disable)
-    chunk = None
     with bar, corpus.path.open("rb") as file:
-        while chunk != b"":
-            chunk = file.read(CHUNK_BYTES)
-            try:
-                text = decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"corpus {corpus.name!r} is not UTF-8 (byte 0x{error.object[error.start]:02x}):"
-                    " convert it, for example with iconv -t UTF-8."
-                ) from error
-            yield text
-            digest.update(chunk)
-            bar.update(len(chunk))
+
+        def chunks() -> Iterator[bytes]:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+                bar.update(len(chunk))
+                yield chunk
+
+        yield from decode(chunks(), f"corpus {corpus.name!r}", str(corpus.path))
     if digest.hexdigest() != corpus.sha256:
         raise InputError(f"corpus {corpus.name!r} was changed while it was read: start again.")
 

@@ -100,8 +100,8 @@ class FitSummary(Callback):
     A callback, because strategies such as ddp_spawn train in other processes than the first.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, plugin: str | None = None) -> None:
+        self.folder, self.plugin = folder, plugin
         self._first_step: int | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -115,7 +115,9 @@ class FitSummary(Callback):
             )
         if trainer.is_global_zero:
             mark_finished(self.folder)
-            print(format_summary(trainer, pl_module, trainer.datamodule, self.folder), flush=True)
+            data = trainer.datamodule
+            text = format_summary(trainer, pl_module, data, self.folder, self.plugin)
+            print(text, flush=True)
 
 
 def sample_text(model: Any, seed: int) -> str:
@@ -133,7 +135,9 @@ def format_loss(loss: Any) -> str:
     return f"{loss:.4f} nats ({loss / math.log(2):.3f} bits) per character"
 
 
-def format_summary(trainer: Any, model: Any, data: Any, folder: Path) -> str:
+def format_summary(
+    trainer: Any, model: Any, data: Any, folder: Path, plugin: str | None = None
+) -> str:
     """Return the results and the next commands, which `fit` prints after training."""
     metrics = trainer.callback_metrics
     throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))
@@ -167,7 +171,7 @@ def format_summary(trainer: Any, model: Any, data: Any, folder: Path) -> str:
     prompt = " --prompt ROMEO:" if set("ROMEO:") <= set(data.alphabet) else ""
     checkpoints = [folder / "checkpoints" / "best.ckpt", last_checkpoint(folder)]
     if checkpoint := next(filter(Path.exists, checkpoints), None):
-        path = shlex.quote(str(checkpoint))
+        path = shlex.quote(str(checkpoint)) + (f" --plugin {plugin}" if plugin else "")
         lines += [
             "Next:",
             f"  lit-gpt-scratch predict --ckpt_path {path}{prompt}",

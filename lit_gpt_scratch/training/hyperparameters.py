@@ -18,6 +18,17 @@ def plain_hyperparameters(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {INSTANTIATOR_KEY: INSTANTIATOR} | {k: _plain(v) for k, v in arguments.items()}
 
 
+def find_plugin(hyperparameters: Any) -> str | None:
+    """Return the module of a class that is neither of this package nor of PyTorch, if any."""
+    if not isinstance(hyperparameters, Mapping):
+        return None
+    module = str(hyperparameters.get("class_path", "torch")).rpartition(".")[0] or "torch"
+    if module.split(".")[0] not in ("lit_gpt_scratch", "torch"):
+        return module
+    found = map(find_plugin, hyperparameters.values())
+    return next(filter(None, found), None)
+
+
 def _plain(value: Any) -> Any:
     if not callable(value):
         return value

@@ -119,7 +119,7 @@ def table(results: Sequence[Result], configs: str = "configs") -> str:
     rows = [row(c, [r for r in results if r.config == c], configs) for c in REFERENCE]
     note = (
         "Loss in nats per character (lower is better). Validation: all characters of the split. "
-        "Train: a fixed sample of the training text, without dropout. "
+        "Train: a fixed sample of the training split, without dropout. "
         "A cell with a range is the mean (lowest to highest) of the seeds "
         f"{', '.join(map(str, SEEDS))}; other cells are of seed {SEEDS[0]}. The time is that of "
         f"the slowest seed, without validation; small rungs use one thread each. {machine()}."

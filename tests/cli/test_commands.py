@@ -313,7 +313,7 @@ def test_a_bad_prompt_file_is_one_line(
 
 
 CORPORA = {
-    "is not UTF-8 (byte 0xff)": b"abc\xff" * 100,
+    "is not UTF-8 text (byte 0xff)": b"abc\xff" * 100,
     "is empty": b"",
     "has 9 characters": b"0123456789" * 9,
 }

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 from jsonargparse import Namespace
+from laws import parse
 from tiny import TINY, Refusal
 
-from lit_gpt_scratch.cli.messages import explain, suggestion, with_flags
+from lit_gpt_scratch.cli.messages import MEANT, explain, known_names, suggestion, with_flags
 
 FIT_MISTAKES = {
     "error: --data.context is 0: it": ["--data.context", "0"],
@@ -47,6 +48,16 @@ FIT_MISTAKES = {
     "no 'GTP' for model.net: did you mean GPT?": ["--model.net", "lit_gpt_scratch.models.GTP"],
     "no 'Adamw' for model.optimizer: did you mean AdamW?": ["--model.optimizer", "Adamw"],
     "no 'ckpt_pat': did you mean ckpt_path?": ["--ckpt_pat", "last"],
+    "no 'max_steps': did you mean trainer.max_steps?": ["--max_steps", "10"],
+    "no 'steps': did you mean trainer.max_steps?": ["--steps", "10"],
+    "no 'n_layer': did you mean model.net.layers?": ["--n_layer", "2"],
+    "no 'layers': did you mean model.net.layers?": ["--layers", "2"],
+    "no 'optimizer.lr': did you mean model.optimizer.lr?": ["--optimizer.lr", "0.1"],
+    "no 'optimizer': did you mean model.optimizer?": ["--optimizer", "SGD"],
+    "no 'lr': did you mean model.optimizer.lr?": ["--lr", "0.1"],
+    "no 'gpus': did you mean trainer.devices?": ["--gpus", "1"],
+    "no 'epochs': did you mean trainer.max_epochs?": ["--epochs", "1"],
+    "no 'batch-size': did you mean data.batch_size?": ["--batch-size", "1"],
     "--data.context: expected one argument": ["--data.context"],
     "no 'model.net.width'; --help": [  # another class has an argument of this name
         *("--model.net", "lit_gpt_scratch.models.Bigram"),
@@ -157,3 +168,10 @@ def test_a_value_is_named_by_its_flag_where_there_is_one() -> None:
     assert with_flags(same_twice, config) == same_twice
     other_values = "heads is 4, x.heads is 3, the loss is nan"
     assert with_flags(other_values, config) == other_values
+
+
+def test_every_word_of_others_leads_to_a_flag_that_exists() -> None:
+    flags = known_names(parse().parser)
+    for word, flag in MEANT.items():
+        assert flag in flags
+        assert suggestion(word, flags) == f": did you mean {flag}?"

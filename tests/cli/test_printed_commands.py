@@ -1,0 +1,118 @@
+"""Every command that the program prints works as it was printed."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lit_gpt_scratch import cli
+
+SMALL = [
+    "--data.corpus=sample", "--data.sample_size=20000", "--data.context=16", "--data.batch_size=4",
+    "--trainer.accelerator=cpu", "--trainer.max_steps=4", "--trainer.val_check_interval=2",
+    "--trainer.limit_val_batches=2",
+]  # fmt: skip
+TINY_NET = ["--model.net.layers=1", "--model.net.width=16"]
+PLUGIN = """
+from lit_gpt_scratch.models import MultiHeadAttention
+
+class Mine(MultiHeadAttention):
+    pass
+"""
+CONFIG = """
+plugin: mine
+model: {net: {class_path: GPT, init_args: {layers: 1, width: 16, attention: mine.Mine}}}
+"""
+
+
+def environment() -> dict[str, str]:
+    """Return an environment with this Python's programs, and this package."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    package = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PATH": path, "PYTHONPATH": package, "WANDB_MODE": "offline"}
+
+
+def run(folder: Path, command: list[str] | str) -> str:
+    """Run a command in a folder, as a user would; return what it prints."""
+    done = subprocess.run(
+        command, cwd=folder, env=environment(), shell=isinstance(command, str),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{command}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def run_here(command: str) -> None:
+    """Run a command in this process, which is faster."""
+    program, *args = shlex.split(command)
+    assert program == "lit-gpt-scratch"
+    cli.main(args)
+
+
+def printed(text: str) -> list[str]:
+    """Return the commands in a text: lines that begin with two spaces and a program's name."""
+    return re.findall(r"^  ((?:lit-gpt-scratch|wandb) .+)$", text, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [*TINY_NET, "--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.1"],
+        ["--config=own.yaml"],
+        ["--model.net=GPT", *TINY_NET, "--model.net.attention=mine.Mine", "--plugin=mine"],
+    ],
+    ids=["torch.optim", "plugin of a config", "plugin"],
+)
+def test_the_commands_of_the_summary_work(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "mine.py").write_text(PLUGIN)  # in the working directory, not on the path
+    (tmp_path / "own.yaml").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    folder = cli.main(["fit", *SMALL, *flags, "--wandb.mode=disabled"]).folder
+    commands = printed(capsys.readouterr().out)
+    assert [command.split()[1] for command in commands] == ["predict", "validate", "report"]
+    for command in commands:
+        monkeypatch.delitem(sys.modules, "mine", raising=False)  # as in a new process
+        run_here(command)
+    resume = ["--config", f"{folder}/config.yaml", "--ckpt_path", f"{folder}/checkpoints/last.ckpt"]
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    cli.main(["fit", *resume, "--trainer.max_steps=6"])
+
+
+@pytest.mark.slow
+def test_a_name_that_a_shell_would_split_is_quoted(tmp_path: Path) -> None:
+    fit = [sys.executable, "-m", "lit_gpt_scratch", "fit", *SMALL, *TINY_NET, "--name=a run's"]
+    *_, predict, _, _, sync = printed(run(tmp_path, fit))
+    run(tmp_path, predict)
+    (folder,) = run(tmp_path, sync.replace("wandb sync", "ls -d")).splitlines()
+    assert (tmp_path / folder).is_dir()
+
+
+@pytest.mark.slow
+def test_the_command_of_a_stopped_run_resumes_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lit_gpt_scratch", "fit", *SMALL, *TINY_NET, "--name=it's"]
+    job = subprocess.Popen(
+        [*command, "--trainer.max_steps=1000", "--trainer.val_check_interval=1000"],
+        cwd=tmp_path, env=environment() | {"WANDB_MODE": "disabled"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not [*tmp_path.rglob("metrics.csv")] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    job.terminate()
+    _, said = job.communicate(timeout=120)
+    assert job.returncode == 128 + signal.SIGTERM, said
+    (resume,) = printed(said)
+    assert "at step 1000" in run(tmp_path, resume)
+    # A new run of that name prints the command for the unfinished one: there is none left.
+    assert not printed(run(tmp_path, [*command, "--wandb.mode=disabled"]).partition("Next:")[0])
