@@ -188,8 +188,8 @@ class CheckpointCLI(LightningCLI):
         if is_other and config.data.sha256 == self.ckpt_data["sha256"]:
             config.data.sha256 = None  # it is the sum of the checkpoint's corpus
         is_named = any(str(arg).split("=")[0] == "--data.corpus" for arg in self.args)
-        is_trusted = is_other or is_named or download_path(corpus).exists()
-        if "://" in corpus and not is_trusted and self.command != "predict":
+        is_trusted = is_other or is_named or download_path(str(corpus)).exists()
+        if "://" in str(corpus) and not is_trusted and self.command != "predict":
             raise InputError(
                 f"{self.ckpt_path} was trained on {corpus}, which is not on this machine: if you "
                 f"trust that address, add --data.corpus {corpus}"

@@ -5,6 +5,7 @@ import hashlib
 import os
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from urllib.parse import urljoin
 import pooch
 
 from lit_gpt_scratch.data.grammar import fingerprint, write_play
+from lit_gpt_scratch.data.text_files import decode
 from lit_gpt_scratch.errors import InputError, require_positive
 from lit_gpt_scratch.files import atomic_write, staging_dir
 
@@ -21,17 +23,21 @@ TINY_SHAKESPEARE = (
 )
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 NAMES = ("tiny-shakespeare", "sample")
+TEXT_SUFFIXES = (".txt", ".txt.gz")  # of the files of a folder
 RETRIES = 2
 TIMEOUT = 30  # seconds without an answer
 MAX_DOWNLOAD_BYTES = 1 << 33
 MAX_SAMPLE_SIZE = 10**9  # characters
 
 
+CorpusName = list[str] | str  # a name, a path, a URL, or several paths
+
+
 @dataclass(frozen=True)
 class Corpus:
     """A text on disk."""
 
-    name: str  # the corpus argument (files: absolute path); `sample` after a failed download
+    name: CorpusName  # the argument (files: absolute paths); `sample` after a failed download
     path: Path  # UTF-8
     sha256: str  # of the file's bytes
     fell_back: bool = False  # whether the sample replaced a failed download
@@ -54,7 +60,7 @@ def download_path(url: str) -> Path:
 
 
 def open_corpus(
-    corpus: str,
+    corpus: CorpusName,
     sha256: str | None = None,
     fallback: Literal["sample"] | None = None,
     sample_size: int = 1_000_000,
@@ -65,7 +71,9 @@ def open_corpus(
     """
     sha256 = sha256.lower() if sha256 else None
     try:
-        if corpus == "sample":
+        if isinstance(corpus, list):
+            path = _join(corpus)
+        elif corpus == "sample":
             path = _sample(sample_size)
         elif corpus == "tiny-shakespeare":
             target = download_folder() / "tinyshakespeare" / "input.txt"
@@ -98,8 +106,10 @@ def open_corpus(
     return Corpus(absolute_name(corpus), path, found)
 
 
-def absolute_name(corpus: str) -> str:
+def absolute_name(corpus: CorpusName) -> CorpusName:
     """Return a corpus name that works from any folder: a file's absolute path, or the name."""
+    if isinstance(corpus, list):
+        return [str(absolute_name(part)) for part in corpus]
     if corpus not in NAMES and "://" not in corpus:
         with contextlib.suppress(OSError, RuntimeError, ValueError):  # open_corpus reports these
             return str(Path(corpus).expanduser().resolve(strict=True))
@@ -132,13 +142,40 @@ def _local_file(corpus: str) -> Path:
     if path.is_file():
         return path.resolve()
     if path.is_dir():
-        raise InputError(f"corpus {corpus!r} is a folder: name one text file in it.")
+        return _join([corpus])
     if not path.exists():
         raise InputError(
             f"corpus {corpus!r}: no such file. Give a text file's path, an https:// URL, "
             "tiny-shakespeare, or sample."
         )
     raise InputError(f"corpus {corpus!r} is not a regular file: save the text in one.")
+
+
+def _join(names: list[str]) -> Path:
+    """Write the texts of files, and of all text files in folders, into one file of the cache.
+
+    The order is that of the names, and in a folder that of the sorted paths. A text that does not
+    end a line gets a line end.
+    """
+    paths: list[Path] = []
+    for name in names:
+        path = Path(name).expanduser().resolve()
+        found = [p for suffix in TEXT_SUFFIXES for p in path.rglob(f"*{suffix}") if p.is_file()]
+        paths += sorted(found) if path.is_dir() else [_local_file(name)]
+    if not paths:
+        allowed = " or ".join(TEXT_SUFFIXES)
+        raise InputError(f"corpus {names} has no file whose name ends in {allowed}.")
+    key = hashlib.sha256(repr(paths).encode()).hexdigest()[:16]
+    joined = cache_folder() / "joined" / f"{key}.txt"
+    with atomic_write(joined) as file:  # always anew: a file may have changed
+        for path in paths:
+            with path.open("rb") as part:
+                end, chunks = "", iter(partial(part.read, 1 << 22), b"")
+                for text in decode(chunks, str(path), str(path)):
+                    file.write(text.encode())
+                    end = text[-1:] or end
+                file.write(b"\n" * (end not in ("", "\n")))
+    return joined
 
 
 def _sample(size: int) -> Path:

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from lit_gpt_scratch.data.corpus import open_corpus
+from lit_gpt_scratch.data.corpus import CorpusName, open_corpus
 from lit_gpt_scratch.data.token_cache import load_tokens
 from lit_gpt_scratch.data.tokenizer import CharTokenizer
 from lit_gpt_scratch.data.windows import (
@@ -34,7 +34,8 @@ class CharDataModule(pl.LightningDataModule):
     """A text as batches of windows.
 
     Args:
-        corpus: `tiny-shakespeare`, `sample` (built in), a text file's path, or an https:// URL.
+        corpus: `tiny-shakespeare`, `sample` (built in), a text file or a folder of them, a list of
+            files, or an https:// URL.
         context: Characters that the network sees at once.
         batch_size: Windows in a batch, over all devices together.
         val_fraction: Fraction of the corpus used for validation.
@@ -50,7 +51,7 @@ class CharDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        corpus: str = "tiny-shakespeare",
+        corpus: CorpusName = "tiny-shakespeare",
         context: int = 256,
         batch_size: int = 16,
         val_fraction: float = 0.1,

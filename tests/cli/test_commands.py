@@ -516,3 +516,24 @@ def test_main_works_again_after_a_failure_and_leaves_the_process_as_it_was(
     after = {path: path.read_bytes() for path in run.folder.glob("*.csv")}
     del after[run.folder / "metrics.csv"], tables[run.folder / "metrics.csv"]
     assert after == tables
+
+
+def test_several_files_as_a_corpus_are_named_in_the_run_and_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        Path(f"{name}.txt").write_text(f"{name} text of few letters\n" * 40)
+    flags = ["--data.corpus=[b.txt, a.txt]", "--data.context=8", "--model.net=Bigram"]
+    flags += ["--trainer.max_steps=2", "--wandb.mode=disabled"]
+    folder = cli.main(["fit", *flags]).folder
+    names = [str(tmp_path / "b.txt"), str(tmp_path / "a.txt")]
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["corpus"] == names
+    monkeypatch.chdir("/")
+    last = (
+        f"{folder.resolve() if folder.is_absolute() else tmp_path / folder}/checkpoints/last.ckpt"
+    )
+    resumed = cli.main(
+        ["fit", "--ckpt_path", last, "--trainer.max_steps=4", "--wandb.mode=disabled"]
+    )
+    assert resumed.datamodule.hparams["corpus"] == names

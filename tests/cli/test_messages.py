@@ -75,7 +75,7 @@ FIT_MISTAKES = {
     ],
     "wandb.mode is 'of': it must be offline or online or disabled": ["--wandb.mode", "of"],
     "--plugin no_such_module": ["--plugin", "no_such_module"],
-    "is a folder": ["--data.corpus", "."],
+    "has no file whose name ends in .txt or .txt.gz": ["--data.corpus", "."],
     "no such file": ["--data.corpus", "tiny-shakespear"],
     "only https://": ["--data.corpus", "http://example.org/a.txt"],
     "not 0000": ["--data.sha256", "0000"],

@@ -391,12 +391,6 @@ def test_a_truncated_sample_is_rewritten() -> None:
     assert open_corpus("sample", sample_size=321).path.read_bytes() == original
 
 
-def test_a_folder_is_refused(tmp_path: Path) -> None:
-    error = error_of(str(tmp_path))
-    assert str(tmp_path) in error
-    assert "is a folder" in error
-
-
 @pytest.mark.parametrize("name", ["missing.txt", "a text.txt/below", "nul\0byte"])
 def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "a text.txt").write_bytes(TEXT)

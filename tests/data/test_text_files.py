@@ -90,3 +90,47 @@ def test_zeros_in_a_text_are_characters() -> None:
     for text in ("\0", "ab\0cd" * 30, "\0\0\0\0"):
         assert "".join(decode([text.encode()], "a text", "a.txt")) == text
     assert re.fullmatch("", "".join(decode([], "a text", "a.txt")))
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    """A folder of texts, some in subfolders, one in gzip, one without a last line end."""
+    folder = tmp_path / "library"
+    (folder / "b").mkdir(parents=True)
+    (folder / "b" / "2.txt").write_text("second\n" * 20)
+    (folder / "a.txt").write_text("first" * 20)
+    (folder / "c.txt.gz").write_bytes(gzip.compress(b"third\n" * 20))
+    (folder / "notes.md").write_text("no text of the corpus")
+    return folder
+
+
+def test_a_folder_is_a_corpus_of_its_texts_in_sorted_order(library: Path) -> None:
+    text = "first" * 20 + "\n" + "second\n" * 20 + "third\n" * 20
+    assert corpus_text(library) == text
+    data = CharDataModule(str(library), context=4)
+    data.open()
+    assert data.hparams["corpus"] == str(library)
+    (library / "a.txt").write_text("changed" * 20)
+    assert corpus_text(library) == text.replace("first", "changed")
+
+
+def test_a_list_of_files_is_a_corpus_in_the_order_of_the_list(library: Path) -> None:
+    names = [str(library / "b" / "2.txt"), str(library / "a.txt")]
+    data = CharDataModule(names, context=4)
+    data.open()
+    assert data.tokenizer.decode(data.tokens) == "second\n" * 20 + "first" * 20 + "\n"
+    assert data.hparams["corpus"] == names
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(["none.txt"], "no such file"), ([], "has no file"), (["sample", "none.txt"], "no such file")],
+)
+def test_a_list_with_a_missing_file_is_refused(names: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        CharDataModule(names, context=4).open()
+
+
+def test_a_folder_without_texts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"ends in \.txt or \.txt\.gz"):
+        corpus_text(tmp_path)
