@@ -52,14 +52,14 @@ def test_every_link_inside_the_project_leads_to_a_file(path: Path) -> None:
 def test_the_attention_of_the_readme_trains_and_is_causal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the readme's own flag, in place of the attention of the rung `transformer`."""
+    """With the readme's own flags, in place of the attention of the rung `transformer`."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     [code] = [code for language, code in CODE.findall(text) if language == "python"]
     (tmp_path / "my_module.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
-    flag = "--model.net.attention my_module.MyAttention"
-    assert f"--config configs/transformer.yaml {flag}" in text
-    cli = train_small(tmp_path, *flag.split(), config=ROOT / "configs" / "transformer.yaml")
+    monkeypatch.chdir(tmp_path)  # where the readme says that the module is
+    flags = "--plugin my_module --model.net.attention my_module.MyAttention"
+    assert f"--config configs/transformer.yaml {flags}" in text
+    cli = train_small(tmp_path, *flags.split(), config=ROOT / "configs" / "transformer.yaml")
     net = cli.model.net
     [attention] = [m for m in net.modules() if type(m).__name__ == "MyAttention"]
     size, context = len(cli.model.tokenizer), cli.model.context
