@@ -161,9 +161,10 @@ def require_state_of_fit(checkpoint: dict[str, Any]) -> None:
     """
     if not isinstance(checkpoint.get("global_step", 0), int):
         raise ValueError("its global_step is not a whole number")
-    for _, state in _nested(checkpoint.get("loops", {})):
+    for key, state in _nested(checkpoint.get("loops", {})):
         is_count = isinstance(state, int) and 0 <= state < 1 << 53
-        if not is_count and not isinstance(state, dict | list):
+        must_count = key in ("ready", "started", "processed", "completed")
+        if not is_count and (must_count or not isinstance(state, dict | list)):
             raise ValueError(
                 "its step counters are not all counts (the file was edited or damaged)"
             )

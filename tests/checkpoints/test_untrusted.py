@@ -288,6 +288,16 @@ def test_loop_states_that_are_not_counts_are_refused(edited: Any, value: Any) ->
     assert_refused(edited(lambda c: run_loops(c, ready=value)), "step counters are not all counts")
 
 
+@pytest.mark.parametrize("value", [{}, [], {"ready": 1}])
+def test_an_epoch_counter_that_is_no_number_is_refused(edited: Any, value: Any) -> None:
+    """It would fail at the end of an epoch, long after the first checkpoint is saved."""
+
+    def edit(contents: dict[str, Any]) -> None:
+        contents["loops"]["fit_loop"]["epoch_progress"]["total"]["processed"] = value
+
+    assert_refused(edited(edit), "not all counts")
+
+
 @pytest.mark.parametrize("step", [0, 3, 5])
 def test_a_global_step_that_differs_from_the_loops_is_refused(edited: Any, step: int) -> None:
     assert_refused(edited(lambda c: c.update(global_step=step)), "step counters disagree")
