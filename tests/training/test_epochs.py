@@ -50,7 +50,8 @@ def train(
     history = History()
     trainer = pl.Trainer(
         callbacks=[history, *callbacks],
-        enable_checkpointing=bool(callbacks),
+        # Else Lightning adds one that saves into the working directory.
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
         **TRAINER | arguments,
     )
     trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
