@@ -56,9 +56,10 @@ def describe_error(error: BaseException) -> str:
 
 
 def is_bug(error: BaseException) -> bool:
-    """Return whether an exception is surely a bug: by its type, or since a user's code raised it.
+    """Return whether an exception is surely a bug, by its type or because of where it was raised.
 
-    A user's code is all outside this package and the installed ones, and the networks.
+    An error in a file outside the installed packages comes from the user's code. Errors in
+    `models/` count too, because a researcher may have edited a network there.
     """
     package = Path(__file__).parent
     installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]

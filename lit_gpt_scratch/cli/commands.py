@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import (
     ProgressBar,
 )
 
-from lit_gpt_scratch.checkpoints.formats import import_plugin, limit_parameters
+from lit_gpt_scratch.checkpoints.formats import limit_parameters
 from lit_gpt_scratch.cli.parsing import CheckpointCLI
 from lit_gpt_scratch.cli.predict import PredictSettings, TextWriter, make_batches
 from lit_gpt_scratch.cli.program import PROGRAM
@@ -51,7 +51,7 @@ from lit_gpt_scratch.training.distributed import (
 from lit_gpt_scratch.training.hardware import keep_freed_memory
 from lit_gpt_scratch.training.hyperparameters import find_plugin
 
-# Lightning reports little, except what a user has asked for.
+# Lightning's log shows warnings only, except in parts that report what a user has asked for.
 LOG_LEVELS = dict.fromkeys(("lightning.pytorch", "lightning.fabric"), logging.WARNING)
 ASKED_FOR = ("callbacks.early_stopping", "callbacks.model_summary", "profilers.profiler")
 LOG_LEVELS |= {f"lightning.pytorch.{name}": logging.INFO for name in ASKED_FOR}
@@ -64,7 +64,6 @@ class CharCLI(CheckpointCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config
-        import_plugin(config.plugin)
         if config.data.seed is None:
             config.data.seed = int(config.seed_everything)
         counts = ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
@@ -78,14 +77,14 @@ class CharCLI(CheckpointCLI):
         if self.ckpt_path:  # weights that do not fit are refused before fit writes a file
             self.model.load_state_dict(self.weights)
         config = self.config_init.trainer
-        given = config.callbacks or []  # the user's callbacks
-        given = given if isinstance(given, list) else [given]
+        given = as_list(config.callbacks)  # the user's callbacks
         if tuners := [c for c in given if isinstance(c, BatchSizeFinder | LearningRateFinder)]:
             name = type(tuners[0]).__name__
             raise InputError(f"{name} is not supported: start one run for each value instead.")
         has_bar = any(isinstance(callback, ProgressBar) for callback in given)
         bar = config.enable_progress_bar
-        bar = has_bar or sys.stdout.isatty() if bar is None else bar
+        if bar is None:
+            bar = has_bar or sys.stdout.isatty()
         # fit adds callbacks of its own later; predict prints its texts only.
         self.progress = None if has_bar else progress.ProgressBar() if bar else progress.LogLines()
         self.is_saving = config.enable_checkpointing is not False
@@ -99,9 +98,9 @@ class CharCLI(CheckpointCLI):
             raise InputError(str(error)) from error
 
     def open_folder(self) -> BaseFileLock | None:
-        """Refuse what cannot be trained. Then make the run's folder, or trim it.
+        """Check that the run can be trained. Create its folder, or trim that of a resumed run.
 
-        Rank 0 locks the folder, and returns the lock.
+        Return the lock of the folder in rank 0, and None in other ranks.
         """
         config, data, checkpoint = self.config, self.datamodule, self.ckpt_path
         data.open()
@@ -136,8 +135,7 @@ class CharCLI(CheckpointCLI):
         facts = summary.run_facts(trainer, self.model, self.datamodule)
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if settings.logger is not False:
-            given = self.config_init.trainer.logger
-            given = given if isinstance(given, list) else [given] if given else []
+            given = as_list(self.config_init.trainer.logger)
             wandb = self.config_init.wandb, self.wandb_id
             trainer.loggers = loggers.make_loggers(self.folder, config | facts, *wandb, given)
         run = loggers.find_wandb_run(trainer)
@@ -228,6 +226,11 @@ class CharCLI(CheckpointCLI):
         self.trainer.callbacks.append(writer)
         prompts = make_batches(self.model, settings, config.seed_everything, writer.print_piece)
         self.trainer.predict(self.model, Batches(prompts))
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return a flag's value as a list: callbacks and loggers may be one, several or none."""
+    return value if isinstance(value, list) else [value] if value else []
 
 
 @contextlib.contextmanager

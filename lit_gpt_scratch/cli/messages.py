@@ -23,7 +23,7 @@ WRONG_VALUE = re.compile(
     r"(?:\. Got value: .*)?$"
 )
 
-# Flags, each with the words that other programs have for it.
+# For each flag, the names that other programs use for it.
 WORDS_OF_OTHERS = {
     "ckpt_path": "resume resume_from checkpoint ckpt load init_from",
     "data.batch_size": "bs batch train_batch_size micro_batch_size",
@@ -88,7 +88,10 @@ def with_flags(message: str, config: Mapping[str, Any] | Namespace) -> str:
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:
-    """Suggest the known name that means the same, or is most like it: as a whole, or at its end."""
+    """Suggest a known name.
+
+    It has the same meaning in another program, or the same last part, or a similar spelling.
+    """
     by_last_part = {word.rpartition(".")[2]: word for word in reversed(known)}
     last_part = name.rpartition(".")[2]
     same = (MEANT.get(last_part.replace("-", "_"), ""), by_last_part.get(last_part, ""))

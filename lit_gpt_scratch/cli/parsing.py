@@ -49,7 +49,6 @@ class CheckpointCLI(LightningCLI):
     """
 
     config: Any = None  # the values of all flags, once they are parsed
-    given: Namespace  # those that are not defaults
     ckpt_path: Path | None = None  # the checkpoint; if there is one, the values below are set
     ckpt_step: int  # the optimizer step that it was saved at
     ckpt_data: dict[str, Any]  # the hyperparameters of its data module
@@ -94,7 +93,7 @@ class CheckpointCLI(LightningCLI):
         parser.link_arguments("data.context", "model.context", apply_on="instantiate")
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.set_defaults({"trainer": TRAINER_DEFAULTS | {"precision": fastest_precision()}})
-        plugin_help = "Your own module, if the checkpoint uses its classes; a new run needs none."
+        plugin_help = "Your own module, if the run or the checkpoint uses its classes."
         parser.add_argument("--plugin", type=str | None, help=plugin_help)
         ckpt_help = "A .ckpt file, or best or last: the newest such file in runs/."
         ckpt_help += " fit resumes from it." if self.command == "fit" else " Required."
@@ -121,30 +120,25 @@ class CheckpointCLI(LightningCLI):
             if self.config.ckpt_path and not flags.ckpt_path:  # a config file names it
                 self.use_checkpoint_defaults(self.config)
                 self.config = parse(args)
-            self.given = parse(args, defaults=False)
         except argparse.ArgumentError as error:
             raise InputError(explain(str(error), known_names(parser))) from error
         except RecursionError as error:
             raise InputError(NESTED) from error
         except UnicodeDecodeError as error:
             raise InputError(f"--config: not a text file ({error}).") from error
-        self.choose_limit()
-        if self.ckpt_path:
-            self.check_against_checkpoint()
-        elif self.command != "fit":
-            raise InputError(f"{self.command} needs --ckpt_path: a path, or best or last.")
-
-    def choose_limit(self) -> None:
-        """Let max_epochs or max_time replace the default of max_steps. Refuse an endless fit."""
         trainer = self.config.trainer
-        is_limited = (trainer.max_epochs or -1) > 0 or trainer.max_time
-        if is_limited and "trainer.max_steps" not in self.given:
-            trainer.max_steps = -1
-        if self.command == "fit" and trainer.max_steps < 1 and not is_limited:
+        if (trainer.max_epochs or -1) > 0 or trainer.max_time:
+            if "trainer.max_steps" not in parse(args, defaults=False):
+                trainer.max_steps = -1  # no limit: its default is replaced
+        elif self.command == "fit" and trainer.max_steps < 1:
             raise InputError(
                 f"--trainer.max_steps is {trainer.max_steps}: give at least 1, or "
                 "--trainer.max_epochs or --trainer.max_time."
             )
+        if self.ckpt_path:
+            self.check_against_checkpoint()
+        elif self.command != "fit":
+            raise InputError(f"{self.command} needs --ckpt_path: a path, or best or last.")
 
     def use_checkpoint_defaults(self, flags: Namespace) -> None:
         """Make the hyperparameters of the checkpoint that `flags` name the parser's defaults."""

@@ -14,7 +14,7 @@ from urllib.parse import urljoin
 import pooch
 
 from lit_gpt_scratch.data.grammar import fingerprint, write_play
-from lit_gpt_scratch.data.text_files import decode
+from lit_gpt_scratch.data.text_files import PIECE, decode
 from lit_gpt_scratch.errors import InputError, require_positive
 from lit_gpt_scratch.files import atomic_write, staging_dir
 
@@ -29,7 +29,6 @@ TIMEOUT = 30  # seconds without an answer
 MAX_DOWNLOAD_BYTES = 1 << 33
 MAX_SAMPLE_SIZE = 10**9  # characters
 
-
 CorpusName = list[str] | str  # a name, a path, a URL, or several paths
 
 
@@ -38,7 +37,7 @@ class Corpus:
     """A text on disk."""
 
     name: CorpusName  # the argument (files: absolute paths); `sample` after a failed download
-    path: Path  # UTF-8
+    path: Path  # a text in one of the encodings that `text_files` reads
     sha256: str  # of the file's bytes
     fell_back: bool = False  # whether the sample replaced a failed download
 
@@ -152,10 +151,10 @@ def _local_file(corpus: str) -> Path:
 
 
 def _join(names: list[str]) -> Path:
-    """Write the texts of files, and of all text files in folders, into one file of the cache.
+    """Join the texts of files and of folders in one UTF-8 file of the cache, and return its path.
 
-    The order is that of the names, and in a folder that of the sorted paths. A text that does not
-    end a line gets a line end.
+    The names keep their order; the files of a folder are sorted by path. If the last line of a text
+    has no line end, it gets one.
     """
     paths: list[Path] = []
     for name in names:
@@ -170,7 +169,7 @@ def _join(names: list[str]) -> Path:
     with atomic_write(joined) as file:  # always anew: a file may have changed
         for path in paths:
             with path.open("rb") as part:
-                end, chunks = "", iter(partial(part.read, 1 << 22), b"")
+                end, chunks = "", iter(partial(part.read, PIECE), b"")
                 for text in decode(chunks, str(path), str(path)):
                     file.write(text.encode())
                     end = text[-1:] or end

@@ -1,7 +1,7 @@
 """Reads the texts that users give: the corpus, a prompt file, standard input.
 
-UTF-8 is read, also with a byte-order mark; so are UTF-16 with a byte-order mark, and both in gzip.
-All else is refused, with a command that converts it.
+They may be in UTF-8, in UTF-16 with a byte-order mark, or in a gzip file of these. Other encodings
+are refused. The message has a command that converts the file.
 """
 
 import codecs
@@ -21,7 +21,7 @@ START = 1000  # bytes
 def decode(chunks: Iterable[bytes], name: str, path: str) -> Iterator[str]:
     """Decode the bytes of a text piece by piece, with its line ends, without a byte-order mark.
 
-    Raises `InputError`, with the name, if they are no text, or of another encoding.
+    Raises `InputError` if the bytes have another encoding. The message has the name of the text.
     """
     decoder: codecs.IncrementalDecoder | None = None
     try:
@@ -71,9 +71,9 @@ def _refuse_zeros(piece: bytes, name: str, path: str) -> None:
 
 
 def _with_start(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the bytes of chunks, of which the first has at least START bytes, if there are so many.
+    """Yield the chunks, but join small ones at the start until they have START bytes.
 
-    The start tells the encoding.
+    The first bytes show the encoding, so they must come together.
     """
     start, chunks = b"", iter(chunks)
     while len(start) < START and (chunk := next(chunks, b"")):
@@ -84,7 +84,7 @@ def _with_start(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _unzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the bytes of chunks in pieces of a limited size; decompress them if they are gzip."""
+    """Decompress the chunks if they are gzip, and yield pieces of at most PIECE bytes."""
     unzip = None
     is_first = True
     for chunk in chunks:

@@ -138,7 +138,7 @@ def _batches(
 
 
 def random_bits(seed: int, k: int, count: int) -> NDArray[np.uint64]:
-    """Return (count,) random 64-bit integers of step k: a resumed run needs none of other steps.
+    """Return (count,) random 64-bit integers for step k, computed from the seed and k alone.
 
     Philox is a counter-based generator (Salmon et al. 2011): the numbers of any k are computed
     directly, at the same cost. Its raw bits are stable across NumPy versions.
@@ -167,7 +167,10 @@ class TrainWindows:
         return self.length
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the step says where to go on. Lightning asks for it in mid-epoch."""
+        """Return an empty state: the step gives the next batch.
+
+        Lightning warns about loaders without this method when a run resumes within an epoch.
+        """
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ They record samples, losses of characters and attention images; only rank 0 writ
 """
 
 import sys
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,11 @@ from lit_gpt_scratch.training.progress import progress_line
 from lit_gpt_scratch.training.throughput import Throughput
 
 
-class Recorder(Callback):
+class Recorder(Callback, ABC):
     """Base class: adds something to the run's folder and to W&B at each validation of `fit`.
 
-    Rank 0 calls `record`. If it fails, a notice says so, and training continues without it.
+    A subclass overrides `record`, which rank 0 calls. If `record` raises an error, the recorder
+    prints a notice and stops recording; training continues.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,8 +41,9 @@ class Recorder(Callback):
         self._table: Any = None
         self._has_failed = False
 
+    @abstractmethod
     def record(self, trainer: Any, pl_module: Any) -> None:
-        raise NotImplementedError
+        """Write to the folder and to W&B."""
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if self._has_failed or trainer.state.fn != "fit" or not trainer.is_global_zero:
@@ -194,7 +197,7 @@ class RowCounts(Callback):
 def make_callbacks(
     folder: Path, progress: Callback | None, is_saving: bool, wandb_id: str | None = None
 ) -> list[Callback]:
-    """Return the callbacks of a run, with one that shows progress. Only `is_saving` runs save."""
+    """Return the callbacks of a run. `progress` shows progress; without `is_saving`, none saves."""
     best = RunCheckpoint(folder / "checkpoints", "best", monitor="val/loss")
     last = RunCheckpoint(folder / "checkpoints", "last")
     return [

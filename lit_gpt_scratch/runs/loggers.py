@@ -79,9 +79,9 @@ class MetricsCSV(Logger):
 
 
 class WandbRun(Logger):
-    """A W&B run. Rank 0 starts it when a fit begins, in the process that trains.
+    """Logs into a W&B run. The process that trains as rank 0 starts the run when fit begins.
 
-    If W&B cannot start or fails later, a notice says so, and training continues without it.
+    If W&B fails, then or later, it prints a notice, and training continues without W&B.
 
     Args:
         folder: The run's folder; W&B keeps its files there, unless WANDB_DIR names another.

@@ -150,7 +150,8 @@ class ValidateAtEnd(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         # From a checkpoint of this validation, Lightning would train one step too many.
-        trainer.should_stop = trainer.global_step >= trainer.estimated_stepping_batches
+        if trainer.global_step >= trainer.estimated_stepping_batches:
+            trainer.should_stop = True
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         if trainer.global_step == trainer.estimated_stepping_batches:

@@ -20,7 +20,7 @@ from lit_gpt_scratch.private_api import not_counting_next_batch, set_logged_step
 
 
 class GracefulStop(SystemExit):
-    """Ends the process after a save, with the exit code of a signal: 128 + its number."""
+    """Raised after a save, to end the process. Its exit code is 128 plus the signal's number."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -91,7 +91,7 @@ class SignalCheckpoint(Callback):
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Keeps NAME.ckpt in a folder: of the validation with the lowest `monitor`, or of the last."""
+    """Writes FOLDER/NAME.ckpt at each validation, or only if the metric `monitor` is the best."""
 
     def __init__(self, folder: Path, name: str, monitor: str | None = None) -> None:
         super().__init__(
@@ -113,7 +113,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """A key of its own: another ModelCheckpoint may have the same settings."""
+        """Return a key of our own: a user's ModelCheckpoint may have the same settings."""
         return f"RunCheckpoint: {self.filename}"
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -126,7 +126,7 @@ class RunCheckpoint(ModelCheckpoint):
         self.best_k_models = {str(self.path): score}
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Find the state in checkpoints of older versions."""
+        """Use the state under its old key, if an older version wrote the checkpoint."""
         states = checkpoint["callbacks"]
         if super().state_key in states:
             states.setdefault(self.state_key, states[super().state_key])

@@ -77,9 +77,9 @@ def report_errors_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def follow_workers(trainer: Any) -> Iterator[None]:
-    """In this `with` block, pass SIGTERM to worker processes, and end as they end.
+    """In this `with` block, pass SIGTERM to the workers, and take over their exit code and errors.
 
-    Strategies such as ddp_spawn train in worker processes while this process waits.
+    With strategies such as ddp_spawn, worker processes train while this process waits.
     """
     if not has_worker_processes(trainer):
         yield

@@ -19,7 +19,7 @@ def plain_hyperparameters(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_plugin(hyperparameters: Any) -> str | None:
-    """Return the module of a class that is neither of this package nor of PyTorch, if any."""
+    """Return the module of the first class from outside this package and PyTorch, or None."""
     if not isinstance(hyperparameters, Mapping):
         return None
     module = str(hyperparameters.get("class_path", "torch")).rpartition(".")[0] or "torch"

@@ -31,7 +31,7 @@ from lit_gpt_scratch.training.optim import (
 
 
 class LitCharLM(pl.LightningModule):
-    """A character-level language model: a network, and how to train it and write with it.
+    """A character-level language model: a network with its loss, optimizer and text generation.
 
     Args:
         net: Bigram, AttentionLM, GPT, ModernGPT, Ensemble, or your class of network.
@@ -55,7 +55,7 @@ class LitCharLM(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
-        self.hparams.update(plain_hyperparameters(self.hparams))  # no code in it
+        self.hparams.update(plain_hyperparameters(self.hparams))  # only text and numbers
         self.tokenizer = CharTokenizer(alphabet)
         self.context = context
         self.net = net(alphabet_size=len(alphabet), context=context)  # the argument is a factory

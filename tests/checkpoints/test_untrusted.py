@@ -290,7 +290,7 @@ def test_loop_states_that_are_not_counts_are_refused(edited: Any, value: Any) ->
 
 @pytest.mark.parametrize("value", [{}, [], {"ready": 1}])
 def test_an_epoch_counter_that_is_no_number_is_refused(edited: Any, value: Any) -> None:
-    """It would fail at the end of an epoch, long after the first checkpoint is saved."""
+    """Training would use it at the end of an epoch, and fail there with a traceback."""
 
     def edit(contents: dict[str, Any]) -> None:
         contents["loops"]["fit_loop"]["epoch_progress"]["total"]["processed"] = value

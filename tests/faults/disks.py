@@ -109,8 +109,8 @@ def becomes_read_only(site: Site) -> str:
     with disk(site.folder / "runs", 8 << 20):
         process = site.start()
         process.wait_for(last(site.run).exists)
-        # A read-only mount over the folder: the run holds its lock file open for writing, so the
-        # disk itself could only be remounted by force.
+        # Mount the folder read-only over itself. Linux refuses to remount the disk read-only,
+        # because the run has its lock file open for writing.
         runs = str(site.folder / "runs")
         subprocess.run(["mount", "--bind", runs, runs], check=True)
         subprocess.run(["mount", "-o", "remount,bind,ro", runs], check=True)
