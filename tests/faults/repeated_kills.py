@@ -8,6 +8,7 @@ the tables (except times) must equal those of an uninterrupted run.
 
 import argparse
 import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -39,6 +40,7 @@ def start(root: Path, steps: int, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "lit_gpt_scratch", "fit", *flags, *more],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # two threads wait for each other under load
     )  # fmt: skip
 
 
