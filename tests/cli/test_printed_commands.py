@@ -99,7 +99,9 @@ def test_a_name_that_a_shell_would_split_is_quoted(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_of_a_stopped_run_resumes_it(tmp_path: Path) -> None:
+def test_the_command_of_a_stopped_run_resumes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = [sys.executable, "-m", "lit_gpt_scratch", "fit", *SMALL, *TINY_NET, "--name=it's"]
     job = subprocess.Popen(
         [*command, "--trainer.max_steps=1000", "--trainer.val_check_interval=1000"],
@@ -113,6 +115,9 @@ def test_the_command_of_a_stopped_run_resumes_it(tmp_path: Path) -> None:
     _, said = job.communicate(timeout=120)
     assert job.returncode == 128 + signal.SIGTERM, said
     (resume,) = printed(said)
-    assert "at step 1000" in run(tmp_path, resume)
+    monkeypatch.chdir(tmp_path)
+    run_here(resume)
+    assert "at step 1000" in capsys.readouterr().out
     # A new run of that name prints the command for the unfinished one: there is none left.
-    assert not printed(run(tmp_path, [*command, "--wandb.mode=disabled"]).partition("Next:")[0])
+    cli.main([*command[3:], "--wandb.mode=disabled"])
+    assert not printed(capsys.readouterr().err)
