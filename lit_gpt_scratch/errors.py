@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from lit_gpt_scratch.private_api import OUT_OF_MEMORY
+from lit_gpt_scratch.private_api import OUT_OF_MEMORY, errors_of_union
 
 
 class InputError(ValueError):
@@ -55,22 +55,62 @@ def describe_error(error: BaseException) -> str:
     return f"{where}: {' '.join(str(error).split())[:200]}"
 
 
+PACKAGE = Path(__file__).parent
+LIBRARIES = {"site-packages", "dist-packages"}  # names of folders
+INSTALLED = (PACKAGE, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")))
+
+
+def files_of(error: BaseException) -> list[Path]:
+    """Return the files that an exception passed through, from its `raise` statement outwards."""
+    paths = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    return [path for path in reversed(paths) if path.is_absolute()]  # no <frozen runpy>
+
+
+def is_in_user_code(error: BaseException) -> bool:
+    """Return whether an exception passed through a file outside the installed packages."""
+    return any(
+        not any(map(path.is_relative_to, INSTALLED)) and LIBRARIES.isdisjoint(path.parts)
+        for path in files_of(error)
+    )
+
+
 def is_bug(error: BaseException) -> bool:
     """Return whether an exception is surely a bug, by its type or because of where it was raised.
 
-    An error in a file outside the installed packages comes from the user's code. Errors in
-    `models/` count too, because a researcher may have edited a network there.
+    Errors in `models/` count, because a researcher may have edited a network there.
     """
-    package = Path(__file__).parent
-    installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
-    places = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
-    own = [
-        path.is_relative_to(package / "models")
-        or not any(path.is_relative_to(folder) for folder in (package, *installed))
-        for path in places
-        if path.is_absolute()  # not <frozen runpy> and the like
-    ]
-    return any(own) or isinstance(error, NameError | ImportError | SyntaxError | AssertionError)
+    is_in_model = any(path.is_relative_to(PACKAGE / "models") for path in files_of(error))
+    types = NameError | ImportError | SyntaxError | AssertionError
+    return is_in_model or is_in_user_code(error) or isinstance(error, types)
+
+
+def is_users_mistake(error: BaseException) -> bool:
+    """Return whether a check raised an error because a user's setting cannot work.
+
+    A check of Lightning counts, too: it may raise any type, and its text says what is allowed.
+    """
+    if isinstance(error, InputError):
+        return True
+    statement = traceback.extract_tb(error.__traceback__)[-1]
+    is_check = (statement.line or "").startswith("raise ")
+    is_lightning = "lightning" in Path(statement.filename).parts
+    return is_check and is_lightning and not is_in_user_code(error)
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception, then those that caused it, and so on to the first causes."""
+    while error is not None:
+        yield error
+        for alternative in errors_of_union(error):
+            yield from causes(alternative)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def raise_user_bug(error: BaseException) -> None:
+    """If the user's own code caused an error that a library wrapped, raise the original."""
+    for cause in causes(error):
+        if is_in_user_code(cause) and not isinstance(cause, InputError):
+            raise cause from None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

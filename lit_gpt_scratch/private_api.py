@@ -47,7 +47,16 @@ def steps_in_loops(loops: Any) -> Any:
     return progress["optimizer"]["step"]["total"]["completed"]
 
 
-# argparse
+# jsonargparse and argparse
+
+
+def errors_of_union(error: BaseException) -> list[BaseException]:
+    """Return why each type of a Union refused a value; jsonargparse chains only the first error."""
+    traceback = error.__traceback__
+    while traceback and traceback.tb_next:
+        traceback = traceback.tb_next
+    found = traceback.tb_frame.f_locals.get("exceptions") if traceback else None
+    return found if isinstance(found, list) else []
 
 
 def move_group_last(parser: Any, title: str) -> None:
@@ -94,6 +103,7 @@ WANDB_FLUSH: dict[str, Any] = {"x_transaction_log_flush_interval": 0.1}
 # Words in error texts, where a library has no exception type for the failure.
 # In lower case; RuntimeError of PyTorch.
 OUT_OF_MEMORY = ("allocate memory", "out of memory", "not enough memory", "bad_alloc")
+FULL_DISK = "PytorchStreamWriter failed"  # RuntimeError of torch.save
 OVERFLOW = "overflow"  # in lower case; RuntimeError or TypeError for a size beyond integers
 LOST_PROCESS = ("gloo", "NCCL")  # RuntimeError of torch.distributed
 WRONG_WEIGHTS = "loading state_dict"  # RuntimeError of load_state_dict

@@ -9,6 +9,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jsonargparse
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -35,6 +36,11 @@ class Model(BoringModel):
     def __init__(self, width: int = 1) -> None:
         super().__init__()
         self.save_hyperparameters()
+
+
+class Failing(pl.Callback):
+    def __init__(self) -> None:
+        raise ZeroDivisionError("built")
 
 
 def train(callback: pl.Callback, model: Any = None, **settings: Any) -> pl.Trainer:
@@ -247,3 +253,15 @@ def test_strategies_with_worker_processes(strategy: str, expected: bool) -> None
     trainer = pl.Trainer(devices=1 if strategy == "auto" else 2, strategy=strategy, **QUIET)
     assert private_api.has_worker_processes(trainer) == expected
     assert hasattr(trainer.strategy.launcher, "procs") or not expected
+
+
+def test_errors_of_union() -> None:
+    """Also if the value is refused by the second type only after it was built."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--callbacks", type=list[pl.Callback] | pl.Callback | None)
+    config = parser.parse_args([f"--callbacks={__name__}.Failing"])
+    with pytest.raises(ValueError, match="Union subtypes") as found:
+        parser.instantiate_classes(config)
+    errors = [type(error) for error in private_api.errors_of_union(found.value)]
+    assert errors == [ValueError, ZeroDivisionError, ValueError]
+    assert private_api.errors_of_union(ValueError()) == []

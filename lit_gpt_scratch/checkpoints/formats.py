@@ -24,7 +24,7 @@ from lit_gpt_scratch.checkpoints.untrusted import (
     require_plain_archive,
     require_state_of_fit,
 )
-from lit_gpt_scratch.errors import InputError, is_out_of_memory
+from lit_gpt_scratch.errors import InputError, is_out_of_memory, raise_user_bug
 from lit_gpt_scratch.files import atomic_write, staging_dir
 from lit_gpt_scratch.private_api import INSTANTIATOR_KEY, OVERFLOW
 
@@ -215,6 +215,7 @@ def import_plugin(plugin: str | None) -> None:
     try:
         importlib.import_module(plugin)
     except (ImportError, ValueError) as error:  # ValueError: a name such as ".mine"
+        raise_user_bug(error)
         raise InputError(
             f"--plugin {plugin}: {error}. Give the name of a module in {here}, or in a folder that "
             "is on PYTHONPATH."

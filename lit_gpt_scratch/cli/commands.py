@@ -16,7 +16,6 @@ from unittest.mock import patch
 
 import yaml
 from filelock import BaseFileLock
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Checkpoint,
@@ -25,19 +24,21 @@ from lightning.pytorch.callbacks import (
 )
 
 from lit_gpt_scratch.checkpoints.formats import limit_parameters
+from lit_gpt_scratch.cli.messages import explain_failure
 from lit_gpt_scratch.cli.parsing import CheckpointCLI
 from lit_gpt_scratch.cli.predict import PredictSettings, TextWriter, make_batches
 from lit_gpt_scratch.cli.program import PROGRAM
 from lit_gpt_scratch.data.windows import Batches, require_divisible_batch
 from lit_gpt_scratch.errors import (
     InputError,
+    causes,
     describe_error,
     exit_with_error,
+    files_of,
     is_bug,
-    is_out_of_memory,
-    require_positive,
+    is_users_mistake,
+    raise_user_bug,
 )
-from lit_gpt_scratch.private_api import WRONG_WEIGHTS
 from lit_gpt_scratch.runs import callbacks, loggers, summary
 from lit_gpt_scratch.runs import folder as run_folder
 from lit_gpt_scratch.training import progress
@@ -54,6 +55,9 @@ from lit_gpt_scratch.training.hyperparameters import find_plugin
 # Lightning's log shows warnings only, except in parts that report what a user has asked for.
 LOG_LEVELS = dict.fromkeys(("lightning.pytorch", "lightning.fabric"), logging.WARNING)
 ASKED_FOR = ("callbacks.early_stopping", "callbacks.model_summary", "profilers.profiler")
+COUNTS = (
+    "val_check_interval", "check_val_every_n_epoch", "log_every_n_steps", "accumulate_grad_batches"
+)  # fmt: skip
 LOG_LEVELS |= {f"lightning.pytorch.{name}": logging.INFO for name in ASKED_FOR}
 
 
@@ -66,12 +70,28 @@ class CharCLI(CheckpointCLI):
         config = self.config
         if config.data.seed is None:
             config.data.seed = int(config.seed_everything)
-        counts = ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
-        require_positive(**{n: config.trainer[n] for n in counts if config.trainer[n] is not None})
+        for name in COUNTS:
+            value = config.trainer[name]
+            is_count = isinstance(value, int | float) and value >= 1
+            if value is not None and not is_count:  # Lightning would take some as times
+                raise InputError(f"--trainer.{name} is {value}: it must be a number, at least 1.")
 
     def instantiate_classes(self) -> None:
-        with limit_parameters(self.ckpt_path) if self.ckpt_path else contextlib.nullcontext():
-            super().instantiate_classes()
+        """Build the objects that the flags describe. A library refuses flags in several ways."""
+        try:
+            with limit_parameters(self.ckpt_path) if self.ckpt_path else contextlib.nullcontext():
+                super().instantiate_classes()
+        except InputError:
+            raise
+        except (TypeError, ValueError, ModuleNotFoundError) as error:
+            raise_user_bug(error)
+            # The parser wraps what a class raises.
+            others = (c for c in causes(error) if "jsonargparse" not in files_of(c)[0].parts)
+            origin = next(others, error)
+            is_package_missing = isinstance(origin, ModuleNotFoundError)  # it names the command
+            if is_bug(origin) and not is_package_missing:
+                raise origin from None
+            raise InputError(str(origin)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         if self.ckpt_path:  # weights that do not fit are refused before fit writes a file
@@ -92,10 +112,7 @@ class CharCLI(CheckpointCLI):
         kwargs["enable_checkpointing"] = self.is_saving and has_checkpoints
         kwargs["enable_progress_bar"] = bar and (has_bar or self.command in ("validate", "test"))
         kwargs["logger"] = False
-        try:
-            return super().instantiate_trainer(**kwargs)
-        except (TypeError, ValueError) as error:  # the Trainer refuses a flag
-            raise InputError(str(error)) from error
+        return super().instantiate_trainer(**kwargs)
 
     def open_folder(self) -> BaseFileLock | None:
         """Check that the run can be trained. Create its folder, or trim that of a resumed run.
@@ -189,7 +206,7 @@ class CharCLI(CheckpointCLI):
         Each part of a wrong state (optimizer, loops, callbacks) fails in its own way at first use.
         An error that passes through a network, a plugin or a user's callback is a bug there.
         """
-        is_explained = isinstance(error, InputError) or explain_failure(error)
+        is_explained = is_users_mistake(error) or explain_failure(error)
         saved = (self.folder / "checkpoints").glob("*.ckpt")
         is_saved = any(path.stat().st_mtime > started for path in saved)
         if self.ckpt_path is None or is_explained or is_saved or is_bug(error):
@@ -250,22 +267,6 @@ def restore_process_state() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def explain_failure(error: BaseException) -> str | None:
-    """Return what to do about an error that flags have caused inside PyTorch; None: no advice."""
-    if is_out_of_memory(error):
-        return (
-            "there is not enough memory: reduce --data.batch_size, --data.context or "
-            "--model.net.width; for predict, --max_new_tokens or --num_samples. "
-            f"PyTorch says: {str(error)[:200] or 'MemoryError'}"
-        )
-    if WRONG_WEIGHTS in str(error):
-        return (
-            "the checkpoint's weights do not fit this network: leave out flags and configs that "
-            "change its size (--model.net, --data.context)."
-        )
-    return None
-
-
 def main(command: str, flags: Any) -> CharCLI:
     """Run a command. Return the CLI with its `trainer`, `model`, `datamodule` and `folder`.
 
@@ -279,9 +280,9 @@ def main(command: str, flags: Any) -> CharCLI:
             with cli.name_flags():
                 getattr(cli, cli.command)()
             return cli
-    except (InputError, MisconfigurationException) as error:
-        exit_with_error(PROGRAM, error)
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:
+        if is_users_mistake(error):
+            exit_with_error(PROGRAM, error)
         if advice := explain_failure(error):
             exit_with_error(PROGRAM, advice)
         raise

@@ -10,14 +10,18 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_gpt_scratch import models, training
-from lit_gpt_scratch.private_api import move_group_last
+from lit_gpt_scratch.errors import is_out_of_memory
+from lit_gpt_scratch.private_api import WRONG_WEIGHTS, move_group_last
 
 TRAINER_GROUP = "Customize every aspect of training via flags"  # Lightning's title of its options
 # The wording of jsonargparse. A message that matches none of these is shown as it is.
 KEY = re.compile(r'Parser key "([^"]+)":')  # twice for model.net.width: "model.net", "width"
-UNKNOWN = re.compile(
-    r"(?:arguments: (?:--)?|[Oo]ption '|attribute '|path string: |module named ')([^\s='\"]+)"
+UNKNOWN = re.compile(r"(?:arguments: (?:--)?|[Oo]ption '|attribute '|path string: )([^\s='\"]+)")
+MISSING_ARGUMENT = re.compile(
+    r"given class_path '(?:\w+\.)*(\w+)': the following arguments are required: (\w+)"
 )
+OTHER_CLASS = re.compile(r"Expected '(\S+)' to be a subclass of <class '(?:\w+\.)*(\w+)'>")
+NO_MODULE = re.compile(r"[Nn]o module named '(\S+?)'")
 WRONG_VALUE = re.compile(
     r"(?:Expected an? |Subtypes: \[)(.+?)(?:\. Got|\] Errors: .* Given) value: (.*?)"
     r"(?:\. Got value: .*)?$"
@@ -55,9 +59,17 @@ KINDS = {"int": "a whole number", "float": "a number", "bool": "true, false", "s
 def explain(message: str, known: Sequence[str]) -> str:
     """Return a message of jsonargparse as one line; for an unknown name, suggest a known one."""
     text = " ".join(message.replace(' in "<unicode string>"', "").split()).replace(" ,", ",")
-    text = text.replace("Problems parsing config", "--config is not YAML")
+    text = re.sub(r"Group '(.+?)' does not accept option '(.+?)'", r"option '\1.\2'", text)
     key = ".".join(KEY.findall(text))
     text = KEY.sub("", text).strip()
+    if problem := MISSING_ARGUMENT.search(text):
+        return f"--{key}: {problem[1]} needs {problem[2]}: add --{key}.{problem[2]}=..."
+    if problem := OTHER_CLASS.search(text):
+        return f"--{key} is {problem[1]}: it must be a kind of {problem[2]}."
+    if problem := NO_MODULE.search(text):
+        name = problem[1]
+        hint = f"If it lies in the working directory, add --plugin {name}."
+        return f"--{key}: there is no module {name!r} in the installed packages. {hint}"
     if unknown := UNKNOWN.search(text):
         name, place = unknown[1], f" for {key}" if key else ""
         if key and name[0].islower():  # an argument, not a class
@@ -72,6 +84,22 @@ def explain(message: str, known: Sequence[str]) -> str:
     text = re.sub(r"Type <class '\S+'> expects a function or a callable class: ", "", text)
     text = text.partition(". Got value: ")[0].strip()
     return f"{key}: {text}" if key else text
+
+
+def explain_failure(error: BaseException) -> str | None:
+    """Return what to do about an error that flags have caused inside PyTorch; None: no advice."""
+    if is_out_of_memory(error):
+        return (
+            "there is not enough memory: reduce --data.batch_size, --data.context or "
+            "--model.net.width; for predict, --max_new_tokens or --num_samples. "
+            f"PyTorch says: {str(error)[:200] or 'MemoryError'}"
+        )
+    if WRONG_WEIGHTS in str(error):
+        return (
+            "the checkpoint's weights do not fit this network: leave out flags and configs that "
+            "change its size (--model.net, --data.context)."
+        )
+    return None
 
 
 def with_flags(message: str, config: Mapping[str, Any] | Namespace) -> str:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_module
@@ -16,9 +17,9 @@ from lit_gpt_scratch.cli.predict import PredictSettings
 from lit_gpt_scratch.cli.program import PROGRAM, TRAINER_COMMANDS
 from lit_gpt_scratch.data.corpus import absolute_name, download_path
 from lit_gpt_scratch.data.datamodule import CharDataModule
-from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.errors import InputError, raise_user_bug
 from lit_gpt_scratch.private_api import INSTANTIATOR_KEY
-from lit_gpt_scratch.runs.folder import find_checkpoint, read_mapping, runs_folder
+from lit_gpt_scratch.runs.folder import find_checkpoint, runs_folder
 from lit_gpt_scratch.runs.loggers import WandbSettings
 from lit_gpt_scratch.training.hardware import fastest_precision
 from lit_gpt_scratch.training.module import LitCharLM
@@ -121,11 +122,10 @@ class CheckpointCLI(LightningCLI):
                 self.use_checkpoint_defaults(self.config)
                 self.config = parse(args)
         except argparse.ArgumentError as error:
+            raise_user_bug(error)
             raise InputError(explain(str(error), known_names(parser))) from error
         except RecursionError as error:
             raise InputError(NESTED) from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"--config: not a text file ({error}).") from error
         trainer = self.config.trainer
         if (trainer.max_epochs or -1) > 0 or trainer.max_time:
             if "trainer.max_steps" not in parse(args, defaults=False):
@@ -163,6 +163,7 @@ class CheckpointCLI(LightningCLI):
             self.parser.get_defaults()  # checks the types of classes' arguments
             instantiate_module(CharDataModule, data)
         except Exception as error:  # contradictory values fail in many ways
+            raise_user_bug(error)
             other = isinstance(error, KeyError)
             fault = "was written by another version" if other else "does not fit together"
             reason = f"{str(error)[:200]}. Use another checkpoint"
@@ -205,6 +206,34 @@ def early_flags(args: Any) -> Namespace:
     for flag in ("--ckpt_path", "--plugin", "--trainer.default_root_dir"):
         early.add_argument(flag, nargs="?")
     found, _ = early.parse_known_args(args, Namespace())  # type: ignore[no-untyped-call]
-    plugins = [read_mapping(Path(config)).get("plugin") for config in found.config]
+    plugins = [read_config(Path(config)).get("plugin") for config in found.config]
     found.plugin = found.plugin or next(filter(None, reversed(plugins)), None)
     return found
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the flags in a config file. Raise InputError, which names the file, if it has none."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"--config {path} is not a text file ({error}).") from error
+    except OSError as error:
+        raise InputError(f"--config {path} cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        where = str(error)
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+            where = f"line {error.problem_mark.line + 1}: {error.problem}"
+        raise InputError(f"--config {path} is not YAML: {where}.") from error
+    except RecursionError as error:
+        raise InputError(f"--config {path} has too many nested brackets.") from error
+    values = {} if values is None else values
+    groups = {"the file": values}
+    if isinstance(values, dict):
+        groups |= {name: values[name] for name in ("data", "model", "trainer") if name in values}
+    for name, group in groups.items():
+        if not isinstance(group, dict):
+            raise InputError(
+                f"--config {path}: {name} is {str(group)[:100]!r}. Give flags and their values, as "
+                "in `data: {context: 64}`."
+            )
+    return values

@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch.cli import instantiate_module
 
 from lit_gpt_scratch.checkpoints.formats import import_plugin, limit_parameters, read_checkpoint
-from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.errors import InputError, raise_user_bug
 from lit_gpt_scratch.private_api import INSTANTIATOR_KEY
 from lit_gpt_scratch.training.module import LitCharLM
 
@@ -23,6 +23,7 @@ def build_model(checkpoint: dict[str, Any], path: Path) -> LitCharLM:
             model = instantiate_module(LitCharLM, arguments)
         model.load_state_dict(checkpoint["state_dict"])
     except Exception as error:  # damaged settings or weights can raise any exception
+        raise_user_bug(error)
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"checkpoint {path} does not fit together: its settings and weights disagree "

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.files import atomic_write
-from lit_gpt_scratch.private_api import not_counting_next_batch, set_logged_step
+from lit_gpt_scratch.private_api import FULL_DISK, not_counting_next_batch, set_logged_step
 
 
 class GracefulStop(SystemExit):
@@ -33,7 +33,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             with atomic_write(Path(path)) as file:
                 torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:  # PyTorch raises RuntimeError for a full disk
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and FULL_DISK not in str(error):
+                raise
             reason = getattr(error, "strerror", None) or "the disk is full or missing"
             raise InputError(
                 f"checkpoint {path} cannot be saved ({reason}). An earlier one, if any, is still "

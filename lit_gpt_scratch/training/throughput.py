@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops, measure_flops
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.profilers import PyTorchProfiler
 
 from lit_gpt_scratch.errors import describe_error
 from lit_gpt_scratch.training.callbacks import is_log_step
@@ -35,10 +36,12 @@ class Throughput(Callback):
         dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
         peak = measured_flops(dtype) if device.type == "cpu" else get_available_flops(device, dtype)
         self._peak_flops = (peak or 0.0) * trainer.world_size
-        # On the meta device, which computes nothing.
-        net = deepcopy(pl_module.net).to("meta").train()
         ids = torch.zeros(data.batch_size, data.context, dtype=torch.long, device="meta")
         try:
+            if isinstance(trainer.profiler, PyTorchProfiler):
+                raise TypeError("modules with hooks of PyTorchProfiler cannot be copied")
+            # On the meta device, which computes nothing.
+            net = deepcopy(pl_module.net).to("meta").train()
             self._flops_per_step = parts * measure_flops(net, lambda: net(ids), torch.Tensor.sum)
         except Exception as error:  # for example, an operation without a meta version
             self._flops_per_step = 0

@@ -67,6 +67,36 @@ FIT_MISTAKES = {
         *("--model.net.attention", "lit_gpt_scratch.models.GPT"),
     ],
     "`devices` selected": ["--trainer.devices", "many"],
+    "`devices` selected with `CPUAccelerator` should be an int > 0": [
+        *("--trainer.devices", "-1", "--trainer.accelerator", "cpu"),
+    ],
+    "accelerator is not available": ["--trainer.accelerator", "mps"],
+    "pip install -U 'torch_xla": ["--trainer.accelerator", "tpu"],
+    "pip install -U rich": ["--trainer.callbacks", "RichProgressBar"],
+    "pip install -U 'mlflow": ["--trainer.logger", "MLFlowLogger"],
+    "pip install -U 'transformer_engine": ["--trainer.precision", "transformer-engine"],
+    "TensorBoardLogger needs save_dir: add --trainer.logger.save_dir=...": [
+        *("--trainer.logger", "TensorBoardLogger"),
+    ],
+    "EarlyStopping needs monitor: add --trainer.callbacks.monitor=...": [
+        *("--trainer.callbacks+", "EarlyStopping"),
+    ],
+    "`mode` can be min, max, got up": [
+        *("--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor", "val/loss"),
+        *("--trainer.callbacks.mode", "up"),
+    ],
+    "no module 'elsewhere' in the installed packages": ["--trainer.callbacks+", "elsewhere.Own"],
+    "--trainer.val_check_interval is 00:10:00:00: it must be a number": [
+        *("--trainer.val_check_interval", "00:10:00:00"),
+    ],
+    "--trainer.check_val_every_n_epoch is -1": ["--trainer.check_val_every_n_epoch", "-1"],
+    "--trainer.log_every_n_steps is '1.5': it must be a whole number": [
+        *("--trainer.log_every_n_steps", "1.5"),
+    ],
+    "is not a valid duration": ["--trainer.max_time", "soon"],
+    "--trainer.max_steps is '00:01:00': it must be": ["--trainer.max_steps", "00:01:00"],
+    "0.0, 1.0] or an int": ["--trainer.limit_val_batches", "-3"],
+    "can only be one of ['simple'": ["--trainer.profiler", "stopwatch"],
     "data.context is 'many': it must be": ["--data.context", "many"],
     "data.seed is 'many': it must be": ["--data.seed", "many"],
     "--trainer.precision is '8': it must be 64 or 32 or 16 or transformer-engine or": [
@@ -116,12 +146,16 @@ def test_a_mistake_in_predict_is_one_line(words: str, checkpoint: Path, refusal:
 
 
 CONFIGS = {
-    "did you mean": "data:\n  contxt: 4\n",
+    "no 'data.contxt': did you mean data.context?": "data:\n  contxt: 4\n",
     "there is no 'modl.net'": "modl:\n  net: 3\n",
     "did you mean trainer.max_steps?": "trainer:\n  max_step: 3\n",
     "data.context is '[1, 2]'": "data:\n  context: [1, 2]\n",
-    "--config is not YAML": "data: [1\n",
-    "Unexpected config": "just a sentence",
+    "config.yaml is not YAML: line 2: ": "data: [1\n",
+    "config.yaml: the file is 'just a sentence'. Give flags": "just a sentence",
+    "config.yaml: the file is '[1, 2]'. Give flags": "- 1\n- 2\n",
+    "config.yaml: data is '3'. Give flags": "data: 3\n",
+    "config.yaml is not YAML: ": "a: '\x00'\n",
+    "config.yaml has too many nested brackets": "[" * 5000,
 }
 
 
@@ -133,13 +167,14 @@ def test_a_bad_config_is_one_line(words: str, tmp_path: Path, refusal: Refusal) 
 
 
 def test_a_missing_or_binary_config_is_one_line(tmp_path: Path, refusal: Refusal) -> None:
-    assert "does not exist" in refusal("fit", "--config", tmp_path / "none.yaml")
-    (tmp_path / "binary.yaml").write_bytes(b"\x00\xff\xfe")
-    assert "not a text file" in refusal("fit", "--config", tmp_path / "binary.yaml")
+    missing, binary = tmp_path / "none.yaml", tmp_path / "binary.yaml"
+    assert f"--config {missing} cannot be read: No such file" in refusal("fit", "-c", missing)
+    assert f"--config {tmp_path} cannot be read: Is a" in refusal("fit", "--config", tmp_path)
+    binary.write_bytes(b"\x00\xff\xfe")
+    assert f"--config {binary} is not a text file" in refusal("fit", "--config", binary)
     (tmp_path / "torn.yaml").write_text("data:\n  context: [8,\n")
     torn = refusal("fit", "--config", tmp_path / "torn.yaml")
-    assert "--config is not YAML: " in torn
-    assert torn.strip().endswith(", line 3, column 1")
+    assert "torn.yaml is not YAML: line 3: " in torn
 
 
 @pytest.mark.parametrize(
