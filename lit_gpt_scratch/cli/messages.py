@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_gpt_scratch import models, training
+from lit_gpt_scratch.cli.program import own_configs
 from lit_gpt_scratch.private_api import move_group_last
 
 TRAINER_GROUP = "Customize every aspect of training via flags"  # Lightning's title of its options
@@ -71,6 +72,9 @@ def explain(message: str, known: Sequence[str]) -> str:
         return f"--{key} is {wrong[2]!r}: it must be {allowed}."
     text = re.sub(r"Type <class '\S+'> expects a function or a callable class: ", "", text)
     text = text.partition(". Got value: ")[0].strip()
+    if key == "config" and "does not exist" in text:
+        names = ", ".join(own_configs())
+        return f"--config: {text}. Give a file, or a config of the program: {names}."
     return f"{key}: {text}" if key else text
 
 

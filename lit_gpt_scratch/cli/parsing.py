@@ -6,14 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
+import lightning
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_module
 
 from lit_gpt_scratch.checkpoints.formats import HYPERPARAMETERS, import_plugin, read_checkpoint
 from lit_gpt_scratch.cli.messages import Parser, explain, known_names, with_flags
 from lit_gpt_scratch.cli.predict import PredictSettings
-from lit_gpt_scratch.cli.program import PROGRAM, TRAINER_COMMANDS
+from lit_gpt_scratch.cli.program import PROGRAM, TRAINER_COMMANDS, own_configs
 from lit_gpt_scratch.data.corpus import absolute_name, download_path
 from lit_gpt_scratch.data.datamodule import CharDataModule
 from lit_gpt_scratch.errors import InputError
@@ -41,6 +42,16 @@ NESTED = (
 )
 
 
+class ConfigAction(ActionConfigFile):
+    """`--config`: a file, or the name of a config that comes with the program."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, *option: Any) -> None:
+        own = own_configs().get(values.removesuffix(".yaml"))
+        if own and not Path(values).is_file():
+            values = str(own)
+        super().__call__(parser, cfg, values, *option)  # type: ignore[no-untyped-call]
+
+
 class CheckpointCLI(LightningCLI):
     """Lightning's CLI, where --ckpt_path makes a checkpoint's values the defaults of all flags.
 
@@ -63,7 +74,6 @@ class CheckpointCLI(LightningCLI):
                 CharDataModule,
                 save_config_callback=None,
                 auto_configure_optimizers=False,
-                parser_class=Parser,
                 args=flags,
                 run=False,
             )
@@ -78,13 +88,16 @@ class CheckpointCLI(LightningCLI):
 
     def setup_parser(self, *_: Any) -> None:
         """Add all arguments, in the order of the help and of config.yaml."""
-        parser = self.parser = self.init_parser(
+        parser = self.parser = Parser(
+            dump_header=[f"lightning.pytorch=={lightning.__version__}"],
             prog=PROGRAM,
             usage=f"{PROGRAM} {self.command} [options]",
             description=TRAINER_COMMANDS[self.command],
             allow_abbrev=False,
             exit_on_error=False,
         )
+        config_help = "A YAML file, or the name of a config of the program, such as multi_head."
+        parser.add_argument("-c", "--config", action=ConfigAction, help=config_help)
         seed_help = "Seed of all random numbers. true: a random seed."
         parser.add_argument("--seed_everything", type=bool | int, default=1337, help=seed_help)
         parser.add_lightning_class_args(CharDataModule, "data")
