@@ -58,7 +58,7 @@ def test_the_attention_of_the_readme_trains_and_is_causal(
     (tmp_path / "my_module.py").write_text(code)
     monkeypatch.chdir(tmp_path)  # where the readme says that the module is
     flags = "--plugin my_module --model.net.attention my_module.MyAttention"
-    assert f"--config configs/transformer.yaml {flags}" in text
+    assert f"--config transformer {flags}" in text
     cli = train_small(tmp_path, *flags.split(), config=ROOT / "configs" / "transformer.yaml")
     net = cli.model.net
     [attention] = [m for m in net.modules() if type(m).__name__ == "MyAttention"]

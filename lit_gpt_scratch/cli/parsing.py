@@ -6,15 +6,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import lightning
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_module
 
 from lit_gpt_scratch.checkpoints.formats import HYPERPARAMETERS, import_plugin, read_checkpoint
 from lit_gpt_scratch.cli.messages import Parser, explain, known_names, with_flags
 from lit_gpt_scratch.cli.predict import PredictSettings
-from lit_gpt_scratch.cli.program import PROGRAM, TRAINER_COMMANDS
+from lit_gpt_scratch.cli.program import PROGRAM, TRAINER_COMMANDS, own_configs
 from lit_gpt_scratch.data.corpus import absolute_name, download_path
 from lit_gpt_scratch.data.datamodule import CharDataModule
 from lit_gpt_scratch.errors import InputError, raise_user_bug
@@ -42,6 +43,13 @@ NESTED = (
 )
 
 
+class ConfigAction(ActionConfigFile):
+    """`--config`: a file, or the name of a config that comes with the program."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, *option: Any) -> None:
+        super().__call__(parser, cfg, str(find_config(values)), *option)  # type: ignore[no-untyped-call]
+
+
 class CheckpointCLI(LightningCLI):
     """Lightning's CLI, where --ckpt_path makes a checkpoint's values the defaults of all flags.
 
@@ -64,7 +72,6 @@ class CheckpointCLI(LightningCLI):
                 CharDataModule,
                 save_config_callback=None,
                 auto_configure_optimizers=False,
-                parser_class=Parser,
                 args=flags,
                 run=False,
             )
@@ -79,13 +86,16 @@ class CheckpointCLI(LightningCLI):
 
     def setup_parser(self, *_: Any) -> None:
         """Add all arguments, in the order of the help and of config.yaml."""
-        parser = self.parser = self.init_parser(
+        parser = self.parser = Parser(
+            dump_header=[f"lightning.pytorch=={lightning.__version__}"],
             prog=PROGRAM,
             usage=f"{PROGRAM} {self.command} [options]",
             description=TRAINER_COMMANDS[self.command],
             allow_abbrev=False,
             exit_on_error=False,
         )
+        config_help = "A YAML file, or the name of a config of the program, such as multi_head."
+        parser.add_argument("-c", "--config", action=ConfigAction, help=config_help)
         seed_help = "Seed of all random numbers. true: a random seed."
         parser.add_argument("--seed_everything", type=bool | int, default=1337, help=seed_help)
         parser.add_lightning_class_args(CharDataModule, "data")
@@ -206,19 +216,29 @@ def early_flags(args: Any) -> Namespace:
     for flag in ("--ckpt_path", "--plugin", "--trainer.default_root_dir"):
         early.add_argument(flag, nargs="?")
     found, _ = early.parse_known_args(args, Namespace())  # type: ignore[no-untyped-call]
-    plugins = [read_config(Path(config)).get("plugin") for config in found.config]
+    plugins = [read_config(name).get("plugin") for name in found.config]
     found.plugin = found.plugin or next(filter(None, reversed(plugins)), None)
     return found
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def find_config(name: str) -> Path:
+    """Return the file that `--config NAME` means: a path, or a config of the program."""
+    own = own_configs().get(name.removesuffix(".yaml"))
+    return own if own and not Path(name).is_file() else Path(name)
+
+
+def read_config(name: str) -> dict[str, Any]:
     """Return the flags in a config file. Raise InputError, which names the file, if it has none."""
+    path = find_config(name)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(f"--config {path} is not a text file ({error}).") from error
     except OSError as error:
-        raise InputError(f"--config {path} cannot be read: {error.strerror}.") from error
+        raise InputError(
+            f"--config {name}: {error.strerror}. Give a file, or a config of the program: "
+            f"{', '.join(own_configs())}."
+        ) from error
     except yaml.YAMLError as error:
         where = str(error)
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:

@@ -1,11 +1,13 @@
 """The list of commands, and the function that starts one of them."""
 
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from lit_gpt_scratch.errors import exit_with_error
@@ -25,13 +27,29 @@ OTHER_COMMANDS = {  # each with the module whose `main` runs it
 COMMANDS = TRAINER_COMMANDS | {name: text for name, (_, text) in OTHER_COMMANDS.items()}
 
 
+def own_configs() -> dict[str, Path]:
+    """Return the configs that come with the program, by name."""
+    package = Path(__file__).parents[1]
+    inside = package / "configs"  # in a wheel; in a clone they are beside the package
+    folder = inside if inside.is_dir() else package.parent / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
 def overview() -> str:
-    """Return the help text that lists all commands."""
+    """Return the help text that lists all commands and says how to begin."""
     listed = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    configs = textwrap.fill(f"Configs: {', '.join(own_configs())}.", 100)
     return (
         f"usage: {PROGRAM} COMMAND [options]\n\n"
         "Train, compare, sample and inspect character-level language models.\n\n"
         f"{listed}\n\n"
+        "To begin: train the default model, in about a minute on two cores, and generate text.\n"
+        "Then train another config, and compare both runs in report.html.\n\n"
+        f"  {PROGRAM} fit\n"
+        f"  {PROGRAM} predict --ckpt_path best --prompt ROMEO:\n"
+        f"  {PROGRAM} fit --config multi_head\n"
+        f"  {PROGRAM} report\n\n"
+        f"{configs}\n\n"
         f"{PROGRAM} COMMAND --help lists the options of a command. --version prints the version."
     )
 

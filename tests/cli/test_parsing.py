@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from laws import parse
 from tiny import Refusal
 
 from lit_gpt_scratch import cli
+
+SMALL = ["--data.corpus=sample", "--data.sample_size=20000"]
 
 
 def test_flags_override_the_checkpoint_and_the_checkpoint_overrides_defaults(
@@ -45,6 +48,32 @@ def test_a_config_file_can_name_the_checkpoint(checkpoint: Path, tmp_path: Path)
     config = tmp_path / "evaluate.yaml"
     config.write_text(f"ckpt_path: {checkpoint}\n")
     assert cli.main(["validate", "--config", str(config)]).datamodule.context == 16
+
+
+@pytest.mark.parametrize("flag", ["--config=multi_head", "-cmulti_head.yaml"])
+def test_a_config_of_the_program_needs_no_path(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run has its name. A file of that name in the working directory comes first."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "multi_head").mkdir()  # a folder is no config
+    flags = [flag, *SMALL, "--trainer.max_steps=1", "--wandb.mode=disabled"]
+    fitted = cli.main(["fit", *flags])
+    assert fitted.folder.parent.name == "multi_head"
+    assert type(fitted.model.net).__name__ == "AttentionLM"
+    name = flag[flag.index("multi") :]
+    (tmp_path / "multi_head").rmdir()
+    (tmp_path / name).write_text("data: {context: 11}\n")
+    assert parse(flag).config.data.context == 11
+
+
+def test_an_unknown_config_is_one_line_that_lists_the_configs(refusal: Refusal) -> None:
+    for name in ("multihead", "multihead.yaml", "configs/multi_head.yml", "../multi_head"):
+        said = refusal("fit", "--config", name)
+        assert f"--config {name}: No such file" in said
+        assert Path(name).name in said
+        assert "mean, multi_head, single_head" in said
+    assert "max_steps is 0" in refusal("fit", "--config", "{trainer: {max_steps: 0}}")
 
 
 def test_only_predict_has_the_prediction_flags_and_no_checkpoint_has_them(

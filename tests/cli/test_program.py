@@ -40,6 +40,13 @@ def test_without_a_command_the_commands_are_listed(capsys: pytest.CaptureFixture
             assert f"\n  {command} " in said
 
 
+def test_without_a_command_all_configs_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main([])
+    names = capsys.readouterr().out.partition("Configs: ")[2].partition(".")[0]
+    configs = Path(__file__).parents[2] / "configs"
+    assert names.replace("\n", " ").split(", ") == sorted(p.stem for p in configs.glob("*.yaml"))
+
+
 def test_a_wrong_command_is_one_line(refusal: Refusal) -> None:
     assert "did you mean fit?" in refusal("fitt")
     assert "did you mean fit?" in refusal("fitt", "--help")
