@@ -73,7 +73,6 @@ def test_an_unknown_config_is_one_line_that_lists_the_configs(refusal: Refusal) 
         assert f"--config {name}: No such file" in said
         assert Path(name).name in said
         assert "mean, multi_head, single_head" in said
-    assert "max_steps is 0" in refusal("fit", "--config", "{trainer: {max_steps: 0}}")
 
 
 def test_only_predict_has_the_prediction_flags_and_no_checkpoint_has_them(
