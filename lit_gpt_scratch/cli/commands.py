@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     ProgressBar,
 )
+from lightning.pytorch.plugins import CheckpointIO
 
 from lit_gpt_scratch.checkpoints.formats import limit_parameters
 from lit_gpt_scratch.cli.parsing import CheckpointCLI
@@ -67,7 +68,14 @@ class CharCLI(CheckpointCLI):
         if config.data.seed is None:
             config.data.seed = int(config.seed_everything)
         counts = ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
-        require_positive(**{n: config.trainer[n] for n in counts if config.trainer[n] is not None})
+        given = {name: config.trainer[name] for name in counts}
+        # val_check_interval may also be a fraction of an epoch.
+        require_positive(**{name: n for name, n in given.items() if isinstance(n, int)})
+        if not isinstance(interval := given["val_check_interval"], int | float | None):
+            raise InputError(
+                f"--trainer.val_check_interval is {interval!r}: it must be a number of batches. "
+                "Processes with different clocks would validate at different steps."
+            )
 
     def instantiate_classes(self) -> None:
         with limit_parameters(self.ckpt_path) if self.ckpt_path else contextlib.nullcontext():
@@ -81,6 +89,11 @@ class CharCLI(CheckpointCLI):
         if tuners := [c for c in given if isinstance(c, BatchSizeFinder | LearningRateFinder)]:
             name = type(tuners[0]).__name__
             raise InputError(f"{name} is not supported: start one run for each value instead.")
+        if writers := [p for p in as_list(config.plugins) if isinstance(p, CheckpointIO)]:
+            name = type(writers[0]).__name__
+            raise InputError(
+                f"--trainer.plugins {name}: fit writes checkpoints itself, leave it out."
+            )
         has_bar = any(isinstance(callback, ProgressBar) for callback in given)
         bar = config.enable_progress_bar
         if bar is None:
@@ -91,10 +104,11 @@ class CharCLI(CheckpointCLI):
         has_checkpoints = any(isinstance(callback, Checkpoint) for callback in given)
         kwargs["enable_checkpointing"] = self.is_saving and has_checkpoints
         kwargs["enable_progress_bar"] = bar and (has_bar or self.command in ("validate", "test"))
-        kwargs["logger"] = False
+        self.given_loggers = as_list(config.logger)
+        kwargs["logger"] = self.given_loggers if self.command in ("validate", "test") else []
         try:
             return super().instantiate_trainer(**kwargs)
-        except (TypeError, ValueError) as error:  # the Trainer refuses a flag
+        except (ImportError, TypeError, ValueError) as error:  # the Trainer refuses a flag
             raise InputError(str(error)) from error
 
     def open_folder(self) -> BaseFileLock | None:
@@ -135,9 +149,8 @@ class CharCLI(CheckpointCLI):
         facts = summary.run_facts(trainer, self.model, self.datamodule)
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if settings.logger is not False:
-            given = as_list(self.config_init.trainer.logger)
-            wandb = self.config_init.wandb, self.wandb_id
-            trainer.loggers = loggers.make_loggers(self.folder, config | facts, *wandb, given)
+            how = self.config_init.wandb, self.wandb_id, self.given_loggers
+            trainer.loggers = loggers.make_loggers(self.folder, config | facts, *how)
         run = loggers.find_wandb_run(trainer)
         facts["wandb_id"] = run.id if run else self.wandb_id
         trainer.callbacks.append(summary.FitSummary(self.folder, plugin))
@@ -229,8 +242,8 @@ class CharCLI(CheckpointCLI):
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return a flag's value as a list: callbacks and loggers may be one, several or none."""
-    return value if isinstance(value, list) else [value] if value else []
+    """Return a flag's value as a list: it may be one object, several or none; true gives none."""
+    return value if isinstance(value, list) else [value] if value and value is not True else []
 
 
 @contextlib.contextmanager

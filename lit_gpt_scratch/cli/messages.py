@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_gpt_scratch import models, training
+from lit_gpt_scratch.cli.flags import correct_help
 from lit_gpt_scratch.private_api import move_group_last
 
 TRAINER_GROUP = "Customize every aspect of training via flags"  # Lightning's title of its options
@@ -130,7 +131,10 @@ class Parser(LightningArgumentParser):
                 config[name].pop("init_args", None)
         return config
 
+    command = "fit"
+
     def format_help(self, *args: Any) -> str:
-        """List the Trainer's options last."""
+        """List the Trainer's options last, and only those that have an effect in the command."""
         move_group_last(self, TRAINER_GROUP)
+        correct_help(self, self.command)
         return super().format_help(*args)

@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_module
 
 from lit_gpt_scratch.checkpoints.formats import HYPERPARAMETERS, import_plugin, read_checkpoint
+from lit_gpt_scratch.cli.flags import check_effects
 from lit_gpt_scratch.cli.messages import Parser, explain, known_names, with_flags
 from lit_gpt_scratch.cli.predict import PredictSettings
 from lit_gpt_scratch.cli.program import PROGRAM, TRAINER_COMMANDS
@@ -78,14 +79,14 @@ class CheckpointCLI(LightningCLI):
 
     def setup_parser(self, *_: Any) -> None:
         """Add all arguments, in the order of the help and of config.yaml."""
-        parser = self.parser = self.init_parser(
+        parser: Any = self.init_parser(
             prog=PROGRAM,
             usage=f"{PROGRAM} {self.command} [options]",
             description=TRAINER_COMMANDS[self.command],
             allow_abbrev=False,
             exit_on_error=False,
         )
-        seed_help = "Seed of all random numbers. true: a random seed."
+        seed_help = "Seed of all random numbers. true: a random seed. false: none for the weights."
         parser.add_argument("--seed_everything", type=bool | int, default=1337, help=seed_help)
         parser.add_lightning_class_args(CharDataModule, "data")
         parser.add_lightning_class_args(LitCharLM, "model")
@@ -98,14 +99,14 @@ class CheckpointCLI(LightningCLI):
         ckpt_help = "A .ckpt file, or best or last: the newest such file in runs/."
         ckpt_help += " fit resumes from it." if self.command == "fit" else " Required."
         parser.add_argument("--ckpt_path", type=str | None, help=ckpt_help)
-        if self.command == "fit":
-            name_help = "Name of the run; default: the config's file name."
-            parser.add_argument("--name", type=str | None, help=name_help)
-            parser.add_class_arguments(WandbSettings, "wandb")
-        elif self.command == "predict":
+        name_help = "Name of the run; default: the config's file name."
+        parser.add_argument("--name", type=str | None, help=name_help)
+        parser.add_class_arguments(WandbSettings, "wandb")
+        if self.command == "predict":
             parser.add_class_arguments(PredictSettings)
             # bf16 is slower here: for one character at a time, casts cost more than they save.
             parser.set_defaults({"trainer.devices": 1, "trainer.precision": "32-true"})
+        parser.command, self.parser = self.command, parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the flags. If they name a checkpoint, its values become the defaults first."""
@@ -126,6 +127,7 @@ class CheckpointCLI(LightningCLI):
             raise InputError(NESTED) from error
         except UnicodeDecodeError as error:
             raise InputError(f"--config: not a text file ({error}).") from error
+        check_effects(parser, self.command, self.config, args)
         trainer = self.config.trainer
         if (trainer.max_epochs or -1) > 0 or trainer.max_time:
             if "trainer.max_steps" not in parse(args, defaults=False):

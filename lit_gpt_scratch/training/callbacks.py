@@ -156,6 +156,7 @@ class ValidateAtEnd(Callback):
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         if trainer.global_step == trainer.estimated_stepping_batches:
             trainer.should_stop = True  # Lightning validates before it stops
+            trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = None
 
 
 class CompileBlocks(Callback):
