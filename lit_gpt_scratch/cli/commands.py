@@ -26,6 +26,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.plugins import CheckpointIO
 
 from lit_gpt_scratch.checkpoints.formats import limit_parameters
+from lit_gpt_scratch.cli.flags import check_values
 from lit_gpt_scratch.cli.parsing import CheckpointCLI
 from lit_gpt_scratch.cli.predict import PredictSettings, TextWriter, make_batches
 from lit_gpt_scratch.cli.program import PROGRAM
@@ -36,7 +37,6 @@ from lit_gpt_scratch.errors import (
     exit_with_error,
     is_bug,
     is_out_of_memory,
-    require_positive,
 )
 from lit_gpt_scratch.private_api import WRONG_WEIGHTS
 from lit_gpt_scratch.runs import callbacks, loggers, summary
@@ -67,15 +67,7 @@ class CharCLI(CheckpointCLI):
         config = self.config
         if config.data.seed is None:
             config.data.seed = int(config.seed_everything)
-        counts = ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
-        given = {name: config.trainer[name] for name in counts}
-        # val_check_interval may also be a fraction of an epoch.
-        require_positive(**{name: n for name, n in given.items() if isinstance(n, int)})
-        if not isinstance(interval := given["val_check_interval"], int | float | None):
-            raise InputError(
-                f"--trainer.val_check_interval is {interval!r}: it must be a number of batches. "
-                "Processes with different clocks would validate at different steps."
-            )
+        check_values(self.command, config)
 
     def instantiate_classes(self) -> None:
         with limit_parameters(self.ckpt_path) if self.ckpt_path else contextlib.nullcontext():

@@ -1,4 +1,4 @@
-"""The flags that have no effect in a command, and help texts that replace Lightning's.
+"""Flags without an effect, values that cannot work, and help texts that replace Lightning's.
 
 A flag without an effect is not in `--help`. A config may have it: one config serves all commands.
 """
@@ -9,9 +9,10 @@ from argparse import SUPPRESS
 from collections.abc import Mapping
 from typing import Any
 
-from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.errors import InputError, require_positive
 from lit_gpt_scratch.private_api import options
 from lit_gpt_scratch.training.distributed import is_rank_zero
+from lit_gpt_scratch.training.hardware import kind_of_device, supported
 
 # Flags, the commands in which they have an effect, and why they have none in the others.
 # Flags that are not listed have an effect in all commands.
@@ -113,3 +114,17 @@ def check_effects(parser: Any, command: str, config: Mapping[str, Any], given: A
             raise InputError(f"{text}. Leave it out.")
         if value and any(word.startswith(f"{name}.") for word in named) and is_rank_zero():
             print(f"Notice: {text}.", file=sys.stderr)
+
+
+def check_values(command: str, config: Any) -> None:
+    """Refuse values that cannot work here; replace what the device lacks, with a notice."""
+    trainer, device = config.trainer, kind_of_device(config.trainer.accelerator)
+    counts = ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
+    require_positive(**{name: trainer[name] for name in counts if type(trainer[name]) is int})
+    interval = trainer.val_check_interval  # a fraction of an epoch is possible, too
+    if not isinstance(interval, int | float | None):
+        raise InputError(f"val_check_interval is {interval}: it must be a number of batches.")
+    if str(trainer.precision).startswith("64"):
+        trainer.precision = supported(device, "64-true")
+    if command == "fit" and config.model.compile:
+        config.model.compile = supported(device, "compile") == "compile"
