@@ -64,6 +64,11 @@ def move_group_last(parser: Any, title: str) -> None:
     parser._action_groups.sort(key=lambda group: group.title == title)
 
 
+def options(parser: Any) -> list[Any]:
+    """Return the options of a parser; argparse has no public way to change their help."""
+    return parser._actions
+
+
 # PyTorch
 
 # Names in the pickle of `torch.save`, and the attribute of the dictionary of `state_dict()`.

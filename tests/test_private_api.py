@@ -5,7 +5,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
-from argparse import ArgumentParser
+from argparse import SUPPRESS, ArgumentParser
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -85,6 +85,15 @@ def test_move_group_last() -> None:
     text = parser.format_help()
     assert text.index("--first") < text.index("few options")
     assert [group.title for group in parser._action_groups][-1] == "many options"
+
+
+def test_options_are_those_of_the_help() -> None:
+    parser = ArgumentParser()
+    parser.add_argument("--hidden")
+    (option,) = (option for option in private_api.options(parser) if option.dest == "hidden")
+    assert "--hidden" in parser.format_help()
+    option.help = SUPPRESS
+    assert "--hidden" not in parser.format_help()
 
 
 def test_text_of_weights_that_do_not_fit() -> None:

@@ -22,8 +22,10 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     ProgressBar,
 )
+from lightning.pytorch.plugins import CheckpointIO
 
 from lit_gpt_scratch.checkpoints.formats import limit_parameters
+from lit_gpt_scratch.cli.flags import check_values
 from lit_gpt_scratch.cli.messages import explain_failure
 from lit_gpt_scratch.cli.parsing import CheckpointCLI
 from lit_gpt_scratch.cli.predict import PredictSettings, TextWriter, make_batches
@@ -55,9 +57,6 @@ from lit_gpt_scratch.training.hyperparameters import find_plugin
 # Lightning's log shows warnings only, except in parts that report what a user has asked for.
 LOG_LEVELS = dict.fromkeys(("lightning.pytorch", "lightning.fabric"), logging.WARNING)
 ASKED_FOR = ("callbacks.early_stopping", "callbacks.model_summary", "profilers.profiler")
-COUNTS = (
-    "val_check_interval", "check_val_every_n_epoch", "log_every_n_steps", "accumulate_grad_batches"
-)  # fmt: skip
 LOG_LEVELS |= {f"lightning.pytorch.{name}": logging.INFO for name in ASKED_FOR}
 
 
@@ -70,11 +69,7 @@ class CharCLI(CheckpointCLI):
         config = self.config
         if config.data.seed is None:
             config.data.seed = int(config.seed_everything)
-        for name in COUNTS:
-            value = config.trainer[name]
-            is_count = isinstance(value, int | float) and value >= 1
-            if value is not None and not is_count:  # Lightning would take some as times
-                raise InputError(f"--trainer.{name} is {value}: it must be a number, at least 1.")
+        check_values(self.command, config)
 
     def instantiate_classes(self) -> None:
         """Build the objects that the flags describe. A library refuses flags in several ways."""
@@ -101,6 +96,11 @@ class CharCLI(CheckpointCLI):
         if tuners := [c for c in given if isinstance(c, BatchSizeFinder | LearningRateFinder)]:
             name = type(tuners[0]).__name__
             raise InputError(f"{name} is not supported: start one run for each value instead.")
+        if writers := [p for p in as_list(config.plugins) if isinstance(p, CheckpointIO)]:
+            name = type(writers[0]).__name__
+            raise InputError(
+                f"--trainer.plugins {name}: fit writes checkpoints itself, leave it out."
+            )
         has_bar = any(isinstance(callback, ProgressBar) for callback in given)
         bar = config.enable_progress_bar
         if bar is None:
@@ -111,7 +111,8 @@ class CharCLI(CheckpointCLI):
         has_checkpoints = any(isinstance(callback, Checkpoint) for callback in given)
         kwargs["enable_checkpointing"] = self.is_saving and has_checkpoints
         kwargs["enable_progress_bar"] = bar and (has_bar or self.command in ("validate", "test"))
-        kwargs["logger"] = False
+        self.given_loggers = as_list(config.logger)
+        kwargs["logger"] = self.given_loggers if self.command in ("validate", "test") else []
         return super().instantiate_trainer(**kwargs)
 
     def open_folder(self) -> BaseFileLock | None:
@@ -152,9 +153,8 @@ class CharCLI(CheckpointCLI):
         facts = summary.run_facts(trainer, self.model, self.datamodule)
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if settings.logger is not False:
-            given = as_list(self.config_init.trainer.logger)
-            wandb = self.config_init.wandb, self.wandb_id
-            trainer.loggers = loggers.make_loggers(self.folder, config | facts, *wandb, given)
+            how = self.config_init.wandb, self.wandb_id, self.given_loggers
+            trainer.loggers = loggers.make_loggers(self.folder, config | facts, *how)
         run = loggers.find_wandb_run(trainer)
         facts["wandb_id"] = run.id if run else self.wandb_id
         trainer.callbacks.append(summary.FitSummary(self.folder, plugin))
@@ -246,8 +246,8 @@ class CharCLI(CheckpointCLI):
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return a flag's value as a list: callbacks and loggers may be one, several or none."""
-    return value if isinstance(value, list) else [value] if value else []
+    """Return a flag's value as a list: it may be one object, several or none; true gives none."""
+    return value if isinstance(value, list) else [value] if value and value is not True else []
 
 
 @contextlib.contextmanager

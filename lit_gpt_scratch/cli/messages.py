@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_gpt_scratch import models, training
+from lit_gpt_scratch.cli.flags import correct_help
 from lit_gpt_scratch.errors import is_out_of_memory
 from lit_gpt_scratch.private_api import WRONG_WEIGHTS, move_group_last
 
@@ -143,7 +144,9 @@ def known_names(parser: LightningArgumentParser) -> list[str]:
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's parser, with other defaults for classes and another order of its help."""
+    """Lightning's parser, with other defaults for classes, and another help."""
+
+    command = "fit"
 
     def get_defaults(self, *args: Any, **kwargs: Any) -> Any:
         """Return the defaults without the arguments of default classes; jsonargparse adds those.
@@ -159,6 +162,7 @@ class Parser(LightningArgumentParser):
         return config
 
     def format_help(self, *args: Any) -> str:
-        """List the Trainer's options last."""
+        """List the Trainer's options last, and only those that have an effect in the command."""
         move_group_last(self, TRAINER_GROUP)
+        correct_help(self, self.command)
         return super().format_help(*args)

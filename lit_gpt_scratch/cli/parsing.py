@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_module
 
 from lit_gpt_scratch.checkpoints.formats import HYPERPARAMETERS, import_plugin, read_checkpoint
+from lit_gpt_scratch.cli.flags import check_effects
 from lit_gpt_scratch.cli.messages import Parser, explain, known_names, with_flags
 from lit_gpt_scratch.cli.predict import PredictSettings
 from lit_gpt_scratch.cli.program import PROGRAM, TRAINER_COMMANDS, own_configs
@@ -94,9 +95,10 @@ class CheckpointCLI(LightningCLI):
             allow_abbrev=False,
             exit_on_error=False,
         )
+        parser.command = self.command
         config_help = "A YAML file, or the name of a config of the program, such as multi_head."
         parser.add_argument("-c", "--config", action=ConfigAction, help=config_help)
-        seed_help = "Seed of all random numbers. true: a random seed."
+        seed_help = "Seed of all random numbers. true: a random seed. false: none for the weights."
         parser.add_argument("--seed_everything", type=bool | int, default=1337, help=seed_help)
         parser.add_lightning_class_args(CharDataModule, "data")
         parser.add_lightning_class_args(LitCharLM, "model")
@@ -109,11 +111,10 @@ class CheckpointCLI(LightningCLI):
         ckpt_help = "A .ckpt file, or best or last: the newest such file in runs/."
         ckpt_help += " fit resumes from it." if self.command == "fit" else " Required."
         parser.add_argument("--ckpt_path", type=str | None, help=ckpt_help)
-        if self.command == "fit":
-            name_help = "Name of the run; default: the config's file name."
-            parser.add_argument("--name", type=str | None, help=name_help)
-            parser.add_class_arguments(WandbSettings, "wandb")
-        elif self.command == "predict":
+        name_help = "Name of the run; default: the config's file name."
+        parser.add_argument("--name", type=str | None, help=name_help)
+        parser.add_class_arguments(WandbSettings, "wandb")
+        if self.command == "predict":
             parser.add_class_arguments(PredictSettings)
             # bf16 is slower here: for one character at a time, casts cost more than they save.
             parser.set_defaults({"trainer.devices": 1, "trainer.precision": "32-true"})
@@ -136,6 +137,7 @@ class CheckpointCLI(LightningCLI):
             raise InputError(explain(str(error), known_names(parser))) from error
         except RecursionError as error:
             raise InputError(NESTED) from error
+        check_effects(self.command, self.config, args)
         trainer = self.config.trainer
         if (trainer.max_epochs or -1) > 0 or trainer.max_time:
             if "trainer.max_steps" not in parse(args, defaults=False):

@@ -105,7 +105,7 @@ class SymbolLossRecorder(Recorder):
     ) -> None:
         if batch.split == "val":
             ids = batch.targets.flatten().cpu()
-            losses = outputs["losses"].flatten().double().cpu()
+            losses = outputs["losses"].flatten().cpu().double()  # MPS has no doubles
             self.sums[0].index_add_(0, ids, torch.ones_like(losses))
             self.sums[1].index_add_(0, ids, losses)
 

@@ -25,6 +25,8 @@ Row = dict[str, str]
 
 def runs_folder(root: str | Path | None) -> Path:
     """Return the folder of all runs below the Trainer's `default_root_dir`."""
+    if "://" in str(root):
+        raise InputError(f"--trainer.default_root_dir {root}: it must be a folder, not an address.")
     return Path(root or ".").expanduser() / "runs"
 
 

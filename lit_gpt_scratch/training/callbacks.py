@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.training.hardware import seed_device
 from lit_gpt_scratch.training.optim import parameter_groups
 
 REMEDY = "lower --model.optimizer.lr, or use --trainer.precision 32-true."
@@ -25,14 +26,7 @@ class SeedDropout(Callback):
     """Makes dropout a function of the batch and the rank: no random state has to be saved."""
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
-        seed = (batch.seed + trainer.global_rank) % (1 << 63)
-        device = pl_module.device
-        if device.type == "cuda":
-            torch.cuda.default_generators[device.index or 0].manual_seed(seed)
-        elif device.type == "mps":
-            torch.mps.manual_seed(seed)
-        else:  # 100 times faster than torch.manual_seed, which seeds every device
-            torch.default_generator.manual_seed(seed)
+        seed_device(pl_module.device, (batch.seed + trainer.global_rank) % (1 << 63))
 
 
 class ApplyOptimizerSettings(Callback):
@@ -152,6 +146,10 @@ class ValidateAtEnd(Callback):
         # From a checkpoint of this validation, Lightning would train one step too many.
         if trainer.global_step >= trainer.estimated_stepping_batches:
             trainer.should_stop = True
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step + 1 >= trainer.estimated_stepping_batches:  # minima beyond the end
+            trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = None
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         if trainer.global_step == trainer.estimated_stepping_batches:

@@ -1,4 +1,4 @@
-"""What this machine computes fast: precision, peak speed, and memory that is kept."""
+"""What devices can do: precision, peak speed, memory that is kept, and what MPS lacks."""
 
 import ctypes
 import sys
@@ -6,6 +6,42 @@ import timeit
 from typing import Literal
 
 import torch
+
+from lit_gpt_scratch.training.distributed import is_rank_zero
+
+# What MPS, the GPU of a Mac, lacks; what is used instead, and why.
+MPS_LACKS = {
+    "64-true": ("32-true", "it has no 64-bit numbers"),
+    "compile": ("eager", "torch.compile for it is unfinished (pytorch/pytorch#150121)"),
+}
+
+
+def kind_of_device(accelerator: object = "auto") -> str:
+    """Return the kind of device (cpu, cuda, mps) that Lightning chooses for an accelerator."""
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return "mps"
+    is_cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "cuda" if is_cuda else "cpu"
+
+
+def supported(device: str, wish: str) -> str:
+    """Return a precision, or `compile`, if a kind of device has it; else a notice and another."""
+    if device != "mps" or wish not in MPS_LACKS:
+        return wish
+    used, reason = MPS_LACKS[wish]
+    if is_rank_zero():
+        print(f"Notice: {wish} is not possible on MPS: {reason}. It uses {used}.", file=sys.stderr)
+    return used
+
+
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seed the generator of one device; torch.manual_seed seeds all, and is 100 times slower."""
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 def multiplies_bf16(device: str) -> bool:
@@ -18,10 +54,7 @@ def multiplies_bf16(device: str) -> bool:
 
 def fastest_precision() -> Literal["bf16-mixed", "32-true"]:
     """Return bf16-mixed where hardware multiplies bf16 (2 to 4 times as fast), else 32-true."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if torch.backends.mps.is_available():
-        device = "mps"
-    return "bf16-mixed" if multiplies_bf16(device) else "32-true"
+    return "bf16-mixed" if multiplies_bf16(kind_of_device()) else "32-true"
 
 
 def measured_flops(dtype: torch.dtype, size: int = 768) -> float:

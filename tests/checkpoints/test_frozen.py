@@ -42,6 +42,13 @@ def test_validate_gives_the_same_loss(name: str, file: str) -> None:
     assert float(done.trainer.callback_metrics["val/loss"]) == pytest.approx(LOSSES[name], abs=1e-5)
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_validate_reads_an_old_config_with_flags_that_it_does_not_use(name: str) -> None:
+    files = [f"--config={FROZEN / name}.yaml", f"--ckpt_path={FROZEN / name}.ckpt"]
+    done = cli.main(["validate", *files])  # in the config's precision
+    assert float(done.trainer.callback_metrics["val/loss"]) == pytest.approx(LOSSES[name], abs=1e-3)
+
+
 @pytest.mark.parametrize(("name", "file"), FILES)
 def test_predict_writes_the_same_text(
     name: str, file: str, capsys: pytest.CaptureFixture[str]

@@ -130,7 +130,7 @@ def test_help_lists_the_options_of_this_program_before_those_of_the_trainer(
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     own = {"fit": ["name", "wandb.mode"], "predict": ["prompt", "top_k"]}.get(command, [])
-    own += ["plugin", "ckpt_path", "data.corpus", "model.net"]
+    own += ["plugin", "ckpt_path", "data.context", "model.net"]
     places = {name: text.index(f" --{name} ") for name in own}
-    assert max(places.values()) < text.index(" --trainer.max_steps ")
+    assert max(places.values()) < text.index(" --trainer.accelerator ")
     assert "hpc" not in text[places["ckpt_path"] :][:300], "Lightning's own text is wrong here"

@@ -3,11 +3,20 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from laws import parse
 
-from lit_gpt_scratch.training.hardware import fastest_precision, multiplies_bf16
+from lit_gpt_scratch.runs.callbacks import SymbolLossRecorder
+from lit_gpt_scratch.training.hardware import (
+    fastest_precision,
+    kind_of_device,
+    multiplies_bf16,
+    supported,
+)
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
 
@@ -53,3 +62,66 @@ def test_keep_freed_memory_avoids_page_faults() -> None:
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 1000
+
+
+@pytest.fixture
+def mac(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answer the question that finds MPS with yes; no machine with MPS was there to run this."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+
+
+@pytest.mark.usefixtures("mac")
+def test_mps_is_chosen_where_it_is_and_starts_in_fp32() -> None:
+    """Checked with a fake answer, because no MPS was there."""
+    devices = {name: kind_of_device(name) for name in ("auto", "gpu", "mps", "cpu")}
+    assert devices == {"auto": "mps", "gpu": "mps", "mps": "mps", "cpu": "cpu"}
+    assert fastest_precision() == "32-true"
+
+
+WISHES = ["64-true", "32-true", "16-mixed", "bf16-mixed", "compile"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+def test_what_mps_lacks_is_replaced_with_a_notice(
+    device: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The pure decision: no MPS was there. Other devices keep every wish."""
+    used = {wish: supported(device, wish) for wish in WISHES}
+    notices = capsys.readouterr().err.splitlines()
+    lacks = {"64-true": "32-true", "compile": "eager"} if device == "mps" else {}
+    assert used == {wish: wish for wish in WISHES} | lacks
+    assert [line.split(" is not possible on MPS: ")[0] for line in notices] == [
+        f"Notice: {wish}" for wish in lacks
+    ]
+
+
+@pytest.mark.usefixtures("mac")
+@pytest.mark.parametrize("accelerator", ["mps", "cpu"])
+def test_fit_asks_which_wishes_its_device_has(
+    accelerator: str,
+) -> None:
+    """No MPS was there: the Trainer itself, which would look for one, is not made."""
+    flags = ["--trainer.precision=64", "--model.compile=true"]
+    config = parse(f"--trainer.accelerator={accelerator}", *flags).config
+    is_mac = accelerator == "mps"
+    assert config.trainer.precision == ("32-true" if is_mac else "64-true")
+    assert config.model.compile is not is_mac
+
+
+def test_losses_of_characters_are_doubled_in_size_only_on_the_cpu(tmp_path: Path) -> None:
+    """MPS refuses float64. This tensor does so too, because no MPS was there."""
+
+    class OnMPS(torch.Tensor):
+        def double(self, *_: Any) -> torch.Tensor:
+            raise TypeError("Cannot convert a MPS Tensor to float64")
+
+        def cpu(self, *_: Any) -> torch.Tensor:
+            return self.as_subclass(torch.Tensor)
+
+    recorder = SymbolLossRecorder(tmp_path)
+    module = SimpleNamespace(tokenizer="ab")
+    recorder.on_validation_start(None, module)
+    batch = SimpleNamespace(split="val", targets=torch.tensor([[0, 1, 1]]))
+    losses = torch.tensor([[1.0, 2.0, 3.0]]).as_subclass(OnMPS)
+    recorder.on_validation_batch_end(None, module, {"losses": losses}, batch)
+    assert recorder.sums.tolist() == [[1.0, 2.0], [1.0, 5.0]]

@@ -1,0 +1,135 @@
+"""Flags without an effect, values that cannot work, and help texts that replace Lightning's.
+
+A flag without an effect is not in `--help`. A config may have it: one config serves all commands.
+"""
+
+import re
+import sys
+from argparse import SUPPRESS
+from collections.abc import Mapping
+from typing import Any
+
+from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.private_api import options
+from lit_gpt_scratch.training.distributed import is_rank_zero
+from lit_gpt_scratch.training.hardware import kind_of_device, supported
+
+# Flags, the commands in which they have an effect, and why they have none in the others.
+# Flags that are not listed have an effect in all commands.
+EFFECTS = (
+    ("trainer.barebones", "", "a run is always recorded and checked"),
+    ("trainer.enable_autolog_hparams", "", "loggers get none; config.yaml has all"),
+    ("trainer.model_registry", "", "checkpoints are files in the folder of a run"),
+    ("trainer.reload_dataloaders_every_n_epochs", "", "the data is the same in every epoch"),
+    ("trainer.sync_batchnorm", "", "no network has batch norm, which reads later characters"),
+    ("trainer.use_distributed_sampler", "", "the data module gives each process its share"),
+    ("trainer.inference_mode", "validate test predict", "in fit, Lightning always uses no_grad"),
+    ("trainer.limit_val_batches", "fit validate", "it does not read the validation split"),
+    ("trainer.limit_test_batches", "test", "it does not read the test split"),
+    ("trainer.limit_predict_batches", "predict", "it continues no prompts"),
+    ("trainer.logger", "fit validate test", "it logs nothing"),
+    ("trainer.enable_progress_bar", "fit validate test", "it prints its texts only"),
+    (
+        "trainer.max_epochs trainer.min_epochs trainer.max_steps trainer.min_steps "
+        "trainer.max_time trainer.limit_train_batches trainer.overfit_batches "
+        "trainer.val_check_interval "
+        "trainer.check_val_every_n_epoch trainer.num_sanity_val_steps trainer.log_every_n_steps "
+        "trainer.enable_checkpointing trainer.enable_model_summary trainer.accumulate_grad_batches "
+        "trainer.gradient_clip_val trainer.gradient_clip_algorithm trainer.detect_anomaly "
+        "model.optimizer model.schedule model.compile data.batch_size data.seed name wandb",
+        "fit",
+        "only fit trains",
+    ),
+    (
+        "data.corpus data.val_fraction data.test_fraction data.sha256 data.fallback "
+        "data.sample_size",
+        "fit validate test",
+        "it reads no corpus",
+    ),
+)
+COUNTS = (
+    "val_check_interval", "check_val_every_n_epoch", "log_every_n_steps", "accumulate_grad_batches"
+)  # fmt: skip
+# Where Lightning's text is not what happens here.
+LIMIT = "It replaces the default of max_steps."
+HELP = {
+    "logger": "More loggers. false: none at all; fit then writes no metrics.csv and no W&B run.",
+    "fast_dev_run": "Run only this number of batches, to find bugs. true: one batch.",
+    "max_epochs": f"Stop after this number of epochs. -1: no limit. {LIMIT}",
+    "max_time": f"Stop after this time, DD:HH:MM:SS (days, hours, minutes, seconds). {LIMIT}",
+    "max_steps": "Stop after this number of optimizer steps. -1: no limit, if max_epochs or "
+    "max_time is given.",
+    "min_epochs": "Epochs before max_time or EarlyStopping may stop the training.",
+    "min_steps": "Optimizer steps before max_time or EarlyStopping may stop the training.",
+    "limit_train_batches": "Batches in an epoch of each device: a number or, as 0.5, a fraction.",
+    "limit_val_batches": "Batches of a validation on each device: a number or, as 0.5, a fraction. "
+    "0: no validation.",
+    "overfit_batches": "Train on the same batches in every epoch, and validate on as many: a "
+    "number or, as 0.5, a fraction.",
+    "val_check_interval": "Validate after this number of batches. With check_val_every_n_epoch, "
+    "0.5 is twice in an epoch.",
+    "check_val_every_n_epoch": "Validate only in epochs that are multiples of this number, where "
+    "val_check_interval starts again. null: count the batches of all epochs.",
+    "num_sanity_val_steps": "Batches to validate before training. -1: all.",
+    "log_every_n_steps": "Log training metrics after this number of optimizer steps.",
+    "enable_checkpointing": "false: save no checkpoint.",
+    "enable_progress_bar": "Show a progress bar. null: only on a terminal.",
+    "benchmark": "Let cuDNN choose the fastest convolutions, for a network of your own that has "
+    "some.",
+    "plugins": "Lightning's plugins for precision (with --trainer.precision null) and clusters. "
+    "fit has its own for checkpoints.",
+    "default_root_dir": "The folder that has, or will have, the folder runs/. null: this folder.",
+}  # fmt: skip
+
+
+def without_effect(command: str) -> dict[str, str]:
+    """Return the flags that have no effect in a command, each with the reason."""
+    unused = [(names, why) for names, where, why in EFFECTS if command not in where.split()]
+    return {name: why for names, why in unused for name in names.split()}
+
+
+def correct_help(parser: Any, command: str) -> None:
+    """Hide flags that have no effect in a command, and correct the help of the others.
+
+    Only when help is printed: jsonargparse would leave hidden flags out of hyperparameters.
+    """
+    hidden = without_effect(command)
+    for option in options(parser):
+        if any(f"{option.dest}.".startswith(f"{name}.") for name in hidden):
+            option.help = SUPPRESS
+        elif option.dest.startswith("trainer.") and option.help:
+            text = HELP.get(option.dest.removeprefix("trainer."), option.help)
+            # Lightning's defaults; the parser adds those that are true here.
+            option.help = re.sub(r"\s*Default: (``.*?``|\d+)\.?", "", text)
+
+
+def check_effects(command: str, config: Mapping[str, Any], args: Any) -> None:
+    """Refuse a flag that has no effect in fit; in other commands, print a notice.
+
+    `args` are the arguments of the command line. A config may have flags of all commands.
+    """
+    words = args if isinstance(args, list) else []
+    named = [f"{word.split('=')[0].removeprefix('--')}." for word in words if word.startswith("--")]
+    for name, why in without_effect(command).items():
+        text = f"--{name} has no effect in {command}: {why}."
+        if not any(word.startswith(f"{name}.") for word in named):
+            continue
+        if command == "fit":
+            raise InputError(f"{text} Leave it out.")
+        if config.get(name) and is_rank_zero():
+            print(f"Notice: {text}", file=sys.stderr)
+
+
+def check_values(command: str, config: Any) -> None:
+    """Refuse values that cannot work here; replace what the device lacks, with a notice."""
+    trainer, device = config.trainer, kind_of_device(config.trainer.accelerator)
+    for name in COUNTS:
+        value = trainer[name]
+        is_fraction = isinstance(value, float) and value > 0  # of an epoch
+        is_count = isinstance(value, int) and value >= 1
+        if not (value is None or is_fraction or is_count):  # Lightning takes texts as times
+            raise InputError(f"--trainer.{name} is {value}: it must be a number, at least 1.")
+    if str(trainer.precision).startswith("64"):
+        trainer.precision = supported(device, "64-true")
+    if command == "fit" and config.model.compile:
+        config.model.compile = supported(device, "compile") == "compile"

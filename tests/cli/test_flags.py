@@ -1,0 +1,204 @@
+"""Every flag that `--help` lists has an effect; the others are refused, or named in a notice."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Timer
+from tiny import TINY, Refusal
+
+from lit_gpt_scratch import cli
+from lit_gpt_scratch.cli.commands import CharCLI
+from lit_gpt_scratch.cli.flags import EFFECTS, HELP, without_effect
+from lit_gpt_scratch.cli.program import TRAINER_COMMANDS
+
+FIT = ["--data.corpus=sample", "--data.sample_size=20000", "--data.context=16"]
+FIT += ["--model.net=Bigram", "--trainer.accelerator=cpu", "--wandb.mode=disabled"]
+# For each flag of the Trainer: a value other than the default, what it changes, and to what.
+CHANGES: dict[str, tuple[str, Callable[[Any], Any], Any]] = {
+    "strategy": ("ddp", lambda t: type(t.strategy).__name__, "DDPStrategy"),
+    "devices": ("2", lambda t: t.num_devices, 2),
+    "num_nodes": ("2", lambda t: t.num_nodes, 2),
+    "precision": ("64-true", lambda t: t.precision, "64-true"),
+    "callbacks": ("DeviceStatsMonitor", lambda t: "DeviceStats" in str(t.callbacks), True),
+    "fast_dev_run": ("3", lambda t: t.max_steps, 3),
+    "max_epochs": ("3", lambda t: (t.max_epochs, t.max_steps), (3, -1)),
+    "min_epochs": ("2", lambda t: t.fit_loop.min_epochs, 2),
+    "max_steps": ("9", lambda t: t.max_steps, 9),
+    "min_steps": ("9", lambda t: t.fit_loop.min_steps, 9),
+    "max_time": (
+        "00:00:01:00",
+        lambda t: ([c.time_remaining() for c in t.callbacks if isinstance(c, Timer)], t.max_steps),
+        ([60.0], -1),
+    ),
+    "limit_train_batches": ("5", lambda t: t.limit_train_batches, 5),
+    "limit_val_batches": ("5", lambda t: t.limit_val_batches, 5),
+    "overfit_batches": ("5", lambda t: (t.limit_train_batches, t.limit_val_batches), (5, 5)),
+    "val_check_interval": ("7", lambda t: t.val_check_interval, 7),
+    "check_val_every_n_epoch": ("2", lambda t: t.check_val_every_n_epoch, 2),
+    "num_sanity_val_steps": ("2", lambda t: t.num_sanity_val_steps, 2),
+    "log_every_n_steps": ("3", lambda t: t.log_every_n_steps, 3),
+    "enable_model_summary": ("true", lambda t: "ModelSummary" in str(t.callbacks), True),
+    "accumulate_grad_batches": ("2", lambda t: t.accumulate_grad_batches, 2),
+    "gradient_clip_val": ("0.5", lambda t: t.gradient_clip_val, 0.5),
+    "gradient_clip_algorithm": ("value", lambda t: t.gradient_clip_algorithm, "value"),
+    "deterministic": ("true", lambda _: torch.are_deterministic_algorithms_enabled(), True),
+    "benchmark": ("true", lambda _: torch.backends.cudnn.benchmark, True),
+    "profiler": ("simple", lambda t: type(t.profiler).__name__, "SimpleProfiler"),
+    "detect_anomaly": ("true", lambda t: t._detect_anomaly, True),
+    "plugins": (
+        "DoublePrecision --trainer.precision=null",
+        lambda t: type(t.precision_plugin).__name__,
+        "DoublePrecision",
+    ),
+}
+# These change more than the Trainer: tests below look at what a fit does with them.
+IN_A_FIT = {
+    "accelerator", "logger", "enable_checkpointing", "enable_progress_bar", "default_root_dir",
+}  # fmt: skip
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """Restore what flags set for the whole process."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.backends.cudnn.benchmark = before[1]
+
+
+def listed(command: str, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """Return the flags that `COMMAND --help` lists, each with its text on one line."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    parts = re.split(r"^  (?:-\w \w+, )?--", capsys.readouterr().out, flags=re.MULTILINE)[1:]
+    texts = {re.match(r"[\w.]+", part)[0]: " ".join(part.split()) for part in parts}  # type: ignore[index]
+    return {name: text for name, text in texts.items() if not name.endswith(".help")}
+
+
+def test_the_help_of_fit_lists_a_flag_if_it_has_an_effect(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = {name.removeprefix("trainer.") for name in listed("fit", capsys) if "trainer." in name}
+    assert flags == CHANGES.keys() | IN_A_FIT
+    assert HELP.keys() <= flags
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.usefixtures("restored")
+def test_a_flag_of_the_trainer_changes_something(name: str) -> None:
+    value, look, expected = CHANGES[name]
+    plain, changed = (
+        CharCLI("fit", [*FIT, *flags]) for flags in ([], f"--trainer.{name}={value}".split())
+    )
+    assert look(changed.trainer) == expected
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = False
+    assert look(plain.trainer) != expected
+
+
+def test_flags_that_fit_itself_reads_have_an_effect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain = cli.main(["fit", *TINY])
+    assert {path.name for path in plain.folder.iterdir()} >= {"checkpoints", "metrics.csv"}
+    other = ["--trainer.default_root_dir=out", "--trainer.enable_checkpointing=false"]
+    other += ["--trainer.logger=false", "--trainer.enable_progress_bar=true"]
+    changed = cli.main(["fit", *TINY, *other])
+    assert changed.folder == Path("out/runs/gpt_cpu/version_0")
+    assert not {path.name for path in changed.folder.iterdir()} & {"checkpoints", "metrics.csv"}
+    assert type(plain.progress) is not type(changed.progress)
+    own = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs"]
+    own += ["--trainer.max_steps=1"]
+    assert (cli.main(["fit", *TINY, *own]).folder / "metrics.csv").exists()
+    assert [*Path("logs").rglob("metrics.csv")]
+
+
+def test_the_accelerator_is_the_one_that_the_flag_names(refusal: Refusal) -> None:
+    assert "torch_xla" in refusal("fit", *FIT, "--trainer.accelerator", "tpu")
+
+
+@pytest.mark.parametrize("command", TRAINER_COMMANDS)
+def test_help_says_each_default_once(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lightning's texts name its own defaults, which are not those of this program."""
+    for name, text in listed(command, capsys).items():
+        assert "Default:" not in text, name
+
+
+@pytest.mark.parametrize("command", TRAINER_COMMANDS)
+def test_no_help_lists_a_flag_without_an_effect(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown, hidden = listed(command, capsys), without_effect(command)
+    assert not [name for name in shown for flag in hidden if f"{name}.".startswith(f"{flag}.")]
+    everywhere = {name for names, where, _ in EFFECTS if command in where for name in names.split()}
+    assert not [flag for flag in everywhere if not any(name.startswith(flag) for name in shown)]
+
+
+@pytest.mark.parametrize("flag", without_effect("fit"))
+def test_fit_refuses_a_flag_without_an_effect(flag: str, refusal: Refusal) -> None:
+    is_number = "limit" in flag or "every_n" in flag
+    is_on = flag.endswith(("enable_autolog_hparams", "inference_mode"))
+    value = "2" if is_number else "false" if is_on else "true"
+    assert f"--{flag} has no effect in fit: " in refusal("fit", *FIT, f"--{flag}", value)
+
+
+def test_other_commands_name_a_flag_without_an_effect_but_not_those_of_a_config(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run's own config.yaml, which has all flags of fit, suits every command."""
+    last = ["--ckpt_path", str(run_folder / "checkpoints" / "last.ckpt")]
+    for command in ("validate", "predict"):
+        cli.main([command, "--config", str(run_folder / "config.yaml"), *last])
+        assert "no effect" not in capsys.readouterr().err
+    flags = ["--trainer.max_steps", "3", "--model.optimizer.lr=0.1", "--data.val_fraction", "0.2"]
+    cli.main(["validate", *last, *flags])
+    said = capsys.readouterr().err
+    assert [line for line in said.splitlines() if "effect" in line] == [
+        "Notice: --trainer.max_steps has no effect in validate: only fit trains.",
+        "Notice: --model.optimizer has no effect in validate: only fit trains.",
+    ]
+
+
+def test_validate_writes_to_a_logger_that_is_given(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    logger = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs"]
+    cli.main(["validate", "--ckpt_path", str(checkpoint), *logger])
+    (table,) = Path("logs").rglob("metrics.csv")
+    assert "val/loss" in table.read_text(encoding="utf-8")
+
+
+def test_min_steps_does_not_prevent_the_last_validation(tmp_path: Path) -> None:
+    """max_steps ends a run even if it is below min_steps, which asks for more."""
+    root = ["--trainer.default_root_dir", str(tmp_path), "--trainer.min_steps=100"]
+    fitted = cli.main(["fit", *TINY, *root])
+    assert fitted.trainer.global_step == 7
+    saved = torch.load(fitted.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 7
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("plugins", "AsyncCheckpointIO", "fit writes checkpoints itself"),
+        ("val_check_interval", "00:00:01:00", "it must be a number"),
+        ("default_root_dir", "s3://bucket/runs", "it must be a folder"),
+    ],
+)
+def test_values_that_cannot_work_here_are_refused(
+    flag: str, value: str, words: str, refusal: Refusal
+) -> None:
+    assert words in refusal("fit", *FIT, f"--trainer.{flag}", value)
+
+
+def test_logger_true_means_the_runs_own_loggers(tmp_path: Path) -> None:
+    root = ["--trainer.default_root_dir", str(tmp_path), "--trainer.max_steps=1"]
+    fitted = cli.main(["fit", *TINY, "--trainer.logger=true", *root])
+    assert (fitted.folder / "metrics.csv").exists()
