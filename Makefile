@@ -7,8 +7,9 @@ ARGS ?=
 RUNS ?=
 NANOGPT ?=
 # The first Python of a supported version.
-PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
+PYTHONS := python3 python3.14 python3.13 python3.12 python3.11
+SUPPORTED := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null
+PYTHON ?= $(shell for p in $(PYTHONS); do $$p $(SUPPORTED) && echo $$p && break; done)
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint requirements.lock
 READY := .venv/.ready
@@ -19,11 +20,16 @@ help:  ## List the targets
 setup: $(READY)  ## Create .venv with all packages (the other targets do this too)
 
 $(READY): pyproject.toml requirements.lock
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: install one, or give its path with PYTHON=..." >&2; exit 1; }
+	@$(or $(PYTHON),false) $(SUPPORTED) || { \
+		echo "Python 3.11, 3.12, 3.13 or 3.14 is needed. Found here:"; \
+		for p in $(sort $(PYTHON) $(PYTHONS)); do \
+			version=$$($$p --version 2>&1) && echo "  $$p: $$version" || echo "  $$p: none"; done; \
+		echo "Install one, for example with uv (https://docs.astral.sh/uv): uv python install 3.13"; \
+		echo "Then name it: make setup PYTHON=path (uv python find 3.13 prints the path)."; exit 1; } >&2
 	$(PYTHON) -m venv .venv
 	$(PIP_INSTALL) --editable '.[dev]'
 	@# A test needs the schema of W&B's sweeps; its dependencies need an old NumPy, so skip them.
-	$(PIP_INSTALL) --no-deps sweeps
+	$(PIP_INSTALL) --no-deps sweeps==0.3.0
 	@touch $@
 
 train: $(READY)  ## Train CONFIG (default: gpt_cpu) and print a sample; ARGS adds flags

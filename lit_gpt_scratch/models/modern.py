@@ -29,7 +29,9 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = math.sqrt(x.size(-1)) / length.clamp_(min=1e-6)
-        y = torch.mul(x, scale).to(dtype)
+        y = torch.mul(x, scale)
+        if y.dtype != dtype:  # PyTorch 2.11 compiles a needless cast to wrong gradients
+            y = y.to(dtype)
         ctx.save_for_backward(y, scale)
         return y
 

@@ -1,0 +1,70 @@
+"""The Makefile finds a Python of a supported version, or says what it found and what to do."""
+
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.specifiers import SpecifierSet
+
+ROOT = Path(__file__).parents[1]
+SUPPORTED = SpecifierSet(
+    tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+)
+VERSIONS = [f"3.{minor}.0" for minor in range(9, 17)]
+MAKE = shutil.which("make") or ""
+pytestmark = pytest.mark.skipif(not MAKE, reason="needs make")
+
+
+def setup(folder: Path, pythons: dict[str, str], *args: str) -> "subprocess.CompletedProcess[str]":
+    """Run `make setup` in a folder, where only these Pythons (name: version) are on the PATH."""
+    (folder / "bin").mkdir()
+    for name, version in pythons.items():
+        python = folder / "bin" / name
+        numbers = tuple(map(int, version.split(".")))
+        python.write_text(
+            f'#!/bin/sh\nif [ "$1" = --version ]; then echo Python {version}; exit; fi\n'
+            f"""exec {sys.executable} -S -c "import sys; sys.version_info = {numbers}; $2"\n"""
+        )
+        python.chmod(0o755)
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, folder)
+    return subprocess.run(
+        [MAKE, "setup", *args],
+        cwd=folder,
+        env={"PATH": str(folder / "bin")},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_make_takes_the_versions_that_pyproject_allows(version: str, tmp_path: Path) -> None:
+    result = setup(tmp_path, {"python3": version}, "--dry-run")
+    assert ("python3 -m venv .venv" in result.stdout) == (version in SUPPORTED)
+
+
+def test_make_takes_a_newer_python_than_the_default_one(tmp_path: Path) -> None:
+    result = setup(tmp_path, {"python3": "3.10.13", "python3.12": "3.12.1"}, "--dry-run")
+    assert "python3.12 -m venv .venv" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "found"),
+    [
+        ([], ["python3: Python 3.10.13", "python3.13: none"]),
+        (["PYTHON=mine"], ["mine: Python 3.9.2", "python3: Python 3.10.13"]),
+        (["PYTHON=absent"], ["absent: none", "python3: Python 3.10.13"]),
+    ],
+)
+def test_make_names_what_it_found_and_what_to_do(
+    args: list[str], found: list[str], tmp_path: Path
+) -> None:
+    result = setup(tmp_path, {"python3": "3.10.13", "mine": "3.9.2"}, *args)
+    lines = [line.strip() for line in result.stderr.splitlines()]
+    assert result.returncode
+    assert set(found) <= set(lines)
+    assert "PYTHON=path" in result.stderr
+    assert not (tmp_path / ".venv").exists()
