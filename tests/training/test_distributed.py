@@ -11,9 +11,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 from compare_runs import last, same, state, tables
+from nbclient import NotebookClient
 
 from lit_gpt_scratch import cli
 from lit_gpt_scratch.runs import read_wandb
@@ -250,14 +252,30 @@ def test_a_batch_size_not_divisible_by_the_devices_is_refused(
     assert "give a multiple of 2" in capsys.readouterr().err
 
 
+def run_in_notebook(root: Path, *flags: str) -> str:
+    """Run `fit` in a real notebook kernel; return what the cell prints."""
+    command = ["fit", *FLAGS, f"--trainer.default_root_dir={root}", *flags]
+    code = f"from lit_gpt_scratch import cli\nrun = cli.main({command!r})"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    NotebookClient(notebook, kernel_name="python3", timeout=LIMIT).execute()
+    return "".join(output.get("text", "") for output in notebook.cells[0].outputs)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_spawn"])
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "of a notebook"])
 def test_worker_processes_record_as_one_process(
-    single: Path, tmp_path: Path, strategy: str
+    single: Path, tmp_path: Path, strategy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With W&B on: the process that waits for them has neither the figures nor the W&B run."""
-    two = ["--trainer.devices=2", f"--trainer.strategy={strategy}"]
-    said = end(start(tmp_path, *two, WANDB_MODE="offline"))
+    """With W&B on: the process that waits for them has neither the figures nor the W&B run.
+
+    In a notebook, Lightning itself picks a strategy that forks the kernel's process.
+    """
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    two = "--trainer.devices=2"
+    if strategy == "of a notebook":
+        said = run_in_notebook(tmp_path, two)
+    else:
+        said = end(start(tmp_path, two, f"--trainer.strategy={strategy}"))
     folder = only_run(tmp_path)
     assert_equal_rows(folder, single)
     (final,) = [row["val/loss"] for row in rows(folder) if row["step"] == "50" and row["val/loss"]]
