@@ -107,7 +107,10 @@ class FitSummary(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._first_step = trainer.global_step
 
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        # Not in on_fit_end: a progress bar of another library may still be on the terminal.
+        if stage != "fit":
+            return
         if self._first_step in (None, trainer.global_step):
             raise InputError(
                 "no step was trained: increase --trainer.max_epochs, --trainer.max_time or "

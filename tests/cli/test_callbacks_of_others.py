@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,18 @@ def test_early_stopping_ends_the_run_and_gives_its_reason(tmp_path: Path, capsys
     assert "stopped      Monitored metric val/loss did not improve" in said.out
     assert "To resume:" not in said.err
     assert yaml.safe_load((run.folder / "about.yaml").read_text())["finished"]
+
+
+class Bar(TQDMProgressBar):
+    """Ends when rich's bar does, which cuts lines while it is on the terminal."""
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        print("the bar ends")
+
+
+def test_the_summary_comes_after_their_progress_bar(tmp_path: Path, capsys: Printed) -> None:
+    train_small(tmp_path, *callback(f"{__name__}.Bar"))
+    assert "Next:" in capsys.readouterr().out.partition("the bar ends")[2]
 
 
 def test_a_progress_bar_of_theirs_replaces_ours(tmp_path: Path, capsys: Printed) -> None:
