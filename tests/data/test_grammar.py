@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from lit_gpt_scratch.data import grammar
 from lit_gpt_scratch.data.datamodule import CharDataModule
 from lit_gpt_scratch.data.grammar import play_log_loss, write_play
-from lit_gpt_scratch.models.gpt import GPT
-from lit_gpt_scratch.training import AdamW, WarmupCosine
+from lit_gpt_scratch.models import ModernGPT
+from lit_gpt_scratch.training import Muon, WarmupStableDecay
 from lit_gpt_scratch.training.optim import parameter_groups
 
 SIZE = 1_300_000  # more than one chunk
@@ -174,14 +174,14 @@ class Trained(NamedTuple):
 
 @pytest.fixture(scope="module")
 def trained() -> Trained:
-    """Train a small GPT for 600 steps on the sample."""
+    """Train a small model for 250 steps on the sample."""
     data = CharDataModule("sample", context=128, batch_size=16)
     data.open()
     torch.manual_seed(1)
-    net = GPT(len(data.alphabet), data.context, layers=1, width=64)
-    optimizer = AdamW(parameter_groups(net), lr=1.5e-2)
-    schedule = WarmupCosine(optimizer, steps=600, warmup=50)
-    for k in range(600):
+    net = ModernGPT(len(data.alphabet), data.context, layers=1, width=64)
+    optimizer = Muon(parameter_groups(net))
+    schedule = WarmupStableDecay(optimizer, steps=250)
+    for k in range(250):
         batch = data.read_windows(data.train_windows(k))
         optimizer.zero_grad()
         F.cross_entropy(net(batch.inputs).flatten(0, 1), batch.targets.flatten()).backward()
