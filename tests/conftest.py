@@ -1,7 +1,8 @@
 """The environment of all tests: one thread, a temporary cache, no account, no download."""
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,20 @@ settings.register_profile(
     "laws", max_examples=50, deadline=None, derandomize=True, database=None, print_blob=False
 )
 settings.load_profile("laws")
+
+
+SYSTEMS = {"unix": os.name == "posix", "linux": sys.platform == "linux"}
+# These break processes by Unix's signals and limits, and import what only Unix has.
+collect_ignore = [] if SYSTEMS["unix"] else ["test_faults.py", "test_fuzz.py"]
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Skip a test with the marker `needs` on a system that lacks what it names."""
+    for item in items:
+        for marker in item.iter_markers("needs"):
+            system, what = marker.args
+            if not SYSTEMS[system]:
+                item.add_marker(pytest.mark.skip(reason=f"needs {system}: {what}"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -52,8 +52,10 @@ def write_fake_run(
     width = {"width": round(scale * 64)}
     net = {"class_path": "lit_gpt_scratch.models.ModernGPT", "init_args": width}
     config = {"data": data, "model": {"net": net}, "name": text}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "about.yaml").write_text(yaml.safe_dump({"parameters": 4225, "corpus": text}))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    (folder / "about.yaml").write_text(
+        yaml.safe_dump({"parameters": 4225, "corpus": text}), encoding="utf-8"
+    )
     write_csv(folder / "metrics.csv", [row for step in steps for row in metric_rows(step, scale)])
     write_csv(
         folder / "samples.csv",

@@ -80,9 +80,9 @@ def test_seconds_to_a_loss_end_where_the_curve_first_reaches_it() -> None:
 def test_replace_section_changes_only_the_text_between_the_markers(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     begin, end = markers("speed")
-    path.write_text(f"before\n{begin}old\n{end}\nafter\n")
+    path.write_text(f"before\n{begin}old\n{end}\nafter\n", encoding="utf-8")
     common.replace_section(path, "speed", "| new |")
-    assert path.read_text() == f"before\n{begin}| new |\n{end}\nafter\n"
+    assert path.read_text(encoding="utf-8") == f"before\n{begin}| new |\n{end}\nafter\n"
 
 
 @pytest.mark.parametrize("name", ["ladder", "ablation", "long", "bench"])
@@ -98,7 +98,7 @@ def test_publish_writes_a_table_into_the_readme_of_the_benchmarks(name: str, cop
     common.publish(name, "| new |", readme=True)
     assert section(common.TABLES, name) == "| new |\n"
     assert (copies / "README.md").read_bytes() == README.read_bytes()
-    assert (copies / "runs" / f"{name}.md").read_text() == "| new |"
+    assert (copies / "runs" / f"{name}.md").read_text(encoding="utf-8") == "| new |"
 
 
 def test_publish_changes_no_readme_unless_asked(copies: Path) -> None:
@@ -106,7 +106,7 @@ def test_publish_changes_no_readme_unless_asked(copies: Path) -> None:
     ladder.publish_ladder(RESULTS, readme=False)
     assert common.TABLES.read_bytes() == TABLES.read_bytes()
     assert (copies / "README.md").read_bytes() == README.read_bytes()
-    assert "2.5" in (copies / "runs" / "ladder.md").read_text()
+    assert "2.5" in (copies / "runs" / "ladder.md").read_text(encoding="utf-8")
 
 
 def test_the_ladder_writes_its_table_into_both_readmes_and_samples_into_one(copies: Path) -> None:

@@ -55,7 +55,7 @@ def test_the_attention_of_the_readme_trains_and_is_causal(
     """With the readme's own flags, in place of the attention of the rung `transformer`."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     [code] = [code for language, code in CODE.findall(text) if language == "python"]
-    (tmp_path / "my_module.py").write_text(code)
+    (tmp_path / "my_module.py").write_text(code, encoding="utf-8")
     monkeypatch.chdir(tmp_path)  # where the readme says that the module is
     flags = "--plugin my_module --model.net.attention my_module.MyAttention"
     assert f"--config transformer {flags}" in text
@@ -93,7 +93,7 @@ def test_the_python_of_the_configs_readme_builds_what_its_yaml_builds(tmp_path: 
     [code] = [code for language, code in CODE.findall(text) if language == "python"]
     [config] = [code for language, code in CODE.findall(text) if language == "yaml"]
     path = tmp_path / "config.yaml"
-    path.write_text(config)
+    path.write_text(config, encoding="utf-8")
     from_config = parse("--config", str(path)).model
 
     class Data:

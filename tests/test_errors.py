@@ -44,7 +44,7 @@ def test_an_error_in_a_library_is_no_sure_bug() -> None:
 
 
 def test_an_error_that_a_users_file_raises_is_a_bug(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("def fails():\n    return 1 + 'a'\n")
+    (tmp_path / "mine.py").write_text("def fails():\n    return 1 + 'a'\n", encoding="utf-8")
     error = caught(runpy.run_path(str(tmp_path / "mine.py"))["fails"])
     assert is_bug(error)
     assert describe_error(error).startswith("TypeError in mine.py, line 2: unsupported operand")

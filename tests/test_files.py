@@ -1,9 +1,7 @@
 """Tests of `files.py`: atomic writes, staging folders and locks."""
 
 import errno
-import fcntl
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -89,7 +87,7 @@ def test_staging_deletes_folders_of_killed_processes_but_not_of_running_ones(
     with staging_dir(tmp_path / "target") as own_folder:
         assert own_folder != other_folder
         assert (other_folder / "half").exists()
-    other.send_signal(signal.SIGKILL)
+    other.kill()
     other.wait()
     assert other_folder.exists()
     with staging_dir(tmp_path / "another target"):
@@ -110,10 +108,12 @@ def test_a_folder_is_locked_by_one_holder_at_a_time(tmp_path: Path) -> None:
     assert lock(tmp_path / "missing") is None
 
 
+@pytest.mark.needs("unix", "flock")
 def test_without_lock_support_lock_succeeds_and_staging_deletes_nothing(
     tmp_path: Path, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on the file systems of some clusters; here `flock` is made to fail."""
+    import fcntl
 
     def unsupported(*_: object) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))

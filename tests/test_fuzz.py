@@ -60,7 +60,7 @@ def exits(_: Path) -> None:
 
 
 def writes(folder: Path) -> None:
-    (folder.parent / "outside").write_text("x")
+    (folder.parent / "outside").write_text("x", encoding="utf-8")
 
 
 def deletes(folder: Path) -> None:

@@ -46,4 +46,4 @@ def main(args: Sequence[str] | None = None) -> None:
         export(**vars(flags))
     size = sum(file.stat().st_size for file in flags.output.iterdir())
     print(f"{flags.output}  {size / 1e6:.1f} MB")
-    print(f"Next:\n  {PROGRAM} predict --ckpt_path {shlex.quote(str(flags.output))}")
+    print(f"Next:\n  {PROGRAM} predict --ckpt_path {shlex.quote(flags.output.as_posix())}")

@@ -43,8 +43,9 @@ class Corpus:
 
 
 def cache_folder() -> Path:
-    """Return the folder for derived files: the platform's (on Linux under XDG_CACHE_HOME)."""
-    return Path(pooch.os_cache("lit_gpt_scratch"))
+    """Return the folder for derived files: in XDG_CACHE_HOME, or the system's own place."""
+    root = os.environ.get("XDG_CACHE_HOME", "").strip()  # Windows and macOS do not know it
+    return Path(root, "lit_gpt_scratch") if root else Path(pooch.os_cache("lit_gpt_scratch"))
 
 
 def download_folder() -> Path:

@@ -64,7 +64,7 @@ def load_tokens(corpus: Corpus, alphabet: str | None = None) -> tuple[str, Tenso
     folder = cache_folder() / "tokens" / (corpus.sha256 + (f"-{alphabet_hash}" if alphabet else ""))
     if folder.exists():
         with suppress(Exception):  # NumPy raises many types for damaged files
-            if (folder / SUMS).read_text() == _checksums(folder):
+            if (folder / SUMS).read_text(encoding="utf-8") == _checksums(folder):
                 return _load(folder, alphabet)
         print(f"Notice: the token cache {folder} is damaged: rebuilding it.", file=sys.stderr)
     try:
@@ -127,4 +127,4 @@ def _build(corpus: Corpus, alphabet: str | None, folder: Path) -> None:
             done += len(text)
     with (folder / ALPHABET).open("w", **VERBATIM) as file:
         file.write(tokenizer.alphabet)
-    (folder / SUMS).write_text(_checksums(folder))
+    (folder / SUMS).write_text(_checksums(folder), encoding="utf-8")

@@ -86,12 +86,17 @@ def large_alphabet_notice(model: Any) -> list[str]:
     ]
 
 
+def in_shell(path: Path) -> str:
+    """Return a path for a printed command, quoted; with / on Windows, too."""
+    return shlex.quote(path.as_posix())
+
+
 def print_resume_command(folder: Path, message: str) -> None:
     """Print a message and how to resume the run, if it has a checkpoint, to standard error."""
     config, last = folder / "config.yaml", last_checkpoint(folder)
     if is_rank_zero() and last.exists():
-        command = ["lit-gpt-scratch", "fit", "--config", str(config), "--ckpt_path", str(last)]
-        print(f"{message} To resume:\n  {shlex.join(command)}", file=sys.stderr)
+        files = f"--config {in_shell(config)} --ckpt_path {in_shell(last)}"
+        print(f"{message} To resume:\n  lit-gpt-scratch fit {files}", file=sys.stderr)
 
 
 class FitSummary(Callback):
@@ -174,13 +179,13 @@ def format_summary(
     prompt = " --prompt ROMEO:" if set("ROMEO:") <= set(data.alphabet) else ""
     checkpoints = [folder / "checkpoints" / "best.ckpt", last_checkpoint(folder)]
     if checkpoint := next(filter(Path.exists, checkpoints), None):
-        path = shlex.quote(str(checkpoint)) + (f" --plugin {plugin}" if plugin else "")
+        path = in_shell(checkpoint) + (f" --plugin {plugin}" if plugin else "")
         lines += [
             "Next:",
             f"  lit-gpt-scratch predict --ckpt_path {path}{prompt}",
             f"  lit-gpt-scratch validate --ckpt_path {path}",
-            f"  lit-gpt-scratch report {shlex.quote(str(folder))}",
+            f"  lit-gpt-scratch report {in_shell(folder)}",
         ]
     where = f"wandb/offline-run-*-{run.id}" if run else ""
     offline = sorted(Path(run.options["dir"]).glob(where)) if run else []
-    return "\n".join(lines + [f"  wandb sync {shlex.quote(str(path))}" for path in offline])
+    return "\n".join(lines + [f"  wandb sync {in_shell(path)}" for path in offline])

@@ -74,7 +74,9 @@ def run(flags: list[str], seed: int, steps: int) -> Result:
 
 def run_all(steps: int) -> dict[str, list[Result]]:
     """Train every variant with every seed, unless an earlier call has saved the result."""
-    saved: dict[str, Result] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    saved: dict[str, Result] = (
+        json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    )
     jobs = {
         f"{name}, {steps} steps, {seed}": (flags, seed)
         for name, flags in VARIANTS.items()

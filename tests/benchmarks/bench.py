@@ -250,7 +250,9 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     results = ROOT / "runs" / "bench.json"
-    saved: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
+    saved: dict[str, Any] = (
+        json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
+    )
     for name, figures, table in parts(options):
         saved[name] = {"figures": figures, "table": table, "machine": machine()}
         with atomic_write(results) as file:

@@ -48,7 +48,7 @@ def logged(cli: CharCLI, name: str, by: str = "train_seconds") -> list[tuple[flo
     Args:
         by: The column to return in place of the seconds.
     """
-    with (cli.folder / "metrics.csv").open() as file:
+    with (cli.folder / "metrics.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row.get(name)]
     return [(float(row[by]), float(row[name])) for row in rows]
 

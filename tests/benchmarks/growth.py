@@ -1,7 +1,6 @@
 """One part of `make bench`: how the cost of a training step grows with the sizes of gpt_cpu."""
 
 import json
-import resource
 import subprocess
 import sys
 
@@ -21,6 +20,8 @@ AXES = {
 
 def measure_size(flag: str) -> None:
     """Print the ms of a step, and the MiB that training adds to this process."""
+    import resource  # Unix only; the quick tests import this file on Windows, too
+
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ms = raw_loop("gpt_cpu", 20, flag)
     print(json.dumps([ms, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024]))

@@ -71,7 +71,7 @@ def start(_peer: object, count: int) -> tuple[Figures, str]:
 
         def cache() -> float:
             os.environ["XDG_CACHE_HOME"] = f"{folder}/cache{next(names)}"  # a new, empty cache
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
             return 64 / seconds(lambda: load_tokens(open_corpus(str(path)), None))
 
         throughput = rounds(

@@ -100,7 +100,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="default: all three")
     parser.add_argument("--readme", action="store_true", help="write tests/benchmarks/README.md")
     options = parser.parse_args(args)
-    saved = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    saved = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     for seed in tqdm(options.seeds, desc="long", unit="run"):
         saved[str(seed)] = asdict(run(seed))
         with atomic_write(RESULTS) as file:

@@ -3,7 +3,6 @@
 import json
 import pickle
 import re
-import resource
 import shutil
 import struct
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import pytest
 import torch
 from laws import ALPHABET, CONFIGS, random_ids, small, train_small, with_random_weights
 from malicious_pickles import RunsCommand
+from peak_memory import peak_memory
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -45,7 +45,7 @@ class Exported(NamedTuple):
 
 def save_and_export(folder: Path, model: LitCharLM) -> Exported:
     """Save a checkpoint as `fit` does, but without training, and export it."""
-    (folder / "text.txt").write_text(TEXT)
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     data = CharDataModule(str(folder / "text.txt"), model.context, 4, 0.5, 0.2, alphabet=ALPHABET)
     trainer = pl.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
@@ -205,7 +205,7 @@ def test_an_export_can_be_moved_and_renamed(one: Exported) -> None:
     """It may hold other files, and the checkpoint is not needed."""
     moved = one.folder.rename(one.folder.parent / "moved")
     one.checkpoint.unlink()
-    (moved / "README.md").write_text("About this model")
+    (moved / "README.md").write_text("About this model", encoding="utf-8")
     ids = random_ids(len(ALPHABET), 8)[None]
     assert torch.equal(inspection.load(moved)(ids), one.model(ids))
 
@@ -248,7 +248,7 @@ def test_the_command_prints_the_size_and_the_next_command(
 
 def test_export_overwrites_nothing(one: Exported, tmp_path: Path, refusal: Any) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "text.txt").write_text("mine")
+    (tmp_path / "text.txt").write_text("mine", encoding="utf-8")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     before = {path: path.stat() for path in tmp_path.rglob("*") if path.exists()}
     for name in ("exported", "text.txt", "model.ckpt", "empty"):
@@ -301,7 +301,7 @@ def test_an_invalid_checkpoint_is_not_exported(
 
 
 def test_fit_does_not_resume_from_an_export(one: Exported, tmp_path: Path, refusal: Any) -> None:
-    (tmp_path / "fit.yaml").write_text(f"ckpt_path: {one.folder}\n")
+    (tmp_path / "fit.yaml").write_text(f"ckpt_path: {one.folder}\n", encoding="utf-8")
     for flags in (["--ckpt_path", one.folder], ["--config", tmp_path / "fit.yaml"]):
         printed = refusal(cli.main, "fit", *flags, "--trainer.default_root_dir", tmp_path)
         assert "is an export, without the optimizer's state" in printed
@@ -464,14 +464,14 @@ def test_an_invalid_folder_is_refused_in_one_line(one: Exported, refusal: Any, c
     """By `load` and by commands, without allocating much more than the folder's size."""
     edit, message = INVALID[case]
     edit(one.folder)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     with pytest.raises(InputError, match=message) as error:
         inspection.load(one.folder)
     assert str(one.folder) in str(error.value)
     assert len(str(error.value)) < 600
     if case not in LOAD_ONLY:
         assert re.search(message, refusal(cli.main, "predict", "--ckpt_path", one.folder))
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    grown = peak_memory() - before
     assert grown < 300_000, f"{grown} KiB more"
 
 
@@ -501,7 +501,7 @@ def test_a_plugin_class_needs_the_plugin_flag(
     one: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Any
 ) -> None:
     """Both for exporting and for reading the export."""
-    (tmp_path / "exported_more.py").write_text(PLUGIN)
+    (tmp_path / "exported_more.py").write_text(PLUGIN, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     contents = torch.load(one.checkpoint, weights_only=True)
     contents["hyper_parameters"]["net"]["class_path"] = "exported_more.Mine"

@@ -83,7 +83,7 @@ def test_a_run_resumes_with_its_old_config_and_learns_the_same(name: str, tmp_pa
     arguments = [f"--config={config}", f"--ckpt_path={last}", "--trainer.max_steps=20"]
     done = cli.main(["fit", *arguments, f"--trainer.default_root_dir={tmp_path}"])
     assert done.folder == folder
-    with (folder / "metrics.csv").open(newline="") as file:
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     losses = [float(row["train/loss"] or row["val/loss"]) for row in rows]
     assert losses == pytest.approx(RESUMED[name], abs=1e-4)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 import shutil
 import sys
 import threading
@@ -15,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from laws import random_ids, train_small
+from peak_memory import peak_memory
 from refusals import assert_refused, predict
 
 from lit_gpt_scratch import inspection
@@ -180,12 +180,12 @@ def test_a_huge_network_is_refused_without_allocating_memory(
     edited: Any, sizes: dict[str, int], read: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = edited(lambda c: c["hyper_parameters"]["net"]["init_args"].update(sizes))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     with pytest.raises((InputError, SystemExit)) as error:
         read(path)
     printed = str(error.value) + capsys.readouterr().err
     assert "too few weights for this network" in printed
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
+    assert peak_memory() - before < 300_000  # KiB
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_a_class_of_a_named_plugin_is_accepted(
     edited: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without --plugin, the same file is refused."""
-    (tmp_path / "lit_gpt_scratch_more.py").write_text(PLUGIN)
+    (tmp_path / "lit_gpt_scratch_more.py").write_text(PLUGIN, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     path = edited(
         lambda c: c["hyper_parameters"]["net"].update(class_path="lit_gpt_scratch_more.Mine")

@@ -345,7 +345,9 @@ def test_a_word_that_is_also_a_file_name_is_refused(
 ) -> None:
     """jsonargparse would read the file as a config, which can name any class."""
     monkeypatch.chdir(tmp_path)
-    Path("planted").write_text("class_path: os.system\ninit_args:\n  command: echo")
+    Path("planted").write_text(
+        "class_path: os.system\ninit_args:\n  command: echo", encoding="utf-8"
+    )
 
     def edit(contents: dict[str, Any]) -> None:
         model = contents["hyper_parameters"]

@@ -162,7 +162,7 @@ CONFIGS = {
 @pytest.mark.parametrize("words", CONFIGS)
 def test_a_bad_config_is_one_line(words: str, tmp_path: Path, refusal: Refusal) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(CONFIGS[words])
+    config.write_text(CONFIGS[words], encoding="utf-8")
     assert words in refusal("fit", "--config", config)
 
 
@@ -173,7 +173,7 @@ def test_a_missing_or_binary_config_is_one_line(tmp_path: Path, refusal: Refusal
     assert f"--config {tmp_path}: " in refusal("fit", "--config", tmp_path)
     binary.write_bytes(b"\x00\xff\xfe")
     assert f"--config {binary} is not a text file" in refusal("fit", "--config", binary)
-    (tmp_path / "torn.yaml").write_text("data:\n  context: [8,\n")
+    (tmp_path / "torn.yaml").write_text("data:\n  context: [8,\n", encoding="utf-8")
     torn = refusal("fit", "--config", tmp_path / "torn.yaml")
     assert "torn.yaml is not YAML: line 3: " in torn
 

@@ -31,7 +31,7 @@ def test_a_resumed_run_uses_explicit_flags(run_folder: Path, tmp_path: Path) -> 
     resumed += ["--trainer.max_steps", "9", "--trainer.log_every_n_steps", "1"]
     fitted = cli.main(["fit", *resumed, "--model.optimizer.lr", "0.5"])
     assert fitted.folder == tmp_path / "runs" / "gpt_cpu" / "version_0"
-    with (fitted.folder / "metrics.csv").open() as file:
+    with (fitted.folder / "metrics.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["lr"]]
     assert [int(row["step"]) for row in rows] == [8, 9]
     # The schedule is that of a run of nine steps.
@@ -46,7 +46,7 @@ def test_last_is_the_last_checkpoint_of_the_newest_run(run_folder: Path) -> None
 
 def test_a_config_file_can_name_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     config = tmp_path / "evaluate.yaml"
-    config.write_text(f"ckpt_path: {checkpoint}\n")
+    config.write_text(f"ckpt_path: {checkpoint}\n", encoding="utf-8")
     assert cli.main(["validate", "--config", str(config)]).datamodule.context == 16
 
 

@@ -74,8 +74,10 @@ def test_the_commands_of_the_summary_work(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    (tmp_path / "mine.py").write_text(PLUGIN)  # in the working directory, not on the path
-    (tmp_path / "own.yaml").write_text(CONFIG)
+    (tmp_path / "mine.py").write_text(
+        PLUGIN, encoding="utf-8"
+    )  # in the working directory, not on the path
+    (tmp_path / "own.yaml").write_text(CONFIG, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     folder = cli.main(["fit", *SMALL, *flags, "--wandb.mode=disabled"]).folder

@@ -17,7 +17,7 @@ from wandb.wandb_agent import Agent
 from lit_gpt_scratch.runs import reading as logged
 
 EXTRA = Path(__file__).parents[2] / "configs" / "extra"
-SWEEP = yaml.safe_load((EXTRA / "sweep.yaml").read_text())
+SWEEP = yaml.safe_load((EXTRA / "sweep.yaml").read_text(encoding="utf-8"))
 
 
 def test_the_sweep_is_valid_by_wandbs_own_schema() -> None:
@@ -25,7 +25,9 @@ def test_the_sweep_is_valid_by_wandbs_own_schema() -> None:
     package = importlib.util.find_spec("sweeps")
     assert package, "make setup installs it"
     assert package.origin
-    schema = json.loads((Path(package.origin).parent / "config" / "schema.json").read_text())
+    schema = json.loads(
+        (Path(package.origin).parent / "config" / "schema.json").read_text(encoding="utf-8")
+    )
     validator = jsonschema.Draft7Validator(schema)
     assert not [error.message for error in validator.iter_errors(SWEEP)]
     assert [*validator.iter_errors(SWEEP | {"method": "guess"})], (
@@ -64,7 +66,7 @@ def test_the_agent_runs_two_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         )
         assert agent._run_processes[name].wait(120) == 0
         folder = tmp_path / "runs" / "sweep" / f"version_{number}"
-        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         assert config["model"]["optimizer"]["init_args"]["lr"] == values["model.optimizer.lr"]
         # Where the agent says, and the run that the sweep knows.
         (segment,) = tmp_path.glob(f"wandb/offline-run-*-{name}")

@@ -66,9 +66,9 @@ class Net(GPT):
 @pytest.fixture(autouse=True)
 def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put three modules into the working directory; two of them fail when imported."""
-    (tmp_path / "own_code.py").write_text(OWN)
-    (tmp_path / "lacks_a_package.py").write_text("import no_such_package_at_all")
-    (tmp_path / "has_a_typo.py").write_text("value = undefined_name")
+    (tmp_path / "own_code.py").write_text(OWN, encoding="utf-8")
+    (tmp_path / "lacks_a_package.py").write_text("import no_such_package_at_all", encoding="utf-8")
+    (tmp_path / "has_a_typo.py").write_text("value = undefined_name", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("own_code", "lacks_a_package", "has_a_typo"):

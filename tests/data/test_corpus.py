@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_gpt_scratch.data import corpus
-from lit_gpt_scratch.data.corpus import open_corpus
+from lit_gpt_scratch.data.corpus import cache_folder, open_corpus
 from lit_gpt_scratch.errors import InputError
 
 TEXT = "".join(f"SPEAKER {i}:\nA line of this play.\n\n" for i in range(1000)).encode()
@@ -379,6 +379,7 @@ def test_corpus_names_take_precedence_over_files(
     assert found.path.read_bytes() != b"another text"
 
 
+@pytest.mark.needs("unix", "pipes with a name")
 def test_a_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert "is not a regular file" in error_of(str(tmp_path / "pipe"))
@@ -408,7 +409,7 @@ def test_a_too_long_path_is_refused(tmp_path: Path) -> None:
     assert "too long" in error_of(str(tmp_path / ("word " * 100)))
 
 
-@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux")
+@pytest.mark.needs("linux", "/proc")
 def test_a_read_error_is_refused() -> None:
     """Opening this file works, but reading it fails."""
     error = error_of("/proc/self/mem")
@@ -416,8 +417,10 @@ def test_a_read_error_is_refused() -> None:
     assert "None" not in error
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read every file")
+@pytest.mark.needs("unix", "permissions to read")
 def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("the superuser may read every file")
     path = tmp_path / "secret.txt"
     path.write_bytes(TEXT)
     path.chmod(0)
@@ -453,3 +456,14 @@ def test_a_sample_size_out_of_range_is_refused(size: int) -> None:
 @pytest.mark.parametrize("name", ["sample", "tiny-shakespeare"])
 def test_a_corpus_is_readable_by_everyone(name: str) -> None:
     assert open_corpus(name, sample_size=77).path.stat().st_mode & 0o444 == 0o444
+
+
+def test_the_cache_is_where_the_variable_says_on_every_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows and macOS have another place, here `elsewhere`, and do not know the variable."""
+    monkeypatch.setattr("pooch.os_cache", lambda name: Path("elsewhere", name))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "lit_gpt_scratch"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert cache_folder() == Path("elsewhere", "lit_gpt_scratch")

@@ -351,7 +351,7 @@ def test_a_changed_text_under_the_stored_name_is_refused(open_text: Opener) -> N
     module = open_text(501, context=8)
     stored = dict(module.hparams)
     path = Path(stored["corpus"])
-    path.write_text(random_text(501)[::-1])
+    path.write_text(random_text(501)[::-1], encoding="utf-8")
     with pytest.raises(InputError, match=stored["sha256"]):
         CharDataModule(**stored).open()
     stored["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -46,7 +46,7 @@ def test_corpus_and_prompts_are_read_alike(
     assert corpus_text(path) == TEXT
     lines = TEXT.replace("\r\n", "\n").removesuffix("\n").split("\n")
     assert read_prompts(PredictSettings(prompt_file=str(path))) == lines
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(READ[name])))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(READ[name]), encoding="utf-8"))
     assert read_prompts(PredictSettings(prompt_file="-")) == lines
 
 
@@ -97,10 +97,10 @@ def library(tmp_path: Path) -> Path:
     """A folder of texts, some in subfolders, one in gzip, one without a last line end."""
     folder = tmp_path / "library"
     (folder / "b").mkdir(parents=True)
-    (folder / "b" / "2.txt").write_text("second\n" * 20)
-    (folder / "a.txt").write_text("first" * 20)
+    (folder / "b" / "2.txt").write_text("second\n" * 20, encoding="utf-8")
+    (folder / "a.txt").write_text("first" * 20, encoding="utf-8")
     (folder / "c.txt.gz").write_bytes(gzip.compress(b"third\n" * 20))
-    (folder / "notes.md").write_text("no text of the corpus")
+    (folder / "notes.md").write_text("no text of the corpus", encoding="utf-8")
     return folder
 
 
@@ -110,7 +110,7 @@ def test_a_folder_is_a_corpus_of_its_texts_in_sorted_order(library: Path) -> Non
     data = CharDataModule(str(library), context=4)
     data.open()
     assert data.hparams["corpus"] == str(library)
-    (library / "a.txt").write_text("changed" * 20)
+    (library / "a.txt").write_text("changed" * 20, encoding="utf-8")
     assert corpus_text(library) == text.replace("first", "changed")
 
 

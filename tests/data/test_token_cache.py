@@ -251,7 +251,7 @@ print(len(kept[0][1]))
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RssAnon is Linux's")
+@pytest.mark.needs("linux", "RssAnon in /proc")
 def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     """Encoding allocates less than the text's size: it keeps no copy of the text or ids."""
     path = tmp_path / "long.txt"
@@ -312,7 +312,7 @@ def test_a_damaged_cache_is_rebuilt_with_a_notice(
     files = {path: path.read_bytes() for path in folder.iterdir()}
     DAMAGE[damage](folder)
     alphabet, tokens = load_tokens(corpus)
-    assert alphabet == CharTokenizer.of(corpus.path.read_text()).alphabet
+    assert alphabet == CharTokenizer.of(corpus.path.read_text(encoding="utf-8")).alphabet
     assert torch.equal(tokens, expected)
     assert {path: path.read_bytes() for path in folder.iterdir()} == files
     assert caches() == [folder]
@@ -347,8 +347,8 @@ def test_an_invalid_cache_is_rebuilt(
     """Even if its checksums are right, as of a deliberate change."""
     corpus, folder, expected = built
     np.save(folder / "tokens.npy", tokens)
-    (folder / "alphabet.txt").write_text(alphabet)
-    (folder / "SHA256SUMS").write_text(cache._checksums(folder))
+    (folder / "alphabet.txt").write_text(alphabet, encoding="utf-8")
+    (folder / "SHA256SUMS").write_text(cache._checksums(folder), encoding="utf-8")
     assert torch.equal(load_tokens(corpus)[1], expected)
 
 
@@ -394,6 +394,7 @@ def test_files_of_a_killed_process_are_removed(built: tuple[Corpus, Path, Tensor
     assert caches() == [folder]
 
 
+@pytest.mark.needs("unix", "a limit on the size of files")
 def test_a_full_disk_is_a_one_line_error_and_leaves_no_files(tmp_path: Path) -> None:
     """Writing through a memory map would kill the process instead."""
     path = tmp_path / "long.txt"

@@ -127,7 +127,7 @@ def table_torn(site: Site) -> str:
     """Append rows and half a row after the checkpoint, like a process that is killed."""
     site.create_interrupted()
     for name in ("metrics.csv", "samples.csv", "symbols.csv"):
-        with (site.run / name).open("a") as file:
+        with (site.run / name).open("a", encoding="utf-8") as file:
             torn = f'{site.step() + 14},"a\nquo'
             file.write(f'{site.step() + 7},1.5,"a\nb"\n' + torn[: site.rng.randrange(len(torn))])
     return site.finish()

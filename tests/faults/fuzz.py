@@ -54,7 +54,9 @@ def prepare(number: int, seed: int, material: Material, folder: Path) -> tuple[s
     reader = rng.choices([*INPUTS], [share for share, _ in INPUTS.values()])[0]
     folder.mkdir(parents=True)
     kind = INPUTS[reader][1](rng, material, folder)
-    (folder / "input.json").write_text(json.dumps({"reader": reader, "kind": kind}))
+    (folder / "input.json").write_text(
+        json.dumps({"reader": reader, "kind": kind}), encoding="utf-8"
+    )
     return reader, kind
 
 
@@ -215,7 +217,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if options.replay:
         folder = options.replay.resolve()
         os.chdir(folder)
-        READERS[json.loads((folder / "input.json").read_text())["reader"]](folder)
+        READERS[json.loads((folder / "input.json").read_text(encoding="utf-8"))["reader"]](folder)
         return
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as temporary:

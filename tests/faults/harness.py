@@ -66,7 +66,7 @@ class Process:
         if file_limit is not None:
             command = ["prlimit", f"--fsize={file_limit}", *command]
         self.log = log
-        with log.open("w") as file:
+        with log.open("w", encoding="utf-8") as file:
             self.popen = subprocess.Popen(
                 command,
                 env=os.environ | env,
@@ -79,7 +79,7 @@ class Process:
     @property
     def output(self) -> str:
         """Its standard error so far."""
-        return self.log.read_text(errors="replace")
+        return self.log.read_text(errors="replace", encoding="utf-8")
 
     def wait_for(self, condition: Callable[[], object]) -> bool:
         """Wait until a condition is true or the process ends; return whether it became true."""
@@ -99,7 +99,7 @@ class Process:
             self.popen.kill()
             raise AssertionError(f"hangs:\n{self.output}") from None
         if self.popen.stderr:
-            self.log.write_text(self.popen.stderr.read())
+            self.log.write_text(self.popen.stderr.read(), encoding="utf-8")
             self.popen.stderr.close()
             self.popen.stderr = None
         assert "Traceback" not in self.output, self.output
@@ -228,7 +228,7 @@ class Site:
     def rows(self) -> list[str]:
         """Return the lines of the run's metrics.csv."""
         path = self.run / "metrics.csv"
-        return path.read_text().splitlines() if path.exists() else []
+        return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
     def command(self, *args: str, file_limit: int | None = None) -> Process:
         """Start any command."""

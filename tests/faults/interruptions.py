@@ -202,7 +202,7 @@ def resuming(site: Site) -> str:
     """Kill a resumed run at any time, or while it trims its tables."""
     site.create_interrupted()
     for table in ("metrics.csv", "samples.csv"):  # as if it had logged more rows and was killed
-        with (site.run / table).open("a") as file:
+        with (site.run / table).open("a", encoding="utf-8") as file:
             file.write("999,later\n99")
     process = site.resume()
     if site.number % 2:

@@ -43,7 +43,7 @@ class Monitor:
         self._on = False
         self._modules: set[str] = set()
         signal.signal(signal.SIGPROF, self._too_long)
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
         limit = pages * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -54,7 +54,7 @@ class Monitor:
         self.allowed = [folder.resolve() for folder in allowed]
         self.findings = []
         self._modules = set(sys.modules)
-        Path("/proc/self/clear_refs").write_text("5")  # reset the peak of memory
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # reset the peak of memory
         self._peak = self._memory()
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         self._on = True
@@ -72,7 +72,7 @@ class Monitor:
 
     def _memory(self) -> int:
         """Return the peak of memory in bytes."""
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(status.partition("VmHWM:")[2].split()[0]) << 10
 
     def _too_long(self, *_: Any) -> None:

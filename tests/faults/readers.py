@@ -92,7 +92,9 @@ def checkpoint(rng: Rng, material: Material, folder: Path) -> str:
     if rng is None:
         path.write_bytes(saved(contents))
         return "intact"
-    (folder / "planted").write_text("class_path: os.system\ninit_args:\n  command: echo run")
+    (folder / "planted").write_text(
+        "class_path: os.system\ninit_args:\n  command: echo run", encoding="utf-8"
+    )
     kind = rng.choices(["values", "bytes", "pickle", "program", "records", "gadget"],
                         [55, 12, 10, 10, 5, 8])[0]  # fmt: skip
     if kind == "values":
@@ -148,14 +150,16 @@ def exported(rng: Rng, material: Material, folder: Path) -> str:
     if rng is None:
         return "intact"
     config = folder / "exported" / CONFIG
-    (folder / "planted").write_text("class_path: os.system\ninit_args:\n  command: echo run")
+    (folder / "planted").write_text(
+        "class_path: os.system\ninit_args:\n  command: echo run", encoding="utf-8"
+    )
     kind = rng.choice(["values", "values", "bytes", "header"])
     if kind == "values":
-        facts = json.loads(config.read_text())
+        facts = json.loads(config.read_text(encoding="utf-8"))
         damage_values(rng, facts)
         with contextlib.suppress(RecursionError, UnicodeEncodeError, ValueError):
             text = json.dumps(facts, default=str, skipkeys=True) if is_small(facts) else "[" * 9**6
-            config.write_text(text)
+            config.write_text(text, encoding="utf-8")
     else:
         weights = folder / "exported" / WEIGHTS
         file = weights if kind == "header" else rng.choice([config, weights])
@@ -191,7 +195,9 @@ def tokens(rng: Rng, material: Material, folder: Path) -> str:
         ]  # fmt: skip
         np.save(place / cache.TOKENS, rng.choice(arrays), allow_pickle=True)
         if not rng.randrange(4):
-            (place / cache.ALPHABET).write_text(rng.choice(["", "a", "ba", "aa", "\0", "é" * 9]))
+            (place / cache.ALPHABET).write_text(
+                rng.choice(["", "a", "ba", "aa", "\0", "é" * 9]), encoding="utf-8"
+            )
         if not rng.randrange(3):  # a header with a wrong shape
             content = (place / cache.TOKENS).read_bytes()
             shapes = [b"(10**9,)", b"(99999999999999,)", b"(-5,)", b"((),)", b"(3000, 9)"]
@@ -202,7 +208,7 @@ def tokens(rng: Rng, material: Material, folder: Path) -> str:
     else:
         file.write_bytes(damage_bytes(rng, data, data[100:]))
     if kind.endswith("summed"):
-        (place / cache.SUMS).write_text(cache._checksums(place))
+        (place / cache.SUMS).write_text(cache._checksums(place), encoding="utf-8")
     return kind
 
 
@@ -256,12 +262,12 @@ def prompt(rng: Rng, material: Material, folder: Path) -> str:
     flags = ["--prompt", "--stop", "--prompt_file", "--prompt_file"]
     flag = rng.choice(flags) if rng else "--prompt"
     errors = rng.choice(["surrogateescape", "replace", "ignore"]) if rng else "strict"
-    (folder / "flag.json").write_text(json.dumps([flag, errors]))
+    (folder / "flag.json").write_text(json.dumps([flag, errors]), encoding="utf-8")
     return kind
 
 
 def read_prompt(folder: Path) -> None:
-    flag, errors = json.loads((folder / "flag.json").read_text())
+    flag, errors = json.loads((folder / "flag.json").read_text(encoding="utf-8"))
     given = (folder / "prompt.txt").read_bytes().decode("utf-8", errors)
     # The system's limit for one argument.
     value = str(folder / "prompt.txt") if flag == "--prompt_file" else given[:130_000]

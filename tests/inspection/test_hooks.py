@@ -91,7 +91,7 @@ def test_token_losses_are_the_loss_of_each_character_but_the_first(config: Path,
 
 def test_mean_token_loss_of_a_long_text_equals_its_validation_loss(tmp_path: Path) -> None:
     model = model_named("transformer")
-    (tmp_path / "text.txt").write_text(ALPHABET + LONG)
+    (tmp_path / "text.txt").write_text(ALPHABET + LONG, encoding="utf-8")
     share = len(LONG) / len(ALPHABET + LONG)
     data = CharDataModule(str(tmp_path / "text.txt"), model.context, 4, share, alphabet=ALPHABET)
     trainer = pl.Trainer(

@@ -23,7 +23,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def header(path: Path) -> list[str]:
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return next(csv.reader(file))
 
 

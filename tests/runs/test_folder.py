@@ -76,8 +76,8 @@ def test_the_newest_run_of_a_name_has_the_highest_version_number(tmp_path: Path)
     for age, number in enumerate((10, 9, 2)):
         folder = tmp_path / f"version_{number}"
         folder.mkdir()
-        (folder / "metrics.csv").write_text("step\n4\n")
-        (folder / "config.yaml").write_text("trainer: {max_steps: 5}")
+        (folder / "metrics.csv").write_text("step\n4\n", encoding="utf-8")
+        (folder / "config.yaml").write_text("trainer: {max_steps: 5}", encoding="utf-8")
         os.utime(folder / "config.yaml", (1e9 + age, 1e9 + age))
     (tmp_path / "version_11").mkdir()
     assert find_unfinished_run(tmp_path) == tmp_path / "version_10"
@@ -88,12 +88,12 @@ def test_an_unfinished_run_of_the_same_name_is_reported_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = train_small(tmp_path).folder
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     config["trainer"]["max_steps"] = 6
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    about = yaml.safe_load((folder / "about.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    about = yaml.safe_load((folder / "about.yaml").read_text(encoding="utf-8"))
     assert about.pop("finished") is True
-    (folder / "about.yaml").write_text(yaml.safe_dump(about))
+    (folder / "about.yaml").write_text(yaml.safe_dump(about), encoding="utf-8")
     capsys.readouterr()
     train_small(tmp_path)
     message = capsys.readouterr().err
@@ -106,12 +106,12 @@ def test_an_unfinished_run_of_the_same_name_is_reported_once(
 def test_a_run_that_is_locked_or_has_another_logger_is_not_reported(tmp_path: Path) -> None:
     folder = tmp_path / "version_0"
     folder.mkdir()
-    (folder / "config.yaml").write_text("trainer: {max_steps: 5}")
+    (folder / "config.yaml").write_text("trainer: {max_steps: 5}", encoding="utf-8")
     assert find_unfinished_run(tmp_path) is None  # no metrics.csv
     for step, unfinished in ((4, folder), (5, None)):
-        (folder / "metrics.csv").write_text(f"step,lr\n{step},1\n")
+        (folder / "metrics.csv").write_text(f"step,lr\n{step},1\n", encoding="utf-8")
         assert find_unfinished_run(tmp_path) == unfinished
-    (folder / "metrics.csv").write_text("step,lr\n4,1\n")
+    (folder / "metrics.csv").write_text("step,lr\n4,1\n", encoding="utf-8")
     held = lock_run_folder(folder)
     assert find_unfinished_run(tmp_path) is None
     held.release()
@@ -119,18 +119,18 @@ def test_a_run_that_is_locked_or_has_another_logger_is_not_reported(tmp_path: Pa
 
 def test_every_truncated_config_of_a_run_is_refused(run_folder: Path, tmp_path: Path) -> None:
     """Defaults would replace the missing part. A config of the user may be as short as it is."""
-    text = (run_folder / "config.yaml").read_text()
+    text = (run_folder / "config.yaml").read_text(encoding="utf-8")
     config = tmp_path / "config.yaml"
     (tmp_path / "checkpoints").mkdir()
     for end in {*range(0, len(text), 7), *(m.end() for m in re.finditer("\n", text[:-1]))}:
-        config.write_text(text[:end])
+        config.write_text(text[:end], encoding="utf-8")
         with pytest.raises((InputError, yaml.YAMLError)):  # the parser reports the latter earlier
             refuse_truncated_config(config)
-    config.write_text(text)
+    config.write_text(text, encoding="utf-8")
     refuse_truncated_config(config)
     elsewhere = tmp_path / "mine" / "config.yaml"
     elsewhere.parent.mkdir()
-    elsewhere.write_text("data:\n  context: 8\n")
+    elsewhere.write_text("data:\n  context: 8\n", encoding="utf-8")
     refuse_truncated_config(elsewhere)
 
 
@@ -139,14 +139,14 @@ def test_resume_refuses_a_truncated_config_and_replaces_a_missing_one(
 ) -> None:
     folder = train_small(tmp_path).folder
     config = folder / "config.yaml"
-    text = config.read_text()
+    text = config.read_text(encoding="utf-8")
     flags = [f"--ckpt_path={last(folder)}", "--trainer.max_steps=5"]
     for part in (text[: text.index("trainer:")], text[: text.index("wandb:")], text[:-2]):
-        config.write_text(part)
+        config.write_text(part, encoding="utf-8")
         with pytest.raises(SystemExit) as stop:
             train_small(tmp_path, f"--config={config}", *flags)
         assert stop.value.code == 2
         assert "config" in capsys.readouterr().err
     config.unlink()
     assert train_small(tmp_path, *flags).folder == folder
-    assert config.read_text().count("\n") == text.count("\n")
+    assert config.read_text(encoding="utf-8").count("\n") == text.count("\n")

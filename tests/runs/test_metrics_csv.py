@@ -24,7 +24,7 @@ def test_rows_are_appended_and_new_columns_are_added(tmp_path: Path) -> None:
 
 def test_trim_removes_later_rows_images_truncated_rows_and_partial_files(tmp_path: Path) -> None:
     text = 'step,prompt,text\n1,a,"two\nlines"\n2,b,"a ""quoted"" one"\n3,c,later\n3,d,"to'
-    (tmp_path / "samples.csv").write_text(text, newline="")
+    (tmp_path / "samples.csv").write_text(text, newline="", encoding="utf-8")
     (tmp_path / "attention").mkdir()
     for step in ("000002", "000003", "x"):  # the last one is not ours
         (tmp_path / "attention" / f"step_{step}.png").touch()
@@ -44,13 +44,13 @@ def test_resume_reports_lost_rows(tmp_path: Path, capsys: pytest.CaptureFixture[
     """Only rows before the checkpoint count, and only in the run's own folder."""
     every = "--trainer.log_every_n_steps=1"
     folder = train_small(tmp_path, every).folder
-    with (folder / "metrics.csv").open("a") as file:
+    with (folder / "metrics.csv").open("a", encoding="utf-8") as file:
         file.write("99,")
     train_small(tmp_path, every, f"--ckpt_path={last(folder)}", "--trainer.max_steps=5")
     train_small(tmp_path, f"--ckpt_path={last(folder)}", "--trainer.max_steps=6", "--name=other")
     assert "lacks rows" not in capsys.readouterr().err
-    rows = (folder / "metrics.csv").read_text().splitlines(keepends=True)
-    (folder / "metrics.csv").write_text("".join(rows[:-1]))
+    rows = (folder / "metrics.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "metrics.csv").write_text("".join(rows[:-1]), encoding="utf-8")
     train_small(tmp_path, every, f"--ckpt_path={last(folder)}", "--trainer.max_steps=7")
     assert "Notice: metrics.csv lacks rows" in capsys.readouterr().err
 

@@ -107,7 +107,7 @@ def test_a_failure_of_wandb_ends_nothing(
     assert said.err.count("Notice: W&B has failed and records no more (") == 1
     assert ("W&B          failed, and has not recorded" in said.out) == (fails_at != "finish")
     assert steps(run.folder) == ["2", "2", "4", "4"]
-    assert yaml.safe_load((run.folder / "about.yaml").read_text())["finished"]
+    assert yaml.safe_load((run.folder / "about.yaml").read_text(encoding="utf-8"))["finished"]
 
 
 def test_flags_come_before_the_environment_of_wandb(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,7 +200,7 @@ def test_incomplete_runs_show_what_they_have(browser: Chromium, tmp_path: Path) 
         (old / name).unlink()
     shutil.rmtree(old / "attention")
     started = write_fake_run(tmp_path / "runs" / "started" / "version_0", validations=0)
-    (started / "metrics.csv").write_text("")
+    (started / "metrics.csv").write_text("", encoding="utf-8")
     killed = write_fake_run(tmp_path / "runs" / "killed" / "version_0")
     for path in killed.glob("*.*"):
         path.write_bytes(path.read_bytes()[:-9])

@@ -29,8 +29,12 @@ def test_the_scoreboard_has_the_values_of_the_files(tmp_path: Path) -> None:
     rows[3] |= {"val/loss": 1.25, "val/bpc": 1.25 / math.log(2)}  # at step 400; it rises again
     write_csv(folders[0] / "metrics.csv", rows)
     other = write_fake_run(tmp_path / "c", 1.2)
-    config = (other / "config.yaml").read_text().replace("test_fraction: 0.0", "test_fraction: 0.1")
-    (other / "config.yaml").write_text(config)
+    config = (
+        (other / "config.yaml")
+        .read_text(encoding="utf-8")
+        .replace("test_fraction: 0.0", "test_fraction: 0.1")
+    )
+    (other / "config.yaml").write_text(config, encoding="utf-8")
     board = report.make_scoreboard([read(folder) for folder in [*folders, other]])
     last_b = 1.4 * (1 + 3 / math.sqrt(1200))
     bits = [f"{loss / math.log(2):.3f}" for loss in (1.25, last_b)]
@@ -51,9 +55,9 @@ def test_the_help_calls_no_argument_required(capsys: pytest.CaptureFixture[str])
 
 def test_references_appear_only_with_runs_on_the_same_text(run: Path) -> None:
     assert "nanoGPT on a GPU" in report.render_report([read(run)])
-    config = (run / "config.yaml").read_text()
+    config = (run / "config.yaml").read_text(encoding="utf-8")
     for part in ("val_fraction: 0.1", TINY_SHAKESPEARE_SHA256):
-        (run / "config.yaml").write_text(config.replace(part, f"{part}5"))
+        (run / "config.yaml").write_text(config.replace(part, f"{part}5"), encoding="utf-8")
         assert "nanoGPT on a GPU" not in report.render_report([read(run)])
 
 
@@ -97,7 +101,7 @@ def test_an_error_is_one_line_and_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    (tmp_path / "notes.html").write_text("<p>mine</p>")
+    (tmp_path / "notes.html").write_text("<p>mine</p>", encoding="utf-8")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as stop:
         report.main(ERRORS[message])
@@ -107,4 +111,4 @@ def test_an_error_is_one_line_and_nothing_is_written(
     assert line.startswith("lit-gpt-scratch report: error: ")
     assert line.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
-    assert (tmp_path / "notes.html").read_text() == "<p>mine</p>"
+    assert (tmp_path / "notes.html").read_text(encoding="utf-8") == "<p>mine</p>"

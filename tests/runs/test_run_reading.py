@@ -49,7 +49,7 @@ def test_an_empty_folder_has_no_panel(tmp_path: Path) -> None:
     "text", ["", "a: [", "- a list", "\x00", "a: !!python/object/apply:builtins.str [b]"]
 )
 def test_a_broken_config_reads_as_empty(text: str, run: Path) -> None:
-    (run / "config.yaml").write_text(text)
+    (run / "config.yaml").write_text(text, encoding="utf-8")
     assert read(run).config == {}
     assert read(run).train["lr"]
 
@@ -115,7 +115,7 @@ def test_runs_are_found_below_any_folder_and_by_default_the_newest_of_each_name(
         inner = tmp_path / "runs" / name / "wandb" / "files"
         inner.mkdir(parents=True)
         for folder in (inner, inner.parents[1]):
-            (folder / "config.yaml").write_text("")
+            (folder / "config.yaml").write_text("", encoding="utf-8")
     (tmp_path / "runs" / "gpt" / "version_11").mkdir()  # nothing in it yet
     monkeypatch.chdir(tmp_path)
 

@@ -1,12 +1,13 @@
 """What `fit` prints about a run."""
 
 import shlex
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import pytest
 from laws import train_small
 
-from lit_gpt_scratch.runs.summary import format_loss, print_resume_command
+from lit_gpt_scratch.runs.summary import format_loss, in_shell, print_resume_command
 
 
 def test_the_summary_ends_with_commands_for_the_best_checkpoint_and_the_report(
@@ -15,11 +16,11 @@ def test_the_summary_ends_with_commands_for_the_best_checkpoint_and_the_report(
     """Paths are quoted for the shell."""
     folder = train_small(tmp_path / "a folder").folder
     _, _, commands = capsys.readouterr().out.partition("Next:\n")
-    best = shlex.quote(str(folder / "checkpoints" / "best.ckpt"))
+    best = shlex.quote((folder / "checkpoints" / "best.ckpt").as_posix())
     assert [line.strip() for line in commands.splitlines()] == [
         f"lit-gpt-scratch predict --ckpt_path {best} --prompt ROMEO:",
         f"lit-gpt-scratch validate --ckpt_path {best}",
-        f"lit-gpt-scratch report {shlex.quote(str(folder))}",
+        f"lit-gpt-scratch report {shlex.quote(folder.as_posix())}",
     ]
 
 
@@ -34,11 +35,17 @@ def test_the_resume_command_is_printed_if_there_is_a_checkpoint(
     message, command = capsys.readouterr().err.splitlines()
     assert message.startswith("Stopped.")
     assert shlex.split(command) == [
-        "lit-gpt-scratch", "fit", "--config", str(tmp_path / "config.yaml"),
-        "--ckpt_path", str(tmp_path / "checkpoints" / "last.ckpt"),
+        "lit-gpt-scratch", "fit", "--config", (tmp_path / "config.yaml").as_posix(),
+        "--ckpt_path", (tmp_path / "checkpoints" / "last.ckpt").as_posix(),
     ]  # fmt: skip
 
 
 def test_a_loss_is_in_nats_and_bits() -> None:
     assert format_loss(1.0) == "1.0000 nats (1.443 bits) per character"
     assert format_loss(None) == "not validated"
+
+
+def test_a_path_of_windows_is_printed_with_slashes() -> None:
+    """Its own separator is no plain character in shells: it would be quoted."""
+    path: Any = PureWindowsPath(r"runs\gpt_cpu\version_0\checkpoints\last.ckpt")
+    assert in_shell(path) == "runs/gpt_cpu/version_0/checkpoints/last.ckpt"

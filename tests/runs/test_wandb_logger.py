@@ -55,7 +55,7 @@ def test_wandb_has_the_same_values_as_metrics_csv(run: CharCLI) -> None:
     (segment,) = segments(run.folder)
     rows = read_wandb(segment)
     expected: dict[int, dict[str, float]] = {2: {}, 4: {}}
-    with (run.folder / "metrics.csv").open() as file:
+    with (run.folder / "metrics.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):  # of training, then of validation
             values = {k: float(v) for k, v in row.items() if v and k != "step"}
             expected[int(row["step"])].update(values)
@@ -76,7 +76,9 @@ def test_tables_grow_and_each_validation_has_an_image(run: CharCLI) -> None:
         parts = sorted(
             segment.glob(f"files/media/table/{key}_*"), key=lambda p: p.name.split("_")[1]
         )
-        table = [row for part in parts for row in json.loads(part.read_text())["data"]]
+        table = [
+            row for part in parts for row in json.loads(part.read_text(encoding="utf-8"))["data"]
+        ]
         assert [[str(cell) for cell in row] for row in table] == [
             [*row.values()] for row in written
         ]
@@ -88,7 +90,7 @@ def test_tables_grow_and_each_validation_has_an_image(run: CharCLI) -> None:
 def test_wandb_config_has_the_contents_of_about_yaml(run: CharCLI) -> None:
     (segment,) = segments(run.folder)
     (config,) = [r["run"]["config"]["update"] for r in records(segment) if r["type"] == "run"]
-    about = yaml.safe_load((run.folder / "about.yaml").read_text())
+    about = yaml.safe_load((run.folder / "about.yaml").read_text(encoding="utf-8"))
     recorded = {name: value for name, value in about.items() if name not in LATER}
     assert {name: config[name] for name in recorded} == recorded
     assert about["parameters"] == sum(p.numel() for p in run.model.net.parameters())

@@ -1,8 +1,6 @@
 """Saving and resuming: a resumed run equals an uninterrupted one."""
 
-import os
 import re
-import resource
 import shutil
 import signal
 from collections.abc import Iterator
@@ -36,7 +34,7 @@ class SendSignal(pl.Callback):
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.fit_loop.epoch_loop.batch_idx == SendSignal.batch:
-            os.kill(os.getpid(), SendSignal.number)
+            signal.raise_signal(SendSignal.number)
 
 
 @pytest.fixture(autouse=True)
@@ -146,8 +144,11 @@ def test_signal_handlers_are_restored(tmp_path: Path) -> None:
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+@pytest.mark.needs("unix", "a limit on the size of files")
 def test_a_full_disk_is_one_line_and_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
     """A limit on the size of files stands for the full disk."""
+    import resource
+
     io, path = saving.AtomicCheckpointIO(), tmp_path / "last.ckpt"
     io.save_checkpoint({"weights": torch.arange(10)}, path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -67,7 +67,7 @@ def is_alive(group: int) -> bool:
     """Return whether any process of a group is alive."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            status, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+            status, _, its_group = path.read_text(encoding="utf-8").rpartition(")")[2].split()[:3]
             if int(its_group) == group and status != "Z":
                 return True
     return False
@@ -90,7 +90,7 @@ def only_run(root: Path) -> Path:
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(newline="") as file:
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

@@ -18,8 +18,6 @@ from lit_gpt_scratch.training.hardware import (
     supported,
 )
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
-
 FAULTS = """
 import resource
 import torch
@@ -37,9 +35,9 @@ print(sum(faults[5:]))
 """
 
 
-@linux
+@pytest.mark.needs("linux", "/proc/cpuinfo")
 def test_bf16_on_a_cpu_agrees_with_the_features_that_the_kernel_lists() -> None:
-    flags = Path("/proc/cpuinfo").read_text().split()
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     assert multiplies_bf16("cpu") == bool({"avx512_bf16", "amx_bf16"} & set(flags))
 
 
@@ -56,7 +54,7 @@ def test_the_fastest_precision_fits_the_device_that_lightning_chooses() -> None:
     assert fastest_precision() == ("bf16-mixed" if multiplies_bf16(device) else "32-true")
 
 
-@linux
+@pytest.mark.needs("linux", "glibc")
 def test_keep_freed_memory_avoids_page_faults() -> None:
     """Without it, each step has about 1,000 page faults."""
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True)
