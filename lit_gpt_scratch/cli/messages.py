@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_gpt_scratch import models, training
-from lit_gpt_scratch.cli.flags import correct_help
+from lit_gpt_scratch.cli.flags import correct_help, without_effect
 from lit_gpt_scratch.errors import is_out_of_memory
 from lit_gpt_scratch.private_api import WRONG_WEIGHTS, move_group_last
 
@@ -132,10 +132,12 @@ def suggestion(name: str, known: Sequence[str]) -> str:
     return "; --help lists the options."
 
 
-def known_names(parser: LightningArgumentParser) -> list[str]:
-    """Return a parser's flags, and this package's classes with their arguments."""
+def known_names(parser: Any) -> list[str]:
+    """Return the flags that have an effect, and this package's classes with their arguments."""
     flags = LightningArgumentParser.get_defaults(parser).keys()  # with the arguments of classes
     names = [flag.replace(".init_args", "").removesuffix(".class_path") for flag in flags]
+    hidden = tuple(f"{name}." for name in without_effect(parser.command))
+    names = [name for name in names if not f"{name}.".startswith(hidden)]
     for module in (models, training):
         for name in module.__all__:
             if isinstance(part := getattr(module, name), type):

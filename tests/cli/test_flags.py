@@ -148,6 +148,12 @@ def test_fit_refuses_a_flag_without_an_effect(flag: str, refusal: Refusal) -> No
     assert f"--{flag} has no effect in fit: " in refusal("fit", *FIT, f"--{flag}", value)
 
 
+def test_a_flag_without_an_effect_is_not_suggested(checkpoint: Path, refusal: Refusal) -> None:
+    assert "sync_batchnorm?" not in refusal("fit", *FIT, "--trainer.sync_batchnor", "true")
+    for flag in ("--lr", "--max_steps"):
+        assert "did you mean" not in refusal("validate", "--ckpt_path", checkpoint, flag, "3")
+
+
 def test_other_commands_name_a_flag_without_an_effect_but_not_those_of_a_config(
     run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
