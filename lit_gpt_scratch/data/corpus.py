@@ -143,11 +143,13 @@ def _local_file(corpus: str) -> Path:
         return path.resolve()
     if path.is_dir():
         return _join([corpus])
-    if not path.exists():
+    try:
+        path.stat()  # exists() hides all other errors since Python 3.14, such as a too long name
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         raise InputError(
             f"corpus {corpus!r}: no such file. Give a text file's path, an https:// URL, "
             "tiny-shakespeare, or sample."
-        )
+        ) from None
     raise InputError(f"corpus {corpus!r} is not a regular file: save the text in one.")
 
 
