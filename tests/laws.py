@@ -23,6 +23,7 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 ALPHABET = "".join(sorted(string.ascii_letters))
 SMALL = {"layers": 2, "width": 32}  # maxima for networks that have these arguments
 SMALL_CONTEXT = 8
+NAMES_A_NET = ("--config", "--ckpt_path", "--model.net")
 
 
 class Parsed(CharCLI):
@@ -65,8 +66,13 @@ def small(config: Path) -> LitCharLM:
 
 
 def train_small(folder: Path, *args: str, config: Path | None = None) -> CharCLI:
-    """Run `fit` for a few steps, with its runs in a folder; `args` override the flags below."""
+    """Run `fit` for a few steps, with its runs in a folder; `args` override the flags below.
+
+    The network is small unless the arguments name one.
+    """
     config_flags = ["--config", str(config)] if config else []
+    if not config and not any(arg.startswith(NAMES_A_NET) for arg in args):
+        args = "--model.net.layers=1", "--model.net.width=16", *args
     flags = {
         "data.corpus": "sample",
         "data.sample_size": 20_000,

@@ -15,45 +15,35 @@ import torch
 from laws import train_small
 from malicious_pickles import GADGETS, RunsCommand
 
+from lit_gpt_scratch import inspection
 from lit_gpt_scratch.cli import main
+from lit_gpt_scratch.errors import exit_on_input_error
 
 pytestmark = pytest.mark.slow
 
-# Reads a checkpoint as a notebook does, without the command line.
-LOAD = """
-import sys
-from lit_gpt_scratch import inspection
-from lit_gpt_scratch.errors import exit_on_input_error
-with exit_on_input_error("load"):
-    inspection.load(sys.argv[1])
-"""
 FIT = ["fit", "--trainer.max_steps=9", "--trainer.accelerator=cpu", "--wandb.mode=disabled"]
 COMMANDS = {
-    "validate": ["-m", "lit_gpt_scratch", "validate", "--ckpt_path"],
-    "predict": ["-m", "lit_gpt_scratch", "predict", "--max_new_tokens=5", "--ckpt_path"],
-    "fit": ["-m", "lit_gpt_scratch", *FIT, "--ckpt_path"],
-    "load": ["-c", LOAD],
+    "validate": ["validate", "--ckpt_path"],
+    "predict": ["predict", "--max_new_tokens=5", "--ckpt_path"],
+    "fit": [*FIT, "--ckpt_path"],
+    "load": ["load"],  # as a notebook does, without the command line
 }
-# Runs one command with each of several files, and prints the exit codes.
-EACH = """
-import runpy, sys
-count, command = int(sys.argv[1]), sys.argv[2:]
-paths, (kind, what, *rest) = command[:count], command[count:]
-for path in paths:
-    sys.argv = ["command", *rest, path]
-    try:
-        exec(what) if kind == "-c" else runpy.run_module(what, run_name="__main__")
-    except SystemExit as end:
-        print(end.code)
-"""
 PARTS = ("callbacks", "state_dict", "hyper_parameters", "loops")
-PEAK = """
-import resource, runpy, sys
-sys.argv = sys.argv[1:]
-try:
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-finally:
-    print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+# Reads files one after the other; prints exit code, lines of errors and peak memory in MiB of each.
+PEAKS = """
+import contextlib, io, resource, sys
+from lit_gpt_scratch import inspection
+from lit_gpt_scratch.cli import main
+from lit_gpt_scratch.errors import exit_on_input_error
+for path in sys.argv[1:]:
+    code, said = 0, io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            main(["predict", "--max_new_tokens=5", "--ckpt_path", path])
+        except SystemExit as end:
+            code = end.code
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    print(code, said.getvalue().count("\\n"), peak)
 """
 
 
@@ -66,35 +56,32 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cli.folder / "checkpoints" / "last.ckpt"
 
 
-def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=120
-    )
-
-
-def assert_refused(ended: subprocess.CompletedProcess[str], message: str) -> None:
-    """Check that a process ended with a one-line error, without other output."""
-    assert ended.returncode == 2, ended.stderr
-    assert re.fullmatch(rf"[^\n]*error: [^\n]*({message})[^\n]*\n", ended.stderr), ended.stderr
-    assert not ended.stdout
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must fail; return its one line of error."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop, exit_on_input_error("load"):
+        inspection.load(arguments[1]) if arguments[0] == "load" else main(arguments)
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert re.fullmatch(r"[^\n]*error: [^\n]*\n", said.err), said.err
+    assert not said.out.strip()
+    return said.err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_no_command_runs_pickled_code(valid: Path, tmp_path: Path, command: str) -> None:
-    """One process reads all files, since each start takes seconds."""
+def test_no_command_runs_pickled_code(
+    valid: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     marker, paths = tmp_path / "marker", []
     for i, gadget in enumerate(GADGETS):
         contents = torch.load(valid, weights_only=True)
         contents[PARTS[i % len(PARTS)]]["gadget"] = gadget(marker)
         paths.append(tmp_path / f"{gadget.__name__}.ckpt")
         torch.save(contents, paths[-1])
-    ended = run(["-c", EACH, str(len(paths)), *map(str, paths), *COMMANDS[command]], tmp_path)
-    assert not marker.exists()
-    assert ended.stdout.split() == ["2"] * len(GADGETS), ended.stderr
-    lines = ended.stderr.splitlines()
-    assert len(lines) == len(GADGETS)
-    assert all("is refused: it holds pickled code" in line for line in lines)
-    assert set(tmp_path.iterdir()) == set(paths)
+    for path in paths:
+        said = refusal([*COMMANDS[command], str(path)], capsys)
+        assert "is refused: it holds pickled code" in said
+    assert set(tmp_path.iterdir()) == set(paths), "no marker, and no other file"
     for path in paths:
         torch.load(path, weights_only=False)
         assert marker.exists(), "the gadget is harmless, so this test shows nothing"
@@ -103,7 +90,7 @@ def test_no_command_runs_pickled_code(valid: Path, tmp_path: Path, command: str)
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_sharded_checkpoint_is_refused_and_its_pickle_never_run(
-    tmp_path: Path, command: str
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A distributed checkpoint's `.metadata` is a raw pickle, which Lightning would read."""
     folder, marker = tmp_path / "sharded.ckpt", tmp_path / "marker"
@@ -111,7 +98,7 @@ def test_a_sharded_checkpoint_is_refused_and_its_pickle_never_run(
     torch.save({"state_dict": {}}, folder / "meta.pt")
     (folder / "__0_0.distcp").write_bytes(b"\0" * 100)
     (folder / ".metadata").write_bytes(pickle.dumps(RunsCommand(marker)))
-    assert_refused(run([*COMMANDS[command], str(folder)], tmp_path), "is a folder")
+    assert "is a folder" in refusal([*COMMANDS[command], str(folder)], capsys)
     assert not marker.exists()
     pickle.loads((folder / ".metadata").read_bytes())
     assert marker.exists(), "the gadget is harmless, so this test shows nothing"
@@ -145,34 +132,33 @@ HUGE: dict[str, tuple[Edit, int]] = {
 }
 
 
-def peak(path: Path) -> tuple[subprocess.CompletedProcess[str], int]:
-    """Run `predict`; return its result and its peak memory in MiB."""
-    ended = run(["-c", PEAK, *COMMANDS["predict"][1:], str(path)], path.parent)
-    return ended, int(ended.stdout.rpartition("PEAK ")[2])
-
-
 @pytest.fixture(scope="module")
-def normal_peak(valid: Path) -> int:
-    return peak(valid)[1]
+def peaks(valid: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, ...]]:
+    """Read a normal file, then each huge one, in one process; its peak can only rise."""
+    folder = tmp_path_factory.mktemp("huge")
+    paths = {"normal": valid}
+    for what, (edit, _) in HUGE.items():
+        contents = torch.load(valid, weights_only=True)
+        edit(contents)
+        paths[what] = folder / f"{what}.ckpt"
+        torch.save(contents, paths[what])
+    command = [sys.executable, "-c", PEAKS, *map(str, paths.values())]
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
+    lines = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    return dict(zip(paths, lines, strict=True))
 
 
 @pytest.mark.parametrize("what", HUGE)
-def test_huge_sizes_allocate_no_memory(
-    valid: Path, normal_peak: int, tmp_path: Path, what: str
-) -> None:
+def test_huge_sizes_allocate_no_memory(peaks: dict[str, tuple[int, ...]], what: str) -> None:
     """They are refused in one line, or the memory is never allocated."""
-    edit, code = HUGE[what]
-    contents = torch.load(valid, weights_only=True)
-    edit(contents)
-    torch.save(contents, tmp_path / "absurd.ckpt")
-    ended, memory = peak(tmp_path / "absurd.ckpt")
-    assert ended.returncode == code, ended.stderr
-    assert ended.stderr.count("\n") == bool(code)
-    assert memory - normal_peak < 100
+    code, lines, memory = peaks[what]
+    assert code == HUGE[what][1]
+    assert lines == bool(code)
+    assert memory - peaks["normal"][2] < 100
 
 
 def test_a_wrong_optimizer_state_is_a_one_line_error_and_keeps_the_run(
-    valid: Path, tmp_path: Path
+    valid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A wrong optimizer state shows only at the first step."""
     contents = torch.load(valid, weights_only=True)
@@ -183,20 +169,21 @@ def test_a_wrong_optimizer_state_is_a_one_line_error_and_keeps_the_run(
     path = root / "checkpoints" / "last.ckpt"
     torch.save(contents, path)
     before = {p: p.read_bytes() for p in (root / "checkpoints").iterdir()}
-    flags = [*COMMANDS["fit"], str(path), f"--trainer.default_root_dir={tmp_path}"]
-    ended = run(flags, tmp_path)
-    assert ended.returncode == 2, ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert ended.stderr.count("error: ") == 1
-    assert f"resuming from {path} failed" in ended.stderr
+    with pytest.raises(SystemExit) as stop:
+        main([*COMMANDS["fit"], str(path), f"--trainer.default_root_dir={tmp_path}"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("error: ") == 1
+    assert f"resuming from {path} failed" in said
     assert {p: p.read_bytes() for p in (root / "checkpoints").iterdir()} == before
 
 
-def test_out_of_memory_is_a_one_line_error(valid: Path, tmp_path: Path) -> None:
+def test_out_of_memory_is_a_one_line_error(
+    valid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ["--max_new_tokens=1000000000000"]
-    ended = run([*COMMANDS["predict"], str(valid), *flags], tmp_path)
-    assert ended.returncode == 2
-    assert re.fullmatch(r"[^\n]*error: there is not enough memory: [^\n]*\n", ended.stderr)
+    said = refusal([*COMMANDS["predict"], str(valid), *flags], capsys)
+    assert "error: there is not enough memory: " in said
     assert not [*tmp_path.iterdir()]
 
 
