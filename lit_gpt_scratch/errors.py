@@ -77,11 +77,14 @@ def is_in_user_code(error: BaseException) -> bool:
 def is_bug(error: BaseException) -> bool:
     """Return whether an exception is surely a bug, by its type or because of where it was raised.
 
-    Errors in `models/` count, because a researcher may have edited a network there.
+    A researcher may have edited `models/` and `training/`: of these, every error in a network
+    counts, and an error that training's own code raises.
     """
-    is_in_model = any(path.is_relative_to(PACKAGE / "models") for path in files_of(error))
+    files = files_of(error)
+    is_ours = any(path.is_relative_to(PACKAGE / "models") for path in files)
+    is_ours |= bool(files) and files[0].is_relative_to(PACKAGE / "training")
     types = NameError | ImportError | SyntaxError | AssertionError
-    return is_in_model or is_in_user_code(error) or isinstance(error, types)
+    return is_ours or is_in_user_code(error) or isinstance(error, types)
 
 
 def is_users_mistake(error: BaseException) -> bool:
@@ -93,7 +96,7 @@ def is_users_mistake(error: BaseException) -> bool:
         return True
     statement = traceback.extract_tb(error.__traceback__)[-1]
     is_check = (statement.line or "").startswith("raise ")
-    is_lightning = "lightning" in Path(statement.filename).parts
+    is_lightning = "site-packages/lightning/" in Path(statement.filename).as_posix()
     return is_check and is_lightning and not is_in_user_code(error)
 
 

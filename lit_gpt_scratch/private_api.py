@@ -55,8 +55,10 @@ def errors_of_union(error: BaseException) -> list[BaseException]:
     traceback = error.__traceback__
     while traceback and traceback.tb_next:
         traceback = traceback.tb_next
-    found = traceback.tb_frame.f_locals.get("exceptions") if traceback else None
-    return found if isinstance(found, list) else []
+    frame = traceback.tb_frame if traceback else None
+    if frame is None or not frame.f_globals["__name__"].startswith("jsonargparse."):
+        return []
+    return list(frame.f_locals.get("exceptions", []))
 
 
 def move_group_last(parser: Any, title: str) -> None:
@@ -108,7 +110,7 @@ WANDB_FLUSH: dict[str, Any] = {"x_transaction_log_flush_interval": 0.1}
 # Words in error texts, where a library has no exception type for the failure.
 # In lower case; RuntimeError of PyTorch.
 OUT_OF_MEMORY = ("allocate memory", "out of memory", "not enough memory", "bad_alloc")
-FULL_DISK = "PytorchStreamWriter failed"  # RuntimeError of torch.save
+FULL_DISK = "inline_container"  # a file of PyTorch: RuntimeError of torch.save
 OVERFLOW = "overflow"  # in lower case; RuntimeError or TypeError for a size beyond integers
 LOST_PROCESS = ("gloo", "NCCL")  # RuntimeError of torch.distributed
 WRONG_WEIGHTS = "loading state_dict"  # RuntimeError of load_state_dict

@@ -1,5 +1,6 @@
 """Which errors become one line, and which keep their traceback."""
 
+import linecache
 import runpy
 from collections.abc import Callable
 from functools import partial
@@ -10,13 +11,21 @@ import pytest
 import torch
 from torch import nn
 
-from lit_gpt_scratch.errors import describe_error, is_bug, is_out_of_memory
+from lit_gpt_scratch.errors import (
+    PACKAGE,
+    causes,
+    describe_error,
+    files_of,
+    is_bug,
+    is_out_of_memory,
+    is_users_mistake,
+)
 from lit_gpt_scratch.models import Bigram
 
 
 def caught(function: Callable[[], Any]) -> BaseException:
     """Return what a function raises, with a traceback that begins in the function."""
-    with pytest.raises((RuntimeError, TypeError, IndexError)) as found:
+    with pytest.raises((RuntimeError, TypeError, IndexError, ValueError)) as found:
         function()
     assert found.tb
     return found.value.with_traceback(found.tb.tb_next)
@@ -55,3 +64,43 @@ def test_an_error_in_a_network_is_a_bug() -> None:
     net = Bigram(alphabet_size=3, context=4)
     assert is_bug(caught(partial(net, torch.full((1, 2), 7))))
     assert is_bug(NameError("x"))
+
+
+def raised_in(path: str, statement: str) -> BaseException:
+    """Return an error that code in a file raises; the file need not exist."""
+    linecache.cache[path] = (len(statement), None, [statement], path)
+    return caught(partial(exec, compile(statement, path, "exec"), {}))
+
+
+@pytest.mark.parametrize(
+    ("place", "statement", "expected"),
+    [
+        ("/x/site-packages/lightning/pytorch/trainer.py", "raise RuntimeError('no metric')", True),
+        ("/x/site-packages/lightning/pytorch/trainer.py", "[][0]", False),
+        ("/lightning/.venv/lib/site-packages/torch/nn.py", "raise RuntimeError('shape')", False),
+        ("/lightning/mine.py", "raise RuntimeError('mine')", False),
+    ],
+)
+def test_only_a_check_of_lightning_itself_is_a_users_mistake(
+    place: str, statement: str, expected: bool
+) -> None:
+    assert is_users_mistake(raised_in(place, statement)) == expected
+
+
+@pytest.mark.parametrize("part", ["models/gpt.py", "training/muon.py"])
+def test_an_error_that_an_edited_part_raises_is_a_bug(part: str) -> None:
+    assert is_bug(raised_in(str(PACKAGE / part), "raise TypeError('edited')"))
+    assert not is_bug(raised_in(str(PACKAGE / "cli/parsing.py"), "raise TypeError('a flag')"))
+
+
+def test_causes_are_found_in_order_and_end() -> None:
+    first, second = KeyError("first"), ValueError("second")
+    second.__cause__ = first
+    assert [*causes(second)] == [second, first]
+    assert files_of(first) == [], "it was never raised"
+    exceptions = [second]  # a library may keep its errors in a variable of this name
+    assert [*causes(caught(partial(raise_first, exceptions)))] == [second, first]
+
+
+def raise_first(exceptions: list[Exception]) -> None:
+    raise exceptions[0]

@@ -10,12 +10,14 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[1]
-SUPPORTED = SpecifierSet(
-    tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
-)
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SUPPORTED = SpecifierSet(PROJECT["requires-python"])
 VERSIONS = [f"3.{minor}.0" for minor in range(9, 17)]
 MAKE = shutil.which("make") or ""
-pytestmark = pytest.mark.skipif(not MAKE, reason="needs make")
+pytestmark = [
+    pytest.mark.needs("unix", "shell scripts"),
+    pytest.mark.skipif(not MAKE, reason="needs make"),
+]
 
 
 def setup(folder: Path, pythons: dict[str, str], *args: str) -> "subprocess.CompletedProcess[str]":
@@ -26,7 +28,8 @@ def setup(folder: Path, pythons: dict[str, str], *args: str) -> "subprocess.Comp
         numbers = tuple(map(int, version.split(".")))
         python.write_text(
             f'#!/bin/sh\nif [ "$1" = --version ]; then echo Python {version}; exit; fi\n'
-            f"""exec {sys.executable} -S -c "import sys; sys.version_info = {numbers}; $2"\n"""
+            f"""exec {sys.executable} -S -c "import sys; sys.version_info = {numbers}; $2"\n""",
+            encoding="utf-8",
         )
         python.chmod(0o755)
     for name in ("Makefile", "pyproject.toml", "requirements.lock"):

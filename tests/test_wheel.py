@@ -50,8 +50,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def files(folder: Path) -> set[str]:
     """Return the paths of all files in a folder, relative to it."""
-    found = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
-    return {path.relative_to(folder).as_posix() for path in found}
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {name for name in found if not name.endswith((".pyc", ".DS_Store", "~"))}
 
 
 def test_the_wheel_holds_the_package_with_the_configs_and_nothing_else(installed: Path) -> None:

@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 import yaml
 from filelock import BaseFileLock
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Checkpoint,
@@ -25,7 +26,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.plugins import CheckpointIO
 
 from lit_gpt_scratch.checkpoints.formats import limit_parameters
-from lit_gpt_scratch.cli.flags import check_values
+from lit_gpt_scratch.cli.flags import check_or_replace_values
 from lit_gpt_scratch.cli.messages import explain_failure
 from lit_gpt_scratch.cli.parsing import CheckpointCLI
 from lit_gpt_scratch.cli.predict import PredictSettings, TextWriter, make_batches
@@ -69,7 +70,7 @@ class CharCLI(CheckpointCLI):
         config = self.config
         if config.data.seed is None:
             config.data.seed = int(config.seed_everything)
-        check_values(self.command, config)
+        check_or_replace_values(self.command, config)
 
     def instantiate_classes(self) -> None:
         """Build the objects that the flags describe. A library refuses flags in several ways."""
@@ -81,9 +82,10 @@ class CharCLI(CheckpointCLI):
         except (TypeError, ValueError, ModuleNotFoundError) as error:
             raise_user_bug(error)
             # The parser wraps what a class raises.
-            others = (c for c in causes(error) if "jsonargparse" not in files_of(c)[0].parts)
+            places = ((cause, files_of(cause)) for cause in causes(error))
+            others = (c for c, files in places if files and "jsonargparse" not in files[0].parts)
             origin = next(others, error)
-            is_package_missing = isinstance(origin, ModuleNotFoundError)  # it names the command
+            is_package_missing = isinstance(origin, ModuleNotFoundError)  # its text says pip's line
             if is_bug(origin) and not is_package_missing:
                 raise origin from None
             raise InputError(str(origin)) from error
@@ -99,7 +101,7 @@ class CharCLI(CheckpointCLI):
         if writers := [p for p in as_list(config.plugins) if isinstance(p, CheckpointIO)]:
             name = type(writers[0]).__name__
             raise InputError(
-                f"--trainer.plugins {name}: fit writes checkpoints itself, leave it out."
+                f"--trainer.plugins is {name}: fit has its own for checkpoints. Leave it out."
             )
         has_bar = any(isinstance(callback, ProgressBar) for callback in given)
         bar = config.enable_progress_bar
@@ -206,7 +208,8 @@ class CharCLI(CheckpointCLI):
         Each part of a wrong state (optimizer, loops, callbacks) fails in its own way at first use.
         An error that passes through a network, a plugin or a user's callback is a bug there.
         """
-        is_explained = is_users_mistake(error) or explain_failure(error)
+        explained = InputError | MisconfigurationException
+        is_explained = isinstance(error, explained) or explain_failure(error)
         saved = (self.folder / "checkpoints").glob("*.ckpt")
         is_saved = any(path.stat().st_mtime > started for path in saved)
         if self.ckpt_path is None or is_explained or is_saved or is_bug(error):

@@ -1,6 +1,5 @@
 """`lit-gpt-scratch export`: a checkpoint as safetensors and JSON."""
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from lit_gpt_scratch.errors import InputError, exit_on_input_error
 from lit_gpt_scratch.inspection.loading import build_model
 from lit_gpt_scratch.runs import find_checkpoint
 from lit_gpt_scratch.runs.folder import runs_folder
+from lit_gpt_scratch.runs.summary import in_shell
 
 
 def export(ckpt_path: str, output: Path, plugin: str | None = None) -> None:
@@ -46,4 +46,4 @@ def main(args: Sequence[str] | None = None) -> None:
         export(**vars(flags))
     size = sum(file.stat().st_size for file in flags.output.iterdir())
     print(f"{flags.output}  {size / 1e6:.1f} MB")
-    print(f"Next:\n  {PROGRAM} predict --ckpt_path {shlex.quote(flags.output.as_posix())}")
+    print(f"Next:\n  {PROGRAM} predict --ckpt_path {in_shell(flags.output)}")

@@ -6,7 +6,6 @@ A flag without an effect is not in `--help`. A config may have it: one config se
 import re
 import sys
 from argparse import SUPPRESS
-from collections.abc import Mapping
 from typing import Any
 
 from lit_gpt_scratch.errors import InputError
@@ -18,28 +17,29 @@ from lit_gpt_scratch.training.hardware import kind_of_device, supported
 # Flags that are not listed have an effect in all commands.
 EFFECTS = (
     ("trainer.barebones", "", "a run is always recorded and checked"),
-    ("trainer.enable_autolog_hparams", "", "loggers get none; config.yaml has all"),
+    ("trainer.enable_autolog_hparams", "", "config.yaml has all hyperparameters"),
     ("trainer.model_registry", "", "checkpoints are files in the folder of a run"),
     ("trainer.reload_dataloaders_every_n_epochs", "", "the data is the same in every epoch"),
-    ("trainer.sync_batchnorm", "", "no network has batch norm, which reads later characters"),
+    ("trainer.sync_batchnorm", "", "no network here has batch norm"),
     ("trainer.use_distributed_sampler", "", "the data module gives each process its share"),
     ("trainer.inference_mode", "validate test predict", "in fit, Lightning always uses no_grad"),
     ("trainer.limit_val_batches", "fit validate", "it does not read the validation split"),
+    ("trainer.overfit_batches", "fit validate", "it neither trains nor validates"),
     ("trainer.limit_test_batches", "test", "it does not read the test split"),
     ("trainer.limit_predict_batches", "predict", "it continues no prompts"),
     ("trainer.logger", "fit validate test", "it logs nothing"),
     ("trainer.enable_progress_bar", "fit validate test", "it prints its texts only"),
     (
         "trainer.max_epochs trainer.min_epochs trainer.max_steps trainer.min_steps "
-        "trainer.max_time trainer.limit_train_batches trainer.overfit_batches "
-        "trainer.val_check_interval "
+        "trainer.max_time trainer.limit_train_batches trainer.val_check_interval "
         "trainer.check_val_every_n_epoch trainer.num_sanity_val_steps trainer.log_every_n_steps "
         "trainer.enable_checkpointing trainer.enable_model_summary trainer.accumulate_grad_batches "
         "trainer.gradient_clip_val trainer.gradient_clip_algorithm trainer.detect_anomaly "
-        "model.optimizer model.schedule model.compile data.batch_size data.seed name wandb",
+        "model.optimizer model.schedule model.compile data.batch_size data.seed",
         "fit",
         "only fit trains",
     ),
+    ("name wandb", "fit", "only fit records a run"),
     (
         "data.corpus data.val_fraction data.test_fraction data.sha256 data.fallback "
         "data.sample_size",
@@ -103,33 +103,37 @@ def correct_help(parser: Any, command: str) -> None:
             option.help = re.sub(r"\s*Default: (``.*?``|\d+)\.?", "", text)
 
 
-def check_effects(command: str, config: Mapping[str, Any], args: Any) -> None:
-    """Refuse a flag that has no effect in fit; in other commands, print a notice.
+def check_effects(command: str, args: Any) -> None:
+    """Refuse a flag of the command line that has no effect in fit; elsewhere, print a notice.
 
-    `args` are the arguments of the command line. A config may have flags of all commands.
+    A config, a dict and a Namespace may have flags of all commands.
     """
     words = args if isinstance(args, list) else []
-    named = [f"{word.split('=')[0].removeprefix('--')}." for word in words if word.startswith("--")]
+    named = [word.split("=")[0].removeprefix("--") for word in words if word.startswith("--")]
     for name, why in without_effect(command).items():
-        text = f"--{name} has no effect in {command}: {why}."
-        if not any(word.startswith(f"{name}.") for word in named):
-            continue
-        if command == "fit":
-            raise InputError(f"{text} Leave it out.")
-        if config.get(name) and is_rank_zero():
-            print(f"Notice: {text}", file=sys.stderr)
+        for flag in named:
+            if not f"{flag}.".startswith(f"{name}."):
+                continue
+            text = f"--{flag} has no effect in {command}: {why}."
+            if command == "fit":
+                raise InputError(f"{text} Leave it out.")
+            if is_rank_zero():
+                print(f"Notice: {text}", file=sys.stderr)
 
 
-def check_values(command: str, config: Any) -> None:
+def check_or_replace_values(command: str, config: Any) -> None:
     """Refuse values that cannot work here; replace what the device lacks, with a notice."""
     trainer, device = config.trainer, kind_of_device(config.trainer.accelerator)
     for name in COUNTS:
         value = trainer[name]
-        is_fraction = isinstance(value, float) and value > 0  # of an epoch
+        is_fraction = name == COUNTS[0] and isinstance(value, float) and value > 0
         is_count = isinstance(value, int) and value >= 1
         if not (value is None or is_fraction or is_count):  # Lightning takes texts as times
-            raise InputError(f"--trainer.{name} is {value}: it must be a number, at least 1.")
+            raise InputError(
+                f"--trainer.{name} is {value}: it must be a whole number, at least 1. For "
+                "val_check_interval it may be a fraction of an epoch, as 0.5."
+            )
     if str(trainer.precision).startswith("64"):
-        trainer.precision = supported(device, "64-true")
+        trainer.precision = supported(device, "--trainer.precision", "64-true")
     if command == "fit" and config.model.compile:
-        config.model.compile = supported(device, "compile") == "compile"
+        config.model.compile = supported(device, "--model.compile", "true") == "true"

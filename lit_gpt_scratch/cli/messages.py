@@ -1,6 +1,5 @@
 """The parser of the command line, and its error messages: one line with the flag that was meant."""
 
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -11,7 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_gpt_scratch import models, training
 from lit_gpt_scratch.cli.flags import correct_help, without_effect
-from lit_gpt_scratch.errors import is_out_of_memory
+from lit_gpt_scratch.errors import is_in_user_code, is_out_of_memory
 from lit_gpt_scratch.private_api import WRONG_WEIGHTS, move_group_last
 
 TRAINER_GROUP = "Customize every aspect of training via flags"  # Lightning's title of its options
@@ -72,6 +71,8 @@ def explain(message: str, known: Sequence[str]) -> str:
         hint = f"If it lies in the working directory, add --plugin {name}."
         return f"--{key}: there is no module {name!r} in the installed packages. {hint}"
     if unknown := UNKNOWN.search(text):
+        if not key:  # a flag, not a class
+            known = [name for name in known if name[0].islower()]
         name, place = unknown[1], f" for {key}" if key else ""
         if key and name[0].islower():  # an argument, not a class
             name, place = f"{key}.{name}", ""
@@ -95,7 +96,7 @@ def explain_failure(error: BaseException) -> str | None:
             "--model.net.width; for predict, --max_new_tokens or --num_samples. "
             f"PyTorch says: {str(error)[:200] or 'MemoryError'}"
         )
-    if WRONG_WEIGHTS in str(error):
+    if WRONG_WEIGHTS in str(error) and not is_in_user_code(error):
         return (
             "the checkpoint's weights do not fit this network: leave out flags and configs that "
             "change its size (--model.net, --data.context)."
@@ -133,15 +134,13 @@ def suggestion(name: str, known: Sequence[str]) -> str:
 
 
 def known_names(parser: Any) -> list[str]:
-    """Return the flags that have an effect, and this package's classes with their arguments."""
+    """Return the flags that have an effect, and this package's classes."""
     flags = LightningArgumentParser.get_defaults(parser).keys()  # with the arguments of classes
     names = [flag.replace(".init_args", "").removesuffix(".class_path") for flag in flags]
     hidden = tuple(f"{name}." for name in without_effect(parser.command))
     names = [name for name in names if not f"{name}.".startswith(hidden)]
     for module in (models, training):
-        for name in module.__all__:
-            if isinstance(part := getattr(module, name), type):
-                names += [name, *inspect.signature(part).parameters]
+        names += [name for name in module.__all__ if isinstance(getattr(module, name), type)]
     return names
 
 

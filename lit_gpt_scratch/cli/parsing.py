@@ -122,7 +122,7 @@ class CheckpointCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the flags. If they name a checkpoint, its values become the defaults first."""
         parse = parser.parse_args if isinstance(args, list) else parser.parse_object
-        self.args = args
+        args = self.args = args if isinstance(args, list) else plain_mapping(args)
         flags = early_flags(args)
         import_plugin(flags.plugin)  # the classes of other flags may be in it
         if flags.ckpt_path:
@@ -137,7 +137,7 @@ class CheckpointCLI(LightningCLI):
             raise InputError(explain(str(error), known_names(parser))) from error
         except RecursionError as error:
             raise InputError(NESTED) from error
-        check_effects(self.command, self.config, args)
+        check_effects(self.command, args)
         trainer = self.config.trainer
         if (trainer.max_epochs or -1) > 0 or trainer.max_time:
             if "trainer.max_steps" not in parse(args, defaults=False):
@@ -205,22 +205,42 @@ class CheckpointCLI(LightningCLI):
 
 def early_flags(args: Any) -> Namespace:
     """Return the flags that the parser's defaults depend on."""
-    if not isinstance(args, list):
-        trainer = args.get("trainer") or {}
-        flags = {name: args.get(name) for name in ("ckpt_path", "plugin")}
-        flags |= {"trainer.default_root_dir": trainer.get("default_root_dir")}
-        return Namespace(flags)  # type: ignore[no-untyped-call]
-    # The parser reads every value as YAML too, and a deeply nested one overflows the C stack.
-    if any(sum(map(value.count, "[{-?")) > MAX_NESTED for value in args):
-        raise InputError(NESTED)
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--config", "-c", action="append", default=[])
-    for flag in ("--ckpt_path", "--plugin", "--trainer.default_root_dir"):
-        early.add_argument(flag, nargs="?")
-    found, _ = early.parse_known_args(args, Namespace())  # type: ignore[no-untyped-call]
-    plugins = [read_config(name).get("plugin") for name in found.config]
+    found: Any = Namespace()  # type: ignore[no-untyped-call]
+    if isinstance(args, list):
+        # The parser reads every value as YAML too, and a deeply nested one overflows the C stack.
+        if any(sum(map(value.count, "[{-?")) > MAX_NESTED for value in args):
+            raise InputError(NESTED)
+        early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        early.add_argument("--config", "-c", action="append", nargs="?", default=[])
+        for flag in ("--ckpt_path", "--plugin", "--trainer.default_root_dir"):
+            early.add_argument(flag, nargs="?")
+        early.parse_known_args(args, found)
+    else:
+        found.config = [args.get("config")]
+        found["trainer.default_root_dir"] = args.get("trainer", {}).get("default_root_dir")
+        found.ckpt_path, found.plugin = args.get("ckpt_path"), args.get("plugin")
+    plugins = [read_config(name).get("plugin") for name in found.config if name]
     found.plugin = found.plugin or next(filter(None, reversed(plugins)), None)
+    for name in ("ckpt_path", "plugin"):
+        if not isinstance(found[name], str | None):
+            raise InputError(f"--{name} is {found[name]!r}: it must be text.")
     return found
+
+
+def plain_mapping(values: Any) -> dict[str, Any]:
+    """Return flags as nested dicts, in which a config has its path."""
+    plain = require_groups(as_dicts(values), "the value of the command")
+    if isinstance(config := plain.get("config"), list) and len(config) <= 1:
+        plain["config"] = config = next(iter(config), None)
+    if not isinstance(config, str | None):
+        raise InputError(f"config is {config!r}: give one file, or the name of a config.")
+    return plain | ({"config": str(find_config(config))} if config else {})
+
+
+def as_dicts(value: Any) -> Any:
+    """Return a value in which nested Namespaces are dicts."""
+    value = vars(value) if isinstance(value, argparse.Namespace) else value
+    return {k: as_dicts(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def find_config(name: str) -> Path:
@@ -235,7 +255,7 @@ def read_config(name: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise InputError(f"--config {path} is not a text file ({error}).") from error
+        raise InputError(f"--config {path} is not a text in UTF-8 ({error}).") from error
     except OSError as error:
         raise InputError(
             f"--config {name}: {error.strerror}. Give a file, or a config of the program: "
@@ -248,14 +268,19 @@ def read_config(name: str) -> dict[str, Any]:
         raise InputError(f"--config {path} is not YAML: {where}.") from error
     except RecursionError as error:
         raise InputError(f"--config {path} has too many nested brackets.") from error
-    values = {} if values is None else values
-    groups = {"the file": values}
+    return require_groups({} if values is None else values, f"--config {path}: the file")
+
+
+def require_groups(values: Any, place: str) -> dict[str, Any]:
+    """Return a mapping of flags. Raise InputError if it is none, or one of its groups is none."""
+    groups = {place: values}
     if isinstance(values, dict):
-        groups |= {name: values[name] for name in ("data", "model", "trainer") if name in values}
+        named = ("data", "model", "trainer")
+        groups |= {f"{place} has {name}, which": values[name] for name in named if name in values}
     for name, group in groups.items():
         if not isinstance(group, dict):
             raise InputError(
-                f"--config {path}: {name} is {str(group)[:100]!r}. Give flags and their values, as "
-                "in `data: {context: 64}`."
+                f"{name} is {str(group)[:100]!r}. Give flags and their values, as in "
+                "`data: {context: 64}`."
             )
     return values

@@ -1,6 +1,7 @@
 """What `fit` prints about a run: the header, the resume command and the results."""
 
 import math
+import os
 import platform
 import shlex
 import subprocess
@@ -87,8 +88,9 @@ def large_alphabet_notice(model: Any) -> list[str]:
 
 
 def in_shell(path: Path) -> str:
-    """Return a path for a printed command, quoted; with / on Windows, too."""
-    return shlex.quote(path.as_posix())
+    """Return a path for a printed command, quoted for the system's shell; with / on Windows."""
+    quote = shlex.join if os.name == "posix" else subprocess.list2cmdline
+    return quote([path.as_posix()])
 
 
 def print_resume_command(folder: Path, message: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.errors import InputError, causes
 from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.private_api import FULL_DISK, not_counting_next_batch, set_logged_step
 
@@ -36,7 +36,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and FULL_DISK not in str(error):
                 raise
-            reason = getattr(error, "strerror", None) or "the disk is full or missing"
+            reasons = [cause.strerror for cause in causes(error) if isinstance(cause, OSError)]
+            reason = next(filter(None, reasons), "the disk is full or missing")
             raise InputError(
                 f"checkpoint {path} cannot be saved ({reason}). An earlier one, if any, is still "
                 "complete: free some space, and resume from it with --ckpt_path."

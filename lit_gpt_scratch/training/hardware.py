@@ -6,31 +6,33 @@ import timeit
 from typing import Literal
 
 import torch
+from lightning.pytorch.accelerators import MPSAccelerator
 
 from lit_gpt_scratch.training.distributed import is_rank_zero
 
 # What MPS, the GPU of a Mac, lacks; what is used instead, and why.
 MPS_LACKS = {
-    "64-true": ("32-true", "it has no 64-bit numbers"),
-    "compile": ("eager", "torch.compile for it is unfinished (pytorch/pytorch#150121)"),
+    "--trainer.precision 64-true": ("32-true", "it has no 64-bit numbers"),
+    "--model.compile true": ("false", "torch.compile is unfinished (pytorch/pytorch#150121)"),
 }
 
 
 def kind_of_device(accelerator: object = "auto") -> str:
     """Return the kind of device (cpu, cuda, mps) that Lightning chooses for an accelerator."""
-    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+    if accelerator in ("auto", "gpu", "mps") and MPSAccelerator.is_available():
         return "mps"
     is_cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "cuda" if is_cuda else "cpu"
 
 
-def supported(device: str, wish: str) -> str:
-    """Return a precision, or `compile`, if a kind of device has it; else a notice and another."""
+def supported(device: str, flag: str, value: str) -> str:
+    """Return a flag's value if a kind of device has what it asks for; else a notice and another."""
+    wish = f"{flag} {value}"
     if device != "mps" or wish not in MPS_LACKS:
-        return wish
+        return value
     used, reason = MPS_LACKS[wish]
     if is_rank_zero():
-        print(f"Notice: {wish} is not possible on MPS: {reason}. It uses {used}.", file=sys.stderr)
+        print(f"Notice: {wish} is replaced by {used}. MPS lacks it: {reason}.", file=sys.stderr)
     return used
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from lit_gpt_scratch.errors import InputError, raise_user_bug, require_positive
+from lit_gpt_scratch.errors import InputError, is_bug, require_positive
 from lit_gpt_scratch.private_api import allow_clipping
 from lit_gpt_scratch.training.distributed import is_rank_zero
 
@@ -69,7 +69,8 @@ def build_optimizer(
     except InputError:
         raise
     except (TypeError, ValueError) as error:
-        raise_user_bug(error)
+        if is_bug(error):
+            raise
         raise InputError(f"optimizer or schedule: {error}") from error
     return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -485,6 +485,36 @@ def test_a_dict_without_a_command_is_refused(
     assert "the key must be one of fit, validate, test, predict" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("config", ["mean", ["mean"]])
+def test_a_config_in_a_dict_may_be_a_name(config: object, tmp_path: Path) -> None:
+    trainer = Namespace(max_steps=1, default_root_dir=str(tmp_path))
+    values = {"data": VALUES["data"], "wandb": VALUES["wandb"], "trainer": trainer}
+    run = cli.main({"fit": values | {"config": config}})
+    assert type(run.model.net.attention).__name__ == "MeanAttention"
+    assert run.folder.parent.name == "mean"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (5, "the value of the command is '5'. Give flags"),
+        ({"config": "nope"}, "--config nope: No such file"),
+        ({"config": ["mean", "gpt"]}, "config is ['mean', 'gpt']: give one file"),
+        ({"config": 5}, "config is 5: give one file"),
+        ({"ckpt_path": 5}, "--ckpt_path is 5: it must be text"),
+        ({"plugin": ["mine"]}, "--plugin is ['mine']: it must be text"),
+        ({"trainer": 5}, "the value of the command has trainer, which is '5'. Give flags"),
+    ],
+)
+def test_a_mistake_in_a_dict_is_one_line(
+    values: object, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main({"fit": values})
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_main_works_again_after_a_failure_and_leaves_the_process_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -61,6 +61,12 @@ IN_A_FIT = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def plain() -> CharCLI:
+    """Return a command line with the default of each flag of the Trainer."""
+    return CharCLI("fit", FIT)
+
+
 @pytest.fixture
 def restored() -> Iterator[None]:
     """Restore what flags set for the whole process."""
@@ -90,15 +96,11 @@ def test_the_help_of_fit_lists_a_flag_if_it_has_an_effect(
 
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.usefixtures("restored")
-def test_a_flag_of_the_trainer_changes_something(name: str) -> None:
+def test_a_flag_of_the_trainer_changes_something(name: str, plain: CharCLI) -> None:
     value, look, expected = CHANGES[name]
-    plain, changed = (
-        CharCLI("fit", [*FIT, *flags]) for flags in ([], f"--trainer.{name}={value}".split())
-    )
-    assert look(changed.trainer) == expected
-    torch.use_deterministic_algorithms(False)
-    torch.backends.cudnn.benchmark = False
     assert look(plain.trainer) != expected
+    changed = CharCLI("fit", [*FIT, *f"--trainer.{name}={value}".split()])
+    assert look(changed.trainer) == expected
 
 
 def test_flags_that_fit_itself_reads_have_an_effect(
@@ -136,7 +138,9 @@ def test_no_help_lists_a_flag_without_an_effect(
 ) -> None:
     shown, hidden = listed(command, capsys), without_effect(command)
     assert not [name for name in shown for flag in hidden if f"{name}.".startswith(f"{flag}.")]
-    everywhere = {name for names, where, _ in EFFECTS if command in where for name in names.split()}
+    everywhere = {
+        name for names, where, _ in EFFECTS if command in where.split() for name in names.split()
+    }
     assert not [flag for flag in everywhere if not any(name.startswith(flag) for name in shown)]
 
 
@@ -163,12 +167,26 @@ def test_other_commands_name_a_flag_without_an_effect_but_not_those_of_a_config(
         cli.main([command, "--config", str(run_folder / "config.yaml"), *last])
         assert "no effect" not in capsys.readouterr().err
     flags = ["--trainer.max_steps", "3", "--model.optimizer.lr=0.1", "--data.val_fraction", "0.2"]
+    flags += ["--wandb.mode=disabled"]
     cli.main(["validate", *last, *flags])
     said = capsys.readouterr().err
     assert [line for line in said.splitlines() if "effect" in line] == [
         "Notice: --trainer.max_steps has no effect in validate: only fit trains.",
-        "Notice: --model.optimizer has no effect in validate: only fit trains.",
+        "Notice: --model.optimizer.lr has no effect in validate: only fit trains.",
+        "Notice: --wandb.mode has no effect in validate: only fit records a run.",
     ]
+
+
+def test_the_limits_of_batches_in_validate_are_those_of_the_flags_that_it_lists(
+    checkpoint: Path,
+) -> None:
+    """overfit_batches is one of them."""
+    needed = ["--ckpt_path", str(checkpoint), "--trainer.accelerator=cpu"]
+    shown = CharCLI("validate", [*needed, "--trainer.overfit_batches=5"]).trainer
+    assert shown.limit_val_batches == 5
+    hidden = ("limit_train_batches", "limit_test_batches", "limit_predict_batches")
+    other = CharCLI("validate", [*needed, *(f"--trainer.{name}=5" for name in hidden)]).trainer
+    assert other.limit_val_batches == 1.0
 
 
 def test_validate_writes_to_a_logger_that_is_given(
@@ -193,8 +211,8 @@ def test_min_steps_does_not_prevent_the_last_validation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flag", "value", "words"),
     [
-        ("plugins", "AsyncCheckpointIO", "fit writes checkpoints itself"),
-        ("val_check_interval", "00:00:01:00", "it must be a number"),
+        ("plugins", "AsyncCheckpointIO", "fit has its own for checkpoints"),
+        ("val_check_interval", "00:00:01:00", "it must be a whole number"),
         ("default_root_dir", "s3://bucket/runs", "it must be a folder"),
     ],
 )

@@ -59,6 +59,7 @@ FIT_MISTAKES = {
     "no 'epochs': did you mean trainer.max_epochs?": ["--epochs", "1"],
     "no 'batch-size': did you mean data.batch_size?": ["--batch-size", "1"],
     "--data.context: expected one argument": ["--data.context"],
+    "-c/--config: expected one argument": ["--config"],
     "no 'model.net.width'; --help": [  # another class has an argument of this name
         *("--model.net", "lit_gpt_scratch.models.Bigram"),
         *("--model.net.width", "3"),
@@ -70,7 +71,6 @@ FIT_MISTAKES = {
     "`devices` selected with `CPUAccelerator` should be an int > 0": [
         *("--trainer.devices", "-1", "--trainer.accelerator", "cpu"),
     ],
-    "accelerator is not available": ["--trainer.accelerator", "mps"],
     "pip install -U 'torch_xla": ["--trainer.accelerator", "tpu"],
     "pip install -U rich": ["--trainer.callbacks", "RichProgressBar"],
     "pip install -U 'mlflow": ["--trainer.logger", "MLFlowLogger"],
@@ -86,7 +86,7 @@ FIT_MISTAKES = {
         *("--trainer.callbacks.mode", "up"),
     ],
     "no module 'elsewhere' in the installed packages": ["--trainer.callbacks+", "elsewhere.Own"],
-    "--trainer.val_check_interval is 00:10:00:00: it must be a number": [
+    "--trainer.val_check_interval is 00:10:00:00: it must be a whole number": [
         *("--trainer.val_check_interval", "00:10:00:00"),
     ],
     "--trainer.check_val_every_n_epoch is -1": ["--trainer.check_val_every_n_epoch", "-1"],
@@ -153,7 +153,7 @@ CONFIGS = {
     "config.yaml is not YAML: line 2: ": "data: [1\n",
     "config.yaml: the file is 'just a sentence'. Give flags": "just a sentence",
     "config.yaml: the file is '[1, 2]'. Give flags": "- 1\n- 2\n",
-    "config.yaml: data is '3'. Give flags": "data: 3\n",
+    "config.yaml: the file has data, which is '3'. Give flags": "data: 3\n",
     "config.yaml is not YAML: ": "a: '\x00'\n",
     "config.yaml has too many nested brackets": "[" * 5000,
 }
@@ -172,7 +172,7 @@ def test_a_missing_or_binary_config_is_one_line(tmp_path: Path, refusal: Refusal
     assert "Give a file, or a config of the program: bigram, " in refusal("fit", "-c", missing)
     assert f"--config {tmp_path}: " in refusal("fit", "--config", tmp_path)
     binary.write_bytes(b"\x00\xff\xfe")
-    assert f"--config {binary} is not a text file" in refusal("fit", "--config", binary)
+    assert f"--config {binary} is not a text in UTF-8" in refusal("fit", "--config", binary)
     (tmp_path / "torn.yaml").write_text("data:\n  context: [8,\n", encoding="utf-8")
     torn = refusal("fit", "--config", tmp_path / "torn.yaml")
     assert "torn.yaml is not YAML: line 3: " in torn

@@ -63,7 +63,7 @@ def test_a_config_of_the_program_needs_no_path(
     assert type(fitted.model.net).__name__ == "AttentionLM"
     name = flag[flag.index("multi") :]
     (tmp_path / "multi_head").rmdir()
-    (tmp_path / name).write_text("data: {context: 11}\n")
+    (tmp_path / name).write_text("data: {context: 11}\n", encoding="utf-8")
     assert parse(flag).config.data.context == 11
 
 

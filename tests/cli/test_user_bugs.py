@@ -35,6 +35,12 @@ class Schedule(torch.optim.lr_scheduler.LRScheduler):
         raise ValueError("in the schedule")
 
 
+class Pretrained(GPT):
+    def __init__(self, alphabet_size: int, context: int):
+        super().__init__(alphabet_size, context, layers=1, width=16)
+        self.load_state_dict({})
+
+
 class Early(pl.Callback):
     def __init__(self, factor: int = 3):
         self.factor = factor + "a"
@@ -63,6 +69,10 @@ class Net(GPT):
 """
 
 
+SMALL = ["--data.corpus=sample", "--data.sample_size=20000", "--data.context=16"]
+SMALL += ["--trainer.max_steps=2", "--wandb.mode=disabled"]
+
+
 @pytest.fixture(autouse=True)
 def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put three modules into the working directory; two of them fail when imported."""
@@ -78,6 +88,7 @@ def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 BUGS = [
     (TypeError, "list indices", ["--plugin=own_code", "--model.optimizer=own_code.Optimizer"]),
     (ValueError, "schedule", ["--plugin=own_code", "--model.schedule=own_code.Schedule"]),
+    (RuntimeError, "loading state_dict", ["--plugin=own_code", "--model.net=own_code.Pretrained"]),
     (TypeError, "unsupported operand", ["--trainer.callbacks=own_code.Early"]),
     (MisconfigurationException, "callback", ["--trainer.callbacks=own_code.Misled"]),
     (RuntimeError, "not picklable", ["--trainer.callbacks=own_code.Stateful"]),
@@ -94,7 +105,7 @@ def test_a_bug_keeps_its_type_its_text_and_its_place(
     error: type[Exception], words: str, flags: list[str]
 ) -> None:
     with pytest.raises(error, match=words) as found:
-        cli.main(["fit", *TINY, *flags])
+        cli.main(["fit", *SMALL, *flags])
     assert not isinstance(found.value, InputError)
     files = {Path(str(entry.path)).name for entry in found.traceback}
     assert files & {"own_code.py", "lacks_a_package.py", "has_a_typo.py"}
@@ -104,9 +115,7 @@ def test_a_bug_in_a_network_keeps_its_traceback_when_a_checkpoint_is_opened(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plugin = ["--plugin=own_code"]
-    flags = ["--data.corpus=sample", "--data.sample_size=20000", "--data.context=16"]
-    flags += ["--trainer.max_steps=2", "--wandb.mode=disabled", "--model.net=own_code.Net"]
-    run = cli.main(["fit", *flags, *plugin]).folder
+    run = cli.main(["fit", *SMALL, *plugin, "--model.net=own_code.Net"]).folder
     last = f"{run}/checkpoints/last.ckpt"
     monkeypatch.setenv("BROKEN", "yes")
     for command in (["validate"], ["fit", "--trainer.max_steps=9"]):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from laws import parse
+from lightning.pytorch.accelerators import MPSAccelerator
 
 from lit_gpt_scratch.runs.callbacks import SymbolLossRecorder
 from lit_gpt_scratch.training.hardware import (
@@ -65,7 +66,7 @@ def test_keep_freed_memory_avoids_page_faults() -> None:
 @pytest.fixture
 def mac(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answer the question that finds MPS with yes; no machine with MPS was there to run this."""
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
 
 
 @pytest.mark.usefixtures("mac")
@@ -76,7 +77,9 @@ def test_mps_is_chosen_where_it_is_and_starts_in_fp32() -> None:
     assert fastest_precision() == "32-true"
 
 
-WISHES = ["64-true", "32-true", "16-mixed", "bf16-mixed", "compile"]
+PRECISION, COMPILE = "--trainer.precision", "--model.compile"
+WISHES = [(PRECISION, value) for value in ("64-true", "32-true", "16-mixed", "bf16-mixed")]
+WISHES += [(COMPILE, "true"), (COMPILE, "false")]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
@@ -84,12 +87,13 @@ def test_what_mps_lacks_is_replaced_with_a_notice(
     device: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The pure decision: no MPS was there. Other devices keep every wish."""
-    used = {wish: supported(device, wish) for wish in WISHES}
+    used = {wish: supported(device, *wish) for wish in WISHES}
     notices = capsys.readouterr().err.splitlines()
-    lacks = {"64-true": "32-true", "compile": "eager"} if device == "mps" else {}
-    assert used == {wish: wish for wish in WISHES} | lacks
-    assert [line.split(" is not possible on MPS: ")[0] for line in notices] == [
-        f"Notice: {wish}" for wish in lacks
+    lacks = {(PRECISION, "64-true"): "32-true", (COMPILE, "true"): "false"}
+    lacks = lacks if device == "mps" else {}
+    assert used == {wish: wish[1] for wish in WISHES} | lacks
+    assert [line.split(". MPS lacks it: ")[0] for line in notices] == [
+        f"Notice: {' '.join(wish)} is replaced by {value}" for wish, value in lacks.items()
     ]
 
 
