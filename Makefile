@@ -36,10 +36,10 @@ train: $(READY)  ## Train CONFIG (default: gpt_cpu) and print a sample; ARGS add
 	$(BIN)/lit-gpt-scratch fit --config configs/$(CONFIG).yaml --data.fallback sample $(ARGS)
 
 test: $(READY)  ## Run the whole test suite
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-core: $(READY)  ## Run the tests that start no long process, about two minutes
-	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 ladder: $(READY)  ## Train the rungs and write runs/ladder.md (ARGS=--readme: the READMEs too)
 	$(BIN)/python tests/benchmarks/ladder.py $(ARGS)
