@@ -74,15 +74,15 @@ def is_in_user_code(error: BaseException) -> bool:
     )
 
 
-def is_bug(error: BaseException) -> bool:
+def is_bug(error: BaseException, *rooms: str) -> bool:
     """Return whether an exception is surely a bug, by its type or because of where it was raised.
 
-    A researcher may have edited `models/` and `training/`: of these, every error in a network
-    counts, and an error that training's own code raises.
+    A researcher may have edited `models/`: every error that passes through it counts. An error that
+    code in `rooms` raises counts, too; name those that a damaged checkpoint does not reach.
     """
     files = files_of(error)
     is_ours = any(path.is_relative_to(PACKAGE / "models") for path in files)
-    is_ours |= bool(files) and files[0].is_relative_to(PACKAGE / "training")
+    is_ours |= any(path.is_relative_to(PACKAGE / room) for path in files[:1] for room in rooms)
     types = NameError | ImportError | SyntaxError | AssertionError
     return is_ours or is_in_user_code(error) or isinstance(error, types)
 

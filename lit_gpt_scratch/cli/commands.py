@@ -86,7 +86,7 @@ class CharCLI(CheckpointCLI):
             others = (c for c, files in places if files and "jsonargparse" not in files[0].parts)
             origin = next(others, error)
             is_package_missing = isinstance(origin, ModuleNotFoundError)  # its text says pip's line
-            if is_bug(origin) and not is_package_missing:
+            if is_bug(origin, "training") and not is_package_missing:
                 raise origin from None
             raise InputError(str(origin)) from error
 

@@ -69,7 +69,7 @@ def build_optimizer(
     except InputError:
         raise
     except (TypeError, ValueError) as error:
-        if is_bug(error):
+        if is_bug(error, "training"):
             raise
         raise InputError(f"optimizer or schedule: {error}") from error
     return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
