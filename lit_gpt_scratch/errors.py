@@ -14,6 +14,11 @@ from typing import NoReturn
 
 from lit_gpt_scratch.private_api import OUT_OF_MEMORY, errors_of_union
 
+# Where code lies that is not the user's.
+PACKAGE = Path(__file__).parent
+LIBRARIES = {"site-packages", "dist-packages"}  # names of folders
+INSTALLED = (PACKAGE, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")))
+
 
 class InputError(ValueError):
     """A user's mistake. The text names the value, says what is allowed, and how to fix it."""
@@ -55,11 +60,6 @@ def describe_error(error: BaseException) -> str:
     return f"{where}: {' '.join(str(error).split())[:200]}"
 
 
-PACKAGE = Path(__file__).parent
-LIBRARIES = {"site-packages", "dist-packages"}  # names of folders
-INSTALLED = (PACKAGE, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")))
-
-
 def files_of(error: BaseException) -> list[Path]:
     """Return the files that an exception passed through, from its `raise` statement outwards."""
     paths = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
@@ -78,7 +78,8 @@ def is_bug(error: BaseException, *rooms: str) -> bool:
     """Return whether an exception is surely a bug, by its type or because of where it was raised.
 
     A researcher may have edited `models/`: every error that passes through it counts. An error that
-    code in `rooms` raises counts, too; name those that a damaged checkpoint does not reach.
+    is raised in a folder of `rooms` counts, too. Give none while a checkpoint's state is restored:
+    a damaged state causes errors in `training/`.
     """
     files = files_of(error)
     is_ours = any(path.is_relative_to(PACKAGE / "models") for path in files)
@@ -96,7 +97,8 @@ def is_users_mistake(error: BaseException) -> bool:
         return True
     statement = traceback.extract_tb(error.__traceback__)[-1]
     is_check = (statement.line or "").startswith("raise ")
-    is_lightning = "site-packages/lightning/" in Path(statement.filename).as_posix()
+    path = Path(statement.filename).as_posix()
+    is_lightning = any(f"/{folder}/lightning/" in path for folder in LIBRARIES)
     return is_check and is_lightning and not is_in_user_code(error)
 
 

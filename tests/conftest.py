@@ -25,7 +25,7 @@ collect_ignore = [] if SYSTEMS["unix"] else ["test_faults.py", "test_fuzz.py"]
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Skip a test with the marker `needs` on a system that lacks what it names."""
+    """Skip a test with the marker `needs` if this is not the system that it needs."""
     for item in items:
         for marker in item.iter_markers("needs"):
             system, what = marker.args

@@ -85,7 +85,7 @@ class CharCLI(CheckpointCLI):
             places = ((cause, files_of(cause)) for cause in causes(error))
             others = (c for c, files in places if files and "jsonargparse" not in files[0].parts)
             origin = next(others, error)
-            is_package_missing = isinstance(origin, ModuleNotFoundError)  # its text says pip's line
+            is_package_missing = isinstance(origin, ModuleNotFoundError)  # it names pip's command
             if is_bug(origin, "training") and not is_package_missing:
                 raise origin from None
             raise InputError(str(origin)) from error
@@ -113,8 +113,8 @@ class CharCLI(CheckpointCLI):
         has_checkpoints = any(isinstance(callback, Checkpoint) for callback in given)
         kwargs["enable_checkpointing"] = self.is_saving and has_checkpoints
         kwargs["enable_progress_bar"] = bar and (has_bar or self.command in ("validate", "test"))
-        self.given_loggers = as_list(config.logger)
-        kwargs["logger"] = self.given_loggers if self.command in ("validate", "test") else []
+        # fit has loggers of its own, beside which it adds the user's later.
+        kwargs["logger"] = as_list(config.logger) if self.command in ("validate", "test") else []
         return super().instantiate_trainer(**kwargs)
 
     def open_folder(self) -> BaseFileLock | None:
@@ -155,8 +155,9 @@ class CharCLI(CheckpointCLI):
         facts = summary.run_facts(trainer, self.model, self.datamodule)
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if settings.logger is not False:
-            how = self.config_init.wandb, self.wandb_id, self.given_loggers
-            trainer.loggers = loggers.make_loggers(self.folder, config | facts, *how)
+            given = as_list(self.config_init.trainer.logger)
+            wandb = self.config_init.wandb, self.wandb_id
+            trainer.loggers = loggers.make_loggers(self.folder, config | facts, *wandb, given)
         run = loggers.find_wandb_run(trainer)
         facts["wandb_id"] = run.id if run else self.wandb_id
         trainer.callbacks.append(summary.FitSummary(self.folder, plugin))
@@ -249,7 +250,7 @@ class CharCLI(CheckpointCLI):
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return a flag's value as a list: it may be one object, several or none; true gives none."""
+    """Return the objects that a flag names; its value is an object, a list, null, true or false."""
     return value if isinstance(value, list) else [value] if value and value is not True else []
 
 

@@ -13,8 +13,8 @@ from lit_gpt_scratch.private_api import options
 from lit_gpt_scratch.training.distributed import is_rank_zero
 from lit_gpt_scratch.training.hardware import kind_of_device, supported
 
-# Flags, the commands in which they have an effect, and why they have none in the others.
-# Flags that are not listed have an effect in all commands.
+# Each row: flags, the commands that use them, and why the other commands do not.
+# All commands use the flags that are not listed.
 EFFECTS = (
     ("trainer.barebones", "", "a run is always recorded and checked"),
     ("trainer.enable_autolog_hparams", "", "config.yaml has all hyperparameters"),
@@ -50,7 +50,7 @@ EFFECTS = (
 COUNTS = (
     "val_check_interval", "check_val_every_n_epoch", "log_every_n_steps", "accumulate_grad_batches"
 )  # fmt: skip
-# Where Lightning's text is not what happens here.
+# Help texts that replace Lightning's, which are wrong for this program.
 LIMIT = "It replaces the default of max_steps."
 HELP = {
     "logger": "More loggers. false: none at all; fit then writes no metrics.csv and no W&B run.",
@@ -88,14 +88,19 @@ def without_effect(command: str) -> dict[str, str]:
     return {name: why for names, why in unused for name in names.split()}
 
 
+def why_no_effect(command: str, flag: str) -> str | None:
+    """Return why a flag, or the group that it is in, has no effect; None: it has one."""
+    reasons = without_effect(command).items()
+    return next((why for name, why in reasons if f"{flag}.".startswith(f"{name}.")), None)
+
+
 def correct_help(parser: Any, command: str) -> None:
     """Hide flags that have no effect in a command, and correct the help of the others.
 
-    Only when help is printed: jsonargparse would leave hidden flags out of hyperparameters.
+    Call it only before help is printed: jsonargparse leaves hidden flags out of hyperparameters.
     """
-    hidden = without_effect(command)
     for option in options(parser):
-        if any(f"{option.dest}.".startswith(f"{name}.") for name in hidden):
+        if why_no_effect(command, option.dest):
             option.help = SUPPRESS
         elif option.dest.startswith("trainer.") and option.help:
             text = HELP.get(option.dest.removeprefix("trainer."), option.help)
@@ -110,10 +115,8 @@ def check_effects(command: str, args: Any) -> None:
     """
     words = args if isinstance(args, list) else []
     named = [word.split("=")[0].removeprefix("--") for word in words if word.startswith("--")]
-    for name, why in without_effect(command).items():
-        for flag in named:
-            if not f"{flag}.".startswith(f"{name}."):
-                continue
+    for flag in named:
+        if why := why_no_effect(command, flag):
             text = f"--{flag} has no effect in {command}: {why}."
             if command == "fit":
                 raise InputError(f"{text} Leave it out.")
@@ -122,11 +125,11 @@ def check_effects(command: str, args: Any) -> None:
 
 
 def check_or_replace_values(command: str, config: Any) -> None:
-    """Refuse values that cannot work here; replace what the device lacks, with a notice."""
+    """Refuse values that cannot work. Replace values that the device lacks, and say so."""
     trainer, device = config.trainer, kind_of_device(config.trainer.accelerator)
     for name in COUNTS:
         value = trainer[name]
-        is_fraction = name == COUNTS[0] and isinstance(value, float) and value > 0
+        is_fraction = name == "val_check_interval" and isinstance(value, float) and value > 0
         is_count = isinstance(value, int) and value >= 1
         if not (value is None or is_fraction or is_count):  # Lightning takes texts as times
             raise InputError(

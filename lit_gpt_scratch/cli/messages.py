@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_gpt_scratch import models, training
-from lit_gpt_scratch.cli.flags import correct_help, without_effect
+from lit_gpt_scratch.cli.flags import correct_help, why_no_effect
 from lit_gpt_scratch.errors import is_in_user_code, is_out_of_memory
 from lit_gpt_scratch.private_api import WRONG_WEIGHTS, move_group_last
 
@@ -137,8 +137,7 @@ def known_names(parser: Any) -> list[str]:
     """Return the flags that have an effect, and this package's classes."""
     flags = LightningArgumentParser.get_defaults(parser).keys()  # with the arguments of classes
     names = [flag.replace(".init_args", "").removesuffix(".class_path") for flag in flags]
-    hidden = tuple(f"{name}." for name in without_effect(parser.command))
-    names = [name for name in names if not f"{name}.".startswith(hidden)]
+    names = [name for name in names if not why_no_effect(parser.command, name)]
     for module in (models, training):
         names += [name for name in module.__all__ if isinstance(getattr(module, name), type)]
     return names

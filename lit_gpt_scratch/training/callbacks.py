@@ -144,16 +144,17 @@ class ValidateAtEnd(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         # From a checkpoint of this validation, Lightning would train one step too many.
-        if trainer.global_step >= trainer.estimated_stepping_batches:
-            trainer.should_stop = True
-
-    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-        if trainer.global_step + 1 >= trainer.estimated_stepping_batches:  # minima beyond the end
-            trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = None
+        self.stop_at_end(trainer)
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        if trainer.global_step == trainer.estimated_stepping_batches:
-            trainer.should_stop = True  # Lightning validates before it stops
+        self.stop_at_end(trainer)
+
+    def stop_at_end(self, trainer: Any) -> None:
+        """After the last step, ask Lightning to stop: it validates first."""
+        if trainer.global_step >= trainer.estimated_stepping_batches:
+            # min_epochs and min_steps may ask for more steps than there are.
+            trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = None
+            trainer.should_stop = True
 
 
 class CompileBlocks(Callback):

@@ -26,7 +26,7 @@ def kind_of_device(accelerator: object = "auto") -> str:
 
 
 def supported(device: str, flag: str, value: str) -> str:
-    """Return a flag's value if a kind of device has what it asks for; else a notice and another."""
+    """Return the value if the kind of device supports it; else print a notice, return another."""
     wish = f"{flag} {value}"
     if device != "mps" or wish not in MPS_LACKS:
         return value

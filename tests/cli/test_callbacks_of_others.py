@@ -1,4 +1,4 @@
-"""Lightning's callbacks, loggers and switches work beside ours, as its documentation shows them."""
+"""Lightning's callbacks, loggers and switches work together with ours."""
 
 import csv
 from pathlib import Path

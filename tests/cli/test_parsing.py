@@ -131,7 +131,7 @@ def test_help_lists_the_options_of_this_program_before_those_of_the_trainer(
     text = " ".join(capsys.readouterr().out.split())
     own = {"fit": ["name", "wandb.mode"], "predict": ["prompt", "top_k"]}.get(command, [])
     own += ["plugin", "ckpt_path", "data.context", "model.net"]
-    # Python 3.13 no longer writes the value behind the first of two spellings: `--a, --b VALUE`.
+    # For a flag with two spellings, Python 3.13 writes the value once: `--a, --b VALUE`.
     text = text.replace(", --", " --")
     places = {name: text.index(f" --{name} ") for name in own}
     assert max(places.values()) < text.index(" --trainer.accelerator ")

@@ -49,7 +49,7 @@ def run(folder: Path, command: list[str] | str) -> str:
 
 
 def run_here(command: str) -> None:
-    """Run a command in this process: a new process takes seconds to start."""
+    """Run a command in this process, because a new process takes seconds to start."""
     program, *args = shlex.split(command)
     assert program == "lit-gpt-scratch"
     cli.main(args)

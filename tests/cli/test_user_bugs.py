@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from laws import train_small
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from tiny import TINY
 
 from lit_gpt_scratch import cli, inspection
 from lit_gpt_scratch.errors import InputError, raise_user_bug
@@ -69,10 +69,6 @@ class Net(GPT):
 """
 
 
-SMALL = ["--data.corpus=sample", "--data.sample_size=20000", "--data.context=16"]
-SMALL += ["--trainer.max_steps=2", "--wandb.mode=disabled"]
-
-
 @pytest.fixture(autouse=True)
 def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put three modules into the working directory; two of them fail when imported."""
@@ -105,7 +101,7 @@ def test_a_bug_keeps_its_type_its_text_and_its_place(
     error: type[Exception], words: str, flags: list[str]
 ) -> None:
     with pytest.raises(error, match=words) as found:
-        cli.main(["fit", *SMALL, *flags])
+        train_small(Path(), *flags)
     assert not isinstance(found.value, InputError)
     files = {Path(str(entry.path)).name for entry in found.traceback}
     assert files & {"own_code.py", "lacks_a_package.py", "has_a_typo.py"}
@@ -115,7 +111,7 @@ def test_a_bug_in_a_network_keeps_its_traceback_when_a_checkpoint_is_opened(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plugin = ["--plugin=own_code"]
-    run = cli.main(["fit", *SMALL, *plugin, "--model.net=own_code.Net"]).folder
+    run = train_small(Path(), *plugin, "--model.net=own_code.Net").folder
     last = f"{run}/checkpoints/last.ckpt"
     monkeypatch.setenv("BROKEN", "yes")
     for command in (["validate"], ["fit", "--trainer.max_steps=9"]):
@@ -127,7 +123,7 @@ def test_a_bug_in_a_network_keeps_its_traceback_when_a_checkpoint_is_opened(
 
 def test_a_plugin_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        cli.main(["fit", *TINY, "--plugin=elsewhere.own"])
+        train_small(Path(), "--plugin=elsewhere.own")
     assert "--plugin elsewhere.own: No module named 'elsewhere'" in capsys.readouterr().err
 
 
@@ -142,7 +138,7 @@ def test_a_misnamed_metric_is_one_line(
     flags = [f"--trainer.callbacks={kind}", "--trainer.callbacks.monitor=val/los"]
     flags += ["--trainer.callbacks.dirpath=more"] if kind == "ModelCheckpoint" else []
     with pytest.raises(SystemExit) as stop:
-        cli.main(["fit", *TINY, *flags])
+        train_small(Path(), *flags)
     assert stop.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert "val/los" in line
@@ -151,5 +147,11 @@ def test_a_misnamed_metric_is_one_line(
 
 
 def test_an_input_error_of_a_users_code_is_no_bug() -> None:
-    """Their code may refuse a value in the same way as ours."""
-    raise_user_bug(InputError("width is 3"))
+    """A user's code may refuse a value with an InputError, as ours does."""
+    with pytest.raises(InputError) as refused:
+        raise InputError("width is 3")  # this file is outside the installed packages
+    raise_user_bug(refused.value)
+    with pytest.raises(TypeError) as bug:
+        raise TypeError("width is a text")
+    with pytest.raises(TypeError):
+        raise_user_bug(bug.value)
