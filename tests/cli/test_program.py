@@ -130,8 +130,13 @@ def test_validate_and_predict_leave_the_process_as_it_was(
 
 @pytest.mark.slow
 def test_every_command_works_as_a_process(tmp_path: Path) -> None:
-    fit = program("fit", *TINY, "--data.test_fraction", 0.2, "--trainer.default_root_dir", tmp_path)
+    """Training records in W&B, offline and without an account."""
+    flags = [flag if flag != "disabled" else "offline" for flag in TINY]
+    flags += ["--data.test_fraction", "0.2", "--trainer.default_root_dir", str(tmp_path)]
+    fit = program("fit", *flags, WANDB_API_KEY="", HOME=str(tmp_path))
     assert fit.returncode == 0, fit.stderr
+    assert "wandb sync" in fit.stdout
+    assert list((tmp_path / "runs/gpt_cpu/version_0/wandb").glob("offline-run-*/run-*.wandb"))
     best = shutil.copy(tmp_path / "runs/gpt_cpu/version_0/checkpoints/best.ckpt", tmp_path)
     test = program("test", "--ckpt_path", best)  # validate is the same method
     assert test.returncode == 0, test.stderr
@@ -153,14 +158,3 @@ def test_a_mistake_as_a_process_is_one_line_and_an_exit_code() -> None:
     assert module.returncode == 2
     assert module.stdout == ""
     assert module.stderr == "lit-gpt-scratch: error: --data.context is 0: it must be at least 1.\n"
-
-
-@pytest.mark.slow
-def test_wandb_works_offline_without_an_account(tmp_path: Path) -> None:
-    tiny = [a if a != "disabled" else "offline" for a in TINY]
-    done = program(
-        "fit", *tiny, "--trainer.default_root_dir", tmp_path, WANDB_API_KEY="", HOME=str(tmp_path)
-    )
-    assert done.returncode == 0, done.stderr
-    assert "wandb sync" in done.stdout
-    assert list((tmp_path / "runs/gpt_cpu/version_0/wandb").glob("offline-run-*/run-*.wandb"))

@@ -98,8 +98,11 @@ def test_a_second_fit_keeps_the_callbacks_of_the_first() -> None:
     ("step", "steps", "stops"), [(3, 4, False), (4, 4, True), (4, math.inf, False)]
 )
 def test_training_stops_after_the_last_step(step: int, steps: float, stops: bool) -> None:
+    """Also if min_steps asks for more."""
+    loop = SimpleNamespace(min_epochs=None, epoch_loop=SimpleNamespace(min_steps=9))
     trainer: Any = SimpleNamespace(
-        global_step=step, estimated_stepping_batches=steps, should_stop=False
+        global_step=step, estimated_stepping_batches=steps, should_stop=False, fit_loop=loop
     )
     ValidateAtEnd().on_train_batch_end(trainer)
     assert trainer.should_stop == stops
+    assert (loop.epoch_loop.min_steps is None) == stops
