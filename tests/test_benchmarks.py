@@ -9,6 +9,8 @@ import pytest
 import torch
 from laws import assert_causal
 
+from lit_gpt_scratch.runs.comparison import Outcome
+
 FOLDER = Path(__file__).parent / "benchmarks"
 sys.path.insert(0, str(FOLDER))  # as Python does for the scripts in that folder
 
@@ -26,9 +28,8 @@ VARIANTS = [
 ]
 ROOT, TABLES = common.ROOT, common.TABLES
 README = ROOT / "README.md"
-RESULTS = [
-    ladder.Result("bigram", 4225, 2.4, 2.5, 2.5, seed, f"text {seed}") for seed in common.SEEDS
-]
+OUTCOMES = {"bigram": [Outcome(seed, Path(), 2.5, 2.5, 2.4, seed, 4225) for seed in common.SEEDS]}
+TEXTS = {"bigram": "a sample"}
 
 
 @pytest.fixture
@@ -103,19 +104,19 @@ def test_publish_writes_a_table_into_the_readme_of_the_benchmarks(name: str, cop
 
 def test_publish_changes_no_readme_unless_asked(copies: Path) -> None:
     common.publish("bench", "| new |", readme=False)
-    ladder.publish_ladder(RESULTS, readme=False)
+    ladder.publish_ladder(OUTCOMES, TEXTS, readme=False)
     assert common.TABLES.read_bytes() == TABLES.read_bytes()
     assert (copies / "README.md").read_bytes() == README.read_bytes()
     assert "2.5" in (copies / "runs" / "ladder.md").read_text(encoding="utf-8")
 
 
 def test_the_ladder_writes_its_table_into_both_readmes_and_samples_into_one(copies: Path) -> None:
-    ladder.publish_ladder(RESULTS, readme=True)
+    ladder.publish_ladder(OUTCOMES, TEXTS, readme=True)
     main, tables = (section(path, "ladder") for path in (copies / "README.md", common.TABLES))
-    assert main == f"{ladder.table(RESULTS)}\n"
-    assert tables.startswith(ladder.table(RESULTS, "../../configs"))
-    assert f"text {common.SEEDS[0]}" in tables
-    assert "text" not in main
+    assert main == f"{ladder.table(OUTCOMES)}\n"
+    assert tables.startswith(ladder.table(OUTCOMES, "../../configs"))
+    assert "a sample" in tables
+    assert "a sample" not in main
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_the_ladder_writes_its_table_into_both_readmes_and_samples_into_one(copi
     ids=["main", "benchmarks"],
 )
 def test_each_row_of_the_ladder_links_to_its_config(path: Path, configs: str) -> None:
-    links = re.findall(r"\]\((.*?)\)", ladder.table(RESULTS, configs))
+    links = re.findall(r"\]\((.*?)\)", ladder.table(OUTCOMES, configs))
     assert len(links) == len(ladder.REFERENCE)
     assert all((path.parent / link).is_file() for link in links)
     assert [link for link in links if f"]({link})" not in section(path, "ladder")] == []

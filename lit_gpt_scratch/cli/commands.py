@@ -144,15 +144,21 @@ class CharCLI(CheckpointCLI):
             run_folder.trim_after_step(self.folder, self.ckpt_step)
         return lock
 
+    def resolve_config(self) -> dict[str, Any]:
+        """Return all values, with those of the corpus that was opened."""
+        for key in ("corpus", "sha256", "fallback"):
+            self.config.data[key] = self.datamodule.hparams[key]
+        # The run's own commands must name the module of a class that is not ours.
+        self.config.plugin = self.config.plugin or find_plugin(self.model.hparams)
+        config: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+        return config
+
     def add_recorders(self) -> None:
         """Write config.yaml and about.yaml; give the Trainer all that writes into the folder."""
         trainer, settings = self.trainer, self.config.trainer
-        for key in ("corpus", "sha256", "fallback"):  # of the corpus that was opened
-            self.config.data[key] = self.datamodule.hparams[key]
-        # The run's own commands must name the module of a class that is not ours.
-        plugin = self.config.plugin = self.config.plugin or find_plugin(self.model.hparams)
-        config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
-        facts = summary.run_facts(trainer, self.model, self.datamodule)
+        config = self.resolve_config()
+        plugin = self.config.plugin
+        facts = summary.run_facts(trainer, self.model, self.datamodule, plugin)
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if settings.logger is not False:
             given = as_list(self.config_init.trainer.logger)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.errors import InputError, describe_error
 from lit_gpt_scratch.runs.dashboard import AXES, PANELS, Panel
 from lit_gpt_scratch.runs.folder import Row, is_run, read_mapping, read_rows, version_order
 
@@ -54,6 +54,9 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     """Return the runs among `paths` and below; without paths, each name's newest run in ./runs."""
     found: list[Path] = []
     for path in paths or [Path("runs")]:
+        if path.suffix == ".json":
+            found += runs_of_comparison(path)
+            continue
         if not path.is_dir():
             raise InputError(f"runs folder {path} does not exist: name another, or run fit first.")
         below = list(runs_below(path.resolve()))
@@ -62,6 +65,20 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
         newest = {run.parent: run for run in below}  # the runs of a name come in version order
         found += below if paths else newest.values()
     return list(dict.fromkeys(found))
+
+
+def runs_of_comparison(path: Path) -> list[Path]:
+    """Return the runs that a table of `compare` in JSON names."""
+    try:
+        variants = json.loads(path.read_bytes())["variants"]
+        runs = [path.parent / run["folder"] for variant in variants for run in variant["runs"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is not a table of compare in JSON: {describe_error(error)}."
+        ) from error
+    if missing := [run for run in runs if not is_run(run)]:
+        raise InputError(f"{path} names the run {missing[0]}, which does not exist.")
+    return [run.resolve() for run in runs]
 
 
 def runs_below(folder: Path) -> Iterator[Path]:

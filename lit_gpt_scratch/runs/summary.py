@@ -1,5 +1,6 @@
 """What `fit` prints about a run: the header, the resume command and the results."""
 
+import hashlib
 import math
 import os
 import platform
@@ -38,7 +39,22 @@ def git_commit() -> str | None:
     return output[1] if output[:1] == [f"{package.name}/"] else None
 
 
-def run_facts(trainer: Any, model: Any, data: Any) -> dict[str, Any]:
+def code_sha256(plugin: str | None) -> str:
+    """Return the hash of the Python files that decide a run's result, and of the plugin's."""
+    package = Path(__file__).parents[1]
+    files = [
+        path for room in ("models", "data", "training") for path in (package / room).glob("*.py")
+    ]
+    if plugin and (source := getattr(sys.modules.get(plugin), "__file__", None)):
+        is_package = Path(source).name == "__init__.py"
+        files += Path(source).parent.rglob("*.py") if is_package else [Path(source)]
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(f"{path.name}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def run_facts(trainer: Any, model: Any, data: Any, plugin: str | None = None) -> dict[str, Any]:
     """Return the contents of about.yaml: facts about a run that its config lacks."""
     device = trainer.strategy.root_device
     return {
@@ -49,6 +65,7 @@ def run_facts(trainer: Any, model: Any, data: Any) -> dict[str, Any]:
         "alphabet_size": len(data.alphabet),
         "context": data.context,
         "git_commit": git_commit(),
+        "code_sha256": code_sha256(plugin),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "precision": str(trainer.precision),
         "python": platform.python_version(),

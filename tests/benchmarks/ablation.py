@@ -1,24 +1,20 @@
 """Measure what each part of ModernGPT is worth, and which additions do not help: `make ablation`.
 
 Every variant trains like gpt_cpu, with fewer steps. A tenth of the training split is held out, and
-the variants are compared by the loss on it, so that they never see the validation split. Each
-result is saved in runs/ablation.json when it arrives; finished runs are not repeated.
+the variants are compared by the loss on it, so that they never see the validation split. The runs
+are in comparisons/; finished ones are not repeated.
 """
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
-from statistics import mean
+from pathlib import Path
 
-import torch
-from common import ROOT, SEEDS, fit, machine, markdown, mean_and_range, publish
-from tqdm import tqdm
+from common import SEEDS, publish
 
-from lit_gpt_scratch.files import atomic_write
-from lit_gpt_scratch.models.gpt import count_parameters
+from lit_gpt_scratch.checkpoints.formats import import_plugin
+from lit_gpt_scratch.cli.compare import FOLDER, compare
+from lit_gpt_scratch.errors import exit_on_input_error
 
 # Eight tenths of the corpus for training, one held out; the last is the validation split.
 SLICE = ["--data.val_fraction=0.1", "--data.test_fraction=0.1"]
@@ -58,42 +54,23 @@ LEFT_OUT: dict[str, list[str]] = {
     ],
 }
 VARIANTS = KEPT | LEFT_OUT
-RESULTS = ROOT / "runs" / "ablation.json"
-Result = tuple[float, int, float]
 
 
-def run(flags: list[str], seed: int, steps: int) -> Result:
-    """Train, and return the held-out loss, the parameter count and the seconds of training."""
-    args = [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}"]
-    args += ["--name=ablation", "--wandb.mode=disabled", f"--seed_everything={seed}"]
-    cli = fit("gpt_cpu", *args, *SLICE, *flags)
-    metrics = cli.trainer.callback_metrics
-    parameters = count_parameters(cli.model.net)
-    return float(metrics["val/loss"]), parameters, float(metrics["train_seconds"])
-
-
-def run_all(steps: int) -> dict[str, list[Result]]:
-    """Train every variant with every seed, unless an earlier call has saved the result."""
-    saved: dict[str, Result] = (
-        json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    )
-    jobs = {
-        f"{name}, {steps} steps, {seed}": (flags, seed)
-        for name, flags in VARIANTS.items()
-        for seed in SEEDS
-    }
-    # In parallel with one thread each: the losses are the same, and it takes less time.
-    with ProcessPoolExecutor(
-        os.cpu_count(), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        started = {
-            pool.submit(run, *job, steps): key for key, job in jobs.items() if key not in saved
-        }
-        for done in tqdm(as_completed(started), "ablation", len(started), unit="run"):
-            saved[started[done]] = done.result()
-            with atomic_write(RESULTS) as file:
-                file.write(json.dumps(saved, indent=1).encode())
-    return {name: [saved[f"{name}, {steps} steps, {seed}"] for seed in SEEDS] for name in VARIANTS}
+def run_all(steps: int) -> str:
+    """Train every variant with every seed; return two tables in Markdown."""
+    # `fit` finds the networks of variants.py by this path.
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    import_plugin("variants")
+    shared = ["--config=gpt_cpu", "--wandb.mode=disabled", *SLICE]
+    shared += [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}"]
+    flags = {name: [*shared, *own] for name, own in VARIANTS.items()}
+    base = next(iter(VARIANTS))
+    parts = {"Parts of gpt_cpu, replaced": KEPT, "Parts that it does not have, added": LEFT_OUT}
+    tables = []
+    for title, variants in parts.items():
+        result = compare({name: flags[name] for name in (base, *variants)}, len(SEEDS), FOLDER)
+        tables.append(f"**{title}**\n\n{result.markdown()}")
+    return "\n\n".join(tables)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -102,20 +79,10 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=300, help="steps of each run (default: 300)")
     parser.add_argument("--readme", action="store_true", help="write tests/benchmarks/README.md")
     options = parser.parse_args(args)
-    results = run_all(options.steps)
-    base = mean(loss for loss, _, _ in results["as it is"])
-    pace = mean(seconds for _, _, seconds in results["as it is"])
-    rows = []
-    for name, runs in results.items():
-        losses, parameters, times = zip(*runs, strict=True)
-        change = "" if name == "as it is" else f"{mean(losses) - base:+.4f}"
-        cells = [name, mean_and_range(losses), change, f"{parameters[0]:,}"]
-        verdict = "not in gpt_cpu: added here" if name in LEFT_OUT else "in gpt_cpu: replaced here"
-        rows.append([*cells, f"{mean(times) / pace:.2f}", verdict * (name != "as it is")])
-    header = ["what differs", "loss on the held-out slice", "change", "parameters", "time", "part"]
-    about = f"{options.steps} steps, mean and range of the seeds {', '.join(map(str, SEEDS))}; time"
-    about += f" of a step against the first line's, one thread each. {machine()}."
-    publish("ablation", f"{markdown(header, rows)}\n\n{about}", options.readme)
+    with exit_on_input_error("make ablation"):
+        tables = run_all(options.steps)
+    about = f"{options.steps} steps. The validation split is here a slice of the training text."
+    publish("ablation", f"{about}\n\n{tables}", options.readme)
 
 
 if __name__ == "__main__":

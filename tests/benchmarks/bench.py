@@ -23,7 +23,6 @@ from common import (
     callback_seconds,
     fit,
     logged,
-    machine,
     markdown,
     median_and_range,
     publish,
@@ -39,6 +38,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from lit_gpt_scratch.cli.compare import machine
 from lit_gpt_scratch.data.corpus import open_corpus
 from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.generation.sampling import SamplingSettings, generate

@@ -3,8 +3,6 @@
 import contextlib
 import csv
 import io
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -53,12 +51,6 @@ def logged(cli: CharCLI, name: str, by: str = "train_seconds") -> list[tuple[flo
     return [(float(row[by]), float(row[name])) for row in rows]
 
 
-def mean_and_range(values: Sequence[float], digits: int = 4) -> str:
-    """Format as `mean (min to max)`, or as the value alone if there is one."""
-    spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}"
-
-
 def median_and_range(values: Sequence[float], digits: int = 1) -> str:
     """Format as `median (min to max)`."""
     low, high = min(values), max(values)
@@ -69,13 +61,6 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def machine() -> str:
-    """Describe the processor, the GPU and the PyTorch version of this machine."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    name = torch.cpu.get_capabilities().get("cpu_name") or platform.processor()
-    return f"{os.cpu_count()} cores of {name}, {device}, PyTorch {torch.__version__}"
 
 
 def replace_section(path: Path, name: str, text: str) -> None:

@@ -16,16 +16,16 @@ from common import (
     SEEDS,
     fit,
     logged,
-    machine,
     markdown,
-    mean_and_range,
     median_and_range,
     publish,
 )
 from tqdm import tqdm
 
+from lit_gpt_scratch.cli.compare import machine
 from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.models.gpt import count_parameters
+from lit_gpt_scratch.runs.comparison import mean_and_range
 from lit_gpt_scratch.training.checkpointing import best_checkpoint
 
 # nanoGPT's published loss for a GPU, the best published loss of one network, and our goal.

@@ -1,0 +1,208 @@
+"""`lit-gpt-scratch compare`: trains several configs with several seeds, and gives a verdict.
+
+A run with the same settings, seed and code is not repeated, and a stopped one is resumed.
+"""
+
+import argparse
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_gpt_scratch.cli.commands import CharCLI, restore_process_state
+from lit_gpt_scratch.cli.jobs import Job, run_jobs
+from lit_gpt_scratch.cli.parsing import find_config
+from lit_gpt_scratch.cli.program import PROGRAM
+from lit_gpt_scratch.errors import InputError, exit_on_input_error, require_positive
+from lit_gpt_scratch.files import atomic_write
+from lit_gpt_scratch.runs.comparison import (
+    Comparison,
+    differing_settings,
+    unequal_settings,
+)
+from lit_gpt_scratch.runs.reading import flatten
+from lit_gpt_scratch.runs.summary import code_sha256, in_shell
+
+FIRST_SEED = 1337
+FOLDER = Path("comparisons")
+# Flags of `fit` that a comparison sets itself.
+SET_HERE = ("--config", "-c", "--ckpt_path", "--seed_everything", "--trainer.default_root_dir")
+
+
+class Plan(CharCLI):
+    """Checks all flags of a variant and opens its text. It trains nothing and writes no run."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Do nothing: a Trainer would look for devices and start processes."""
+
+    def settings(self) -> dict[str, str]:
+        """Return all settings by dotted name, and the hash of the code."""
+        self.datamodule.open()
+        settings = dict(flatten(self.resolve_config()))
+        return settings | {"code_sha256": code_sha256(self.config.plugin)}
+
+
+def plan(flags: Sequence[str]) -> dict[str, str]:
+    """Return the settings of `fit` with these flags; raise InputError if it refuses them."""
+    with restore_process_state():
+        cli = Plan("fit", list(flags))
+        with cli.name_flags():
+            return cli.settings()
+
+
+def with_seed(settings: Mapping[str, str], seed: int) -> dict[str, str]:
+    """Return settings with another seed. The data's seed follows unless a config sets it."""
+    names = ["seed_everything"]
+    if settings["data.seed"] == settings["seed_everything"]:
+        names.append("data.seed")
+    return {**settings, **dict.fromkeys(names, str(seed))}
+
+
+def compare(
+    variants: Mapping[str, Sequence[str]],
+    seeds: int = 3,
+    folder: Path = FOLDER,
+    at_once: int | None = None,
+    varied: Sequence[str] = (),
+) -> Comparison:
+    """Train all variants with all seeds; return their losses and the verdicts.
+
+    Args:
+        variants: The flags of `fit` for each label. All others are compared with the first.
+        seeds: Number of seeds: 1337, 1338 and so on.
+        folder: The runs are in FOLDER/runs/LABEL.
+        at_once: Number of runs at a time; the default is one for each core or GPU.
+        varied: Flags that the comparison is about; by default, the first group that differs.
+
+    Raises:
+        InputError: A flag is wrong, or a run has failed.
+    """
+    require_positive(seeds=seeds, jobs=1 if at_once is None else at_once)
+    settings = {label: plan(flags) for label, flags in variants.items()}
+    different = differing_settings(settings)
+    unequal = unequal_settings(different, varied)
+    if unequal:
+        print(f"Warning: {warn(unequal)}", file=sys.stderr)
+    jobs = [
+        Job(label, seed, flags, with_seed(settings[label], seed), folder)
+        for seed in range(FIRST_SEED, FIRST_SEED + seeds)
+        for label, flags in variants.items()
+    ]
+    run_jobs(jobs, environments(len(jobs), at_once))
+    outcomes = {label: [job.outcome() for job in jobs if job.label == label] for label in variants}
+    return Comparison(outcomes, different, [warn(unequal)] if unequal else [], machine())
+
+
+def warn(unequal: Mapping[str, Sequence[str]]) -> str:
+    """Return which other settings differ, with their values."""
+    listed = "; ".join(f"{name} ({', '.join(row)})" for name, row in unequal.items())
+    return (
+        f"the configs also differ in {listed}. A difference in loss may come from these: set them "
+        "equal, or compare one change at a time."
+    )
+
+
+def environments(runs: int, at_once: int | None) -> list[dict[str, str]]:
+    """Return the environment variables of the processes that run at the same time.
+
+    On a CPU they share the cores. On GPUs, each has one.
+    """
+    gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
+    count = min(at_once or gpus or cores, runs)
+    threads = {"OMP_NUM_THREADS": str(max(1, cores // count))}
+    devices = [{"CUDA_VISIBLE_DEVICES": str(k % gpus)} if gpus > 1 else {} for k in range(count)]
+    return [threads | os.environ | device for device in devices]
+
+
+def machine() -> str:
+    """Return the processor, the GPU and the PyTorch version of this machine."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    name = torch.cpu.get_capabilities().get("cpu_name") or platform.processor()
+    return f"{os.cpu_count()} cores of {name}, {device}, PyTorch {torch.__version__}"
+
+
+def make_variants(configs: Sequence[str], varied: Sequence[str]) -> dict[str, list[str]]:
+    """Return the flags of each variant by its label: configs, times all values of `--vary`."""
+    grid: list[list[tuple[str, str, str]]] = []
+    for text in varied:
+        flag, equals, values = text.removeprefix("--").partition("=")
+        parts = re.split(r",(?![^\[{]*[\]}])", values)  # not at commas inside [] or {}
+        if not equals or not flag or not all(parts):
+            raise InputError(
+                f"--vary is {text!r}: give a flag and values, as in model.optimizer.lr=0.01,0.02."
+            )
+        grid.append([(flag, part, short(flag, part)) for part in parts])
+    variants: dict[str, list[str]] = {}
+    for config in configs:
+        for changes in product(*grid):
+            names = [short_name for _, _, short_name in changes]
+            stem = [find_config(config).stem] if len(configs) > 1 or not names else []
+            label = re.sub(r"[^\w.=+-]+", "_", "-".join([*stem, *names]))
+            if label in variants:
+                raise InputError(
+                    f"two variants are called {label}: give each config once, in files of "
+                    "different names, and each value once."
+                )
+            flags = [f"--{flag}={value}" for flag, value, _ in changes]
+            variants[label] = ["--config", config, *flags]
+    return variants
+
+
+def short(flag: str, value: str) -> str:
+    """Return a name for a setting: lr=0.01, and for a class its name."""
+    name, is_class = value.rpartition(".")[2], re.fullmatch(r"(\w+\.)*[A-Z]\w*", value)
+    return name if is_class else f"{flag.rpartition('.')[2]}={value}"
+
+
+def parse_args(args: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Return the options of `compare`, and the flags of `fit` that all variants share."""
+    parser = argparse.ArgumentParser(
+        prog=f"{PROGRAM} compare",
+        usage=f"{PROGRAM} compare CONFIG... [options] [flags of fit, for all configs]",
+        description="Train configs with several seeds, side by side, and say which is better.",
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="a file, or a config's name")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
+    vary = "values of a flag, for example model.optimizer.lr=0.003,0.01; repeat it for a grid"
+    parser.add_argument("--vary", action="append", default=[], metavar="FLAG=A,B", help=vary)
+    jobs = "number of runs at a time (default: one for each core or GPU)"
+    parser.add_argument("--jobs", type=int, help=jobs)
+    parser.add_argument("--name", help="name of the comparison (default: the names of the configs)")
+    folder = "folder for all runs and tables (default: comparisons)"
+    parser.add_argument("--folder", type=Path, default=FOLDER, help=folder)
+    options, flags = parser.parse_known_args(args)
+    for flag in flags:
+        if flag.split("=")[0] in SET_HERE:
+            raise InputError(
+                f"compare sets {flag.split('=')[0]} itself: give configs without a flag, --seeds "
+                "and --folder."
+            )
+    return options, flags
+
+
+def main(args: Sequence[str] | None = None) -> Comparison:
+    """Run the command."""
+    with exit_on_input_error(f"{PROGRAM} compare"):
+        options, flags = parse_args(args)
+        variants = make_variants(options.configs, options.vary)
+        if len(variants) < 2:
+            raise InputError("one variant is nothing to compare: give two configs, or --vary.")
+        varied = [text.removeprefix("--").partition("=")[0] for text in options.vary]
+        is_about = varied if len(options.configs) == 1 else ()
+        shared = {label: [*own, *flags] for label, own in variants.items()}
+        result = compare(shared, options.seeds, options.folder, options.jobs, is_about)
+        name = options.name or "_vs_".join(variants)[:80]
+        for suffix, text in ((".md", result.markdown()), (".json", result.json(options.folder))):
+            with atomic_write(options.folder / f"{name}{suffix}") as file:
+                file.write(text.encode())
+    print(result.markdown())
+    print(f"\nNext:\n  {PROGRAM} report {in_shell(options.folder / f'{name}.json')}")
+    return result
