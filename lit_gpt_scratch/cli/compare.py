@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lit_gpt_scratch.errors import InputError, exit_on_input_error, require_posi
 from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.runs.comparison import (
     Comparison,
+    describe_unequal,
     differing_settings,
     unequal_settings,
 )
@@ -87,8 +88,9 @@ def compare(
     settings = {label: plan(flags) for label, flags in variants.items()}
     different = differing_settings(settings)
     unequal = unequal_settings(different, varied)
-    if unequal:
-        print(f"Warning: {warn(unequal)}", file=sys.stderr)
+    warnings = [describe_unequal(unequal)] if unequal else []
+    for warning in warnings:
+        print(f"Warning: {warning}", file=sys.stderr)
     jobs = [
         Job(label, seed, flags, with_seed(settings[label], seed), folder)
         for seed in range(FIRST_SEED, FIRST_SEED + seeds)
@@ -96,16 +98,7 @@ def compare(
     ]
     run_jobs(jobs, environments(len(jobs), at_once))
     outcomes = {label: [job.outcome() for job in jobs if job.label == label] for label in variants}
-    return Comparison(outcomes, different, [warn(unequal)] if unequal else [], machine())
-
-
-def warn(unequal: Mapping[str, Sequence[str]]) -> str:
-    """Return which other settings differ, with their values."""
-    listed = "; ".join(f"{name} ({', '.join(row)})" for name, row in unequal.items())
-    return (
-        f"the configs also differ in {listed}. A difference in loss may come from these: set them "
-        "equal, or compare one change at a time."
-    )
+    return Comparison(outcomes, different, warnings, machine())
 
 
 def environments(runs: int, at_once: int | None) -> list[dict[str, str]]:
@@ -127,37 +120,50 @@ def machine() -> str:
     return f"{os.cpu_count()} cores of {name}, {device}, PyTorch {torch.__version__}"
 
 
-def make_variants(configs: Sequence[str], varied: Sequence[str]) -> dict[str, list[str]]:
+def make_variants(configs: Sequence[str], varied: Mapping[str, str]) -> dict[str, list[str]]:
     """Return the flags of each variant by its label: configs, times all values of `--vary`."""
-    grid: list[list[tuple[str, str, str]]] = []
-    for text in varied:
-        flag, equals, values = text.removeprefix("--").partition("=")
-        parts = re.split(r",(?![^\[{]*[\]}])", values)  # not at commas inside [] or {}
-        if not equals or not flag or not all(parts):
-            raise InputError(
-                f"--vary is {text!r}: give a flag and values, as in model.optimizer.lr=0.01,0.02."
-            )
-        grid.append([(flag, part, short(flag, part)) for part in parts])
+    grid = [[(flag, value) for value in split_values(text)] for flag, text in varied.items()]
     variants: dict[str, list[str]] = {}
     for config in configs:
         for changes in product(*grid):
-            names = [short_name for _, _, short_name in changes]
+            names = [short(flag, value) for flag, value in changes]
             stem = [find_config(config).stem] if len(configs) > 1 or not names else []
-            label = re.sub(r"[^\w.=+-]+", "_", "-".join([*stem, *names]))
-            if label in variants:
+            if (label := make_label([*stem, *names])) in variants:
                 raise InputError(
-                    f"two variants are called {label}: give each config once, in files of "
-                    "different names, and each value once."
+                    f"two variants are called {label}: give each value once, and each config once, "
+                    "in files of different names."
                 )
-            flags = [f"--{flag}={value}" for flag, value, _ in changes]
-            variants[label] = ["--config", config, *flags]
+            variants[label] = ["--config", config, *(f"--{flag}={v}" for flag, v in changes)]
     return variants
+
+
+def parse_varied(texts: Sequence[str]) -> dict[str, str]:
+    """Return the text of the values for each flag of `--vary`."""
+    varied = {}
+    for text in texts:
+        flag, _, values = text.removeprefix("--").partition("=")
+        if not flag or not all(split_values(values)):
+            raise InputError(
+                f"--vary is {text!r}: give a flag and values, as in model.optimizer.lr=0.01,0.02."
+            )
+        varied[flag] = values
+    return varied
+
+
+def split_values(text: str) -> list[str]:
+    """Split at commas, but not at those inside [] or {}."""
+    return re.split(r",(?![^\[{]*[\]}])", text)
 
 
 def short(flag: str, value: str) -> str:
     """Return a name for a setting: lr=0.01, and for a class its name."""
-    name, is_class = value.rpartition(".")[2], re.fullmatch(r"(\w+\.)*[A-Z]\w*", value)
-    return name if is_class else f"{flag.rpartition('.')[2]}={value}"
+    is_class = re.fullmatch(r"(\w+\.)*[A-Z]\w*", value)
+    return value.rpartition(".")[2] if is_class else f"{flag.rpartition('.')[2]}={value}"
+
+
+def make_label(parts: Iterable[str]) -> str:
+    """Return a name for a folder."""
+    return re.sub(r"[^\w.=+-]+", "_", "-".join(parts))
 
 
 def parse_args(args: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -173,6 +179,8 @@ def parse_args(args: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
     vary = "values of a flag, for example model.optimizer.lr=0.003,0.01; repeat it for a grid"
     parser.add_argument("--vary", action="append", default=[], metavar="FLAG=A,B", help=vary)
+    search = "instead: try this number of values from ranges, as in model.optimizer.lr=0.001..0.1"
+    parser.add_argument("--search", type=int, metavar="TRIALS", help=search)
     jobs = "number of runs at a time (default: one for each core or GPU)"
     parser.add_argument("--jobs", type=int, help=jobs)
     parser.add_argument("--name", help="name of the comparison (default: the names of the configs)")
@@ -188,21 +196,29 @@ def parse_args(args: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     return options, flags
 
 
-def main(args: Sequence[str] | None = None) -> Comparison:
+def main(args: Sequence[str] | None = None) -> Comparison | None:
     """Run the command."""
     with exit_on_input_error(f"{PROGRAM} compare"):
         options, flags = parse_args(args)
-        variants = make_variants(options.configs, options.vary)
+        varied, configs = parse_varied(options.vary), options.configs
+        if options.search:
+            from lit_gpt_scratch.cli.search import search
+
+            if len(configs) > 1 or not varied:
+                raise InputError("--search needs one config, and at least one --vary.")
+            print(search(configs[0], flags, varied, options.search, options.folder, options.jobs))
+            return None
+        variants = make_variants(configs, varied)
         if len(variants) < 2:
-            raise InputError("one variant is nothing to compare: give two configs, or --vary.")
-        varied = [text.removeprefix("--").partition("=")[0] for text in options.vary]
-        is_about = varied if len(options.configs) == 1 else ()
+            raise InputError("there is one variant: give two configs, or two values by --vary.")
         shared = {label: [*own, *flags] for label, own in variants.items()}
+        is_about = tuple(varied) if len(configs) == 1 else ()
         result = compare(shared, options.seeds, options.folder, options.jobs, is_about)
         name = options.name or "_vs_".join(variants)[:80]
         for suffix, text in ((".md", result.markdown()), (".json", result.json(options.folder))):
             with atomic_write(options.folder / f"{name}{suffix}") as file:
                 file.write(text.encode())
-    print(result.markdown())
-    print(f"\nNext:\n  {PROGRAM} report {in_shell(options.folder / f'{name}.json')}")
+    print(f"\n{result.text()}")
+    print(f"\ntable        {options.folder / name}.md, .json")
+    print(f"Next:\n  {PROGRAM} report {in_shell(options.folder / f'{name}.json')}")
     return result

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,11 @@ class Job:
         steps = max((int(row["step"]) for row in rows if row["step"].isdecimal()), default=0)
         return min(1.0, steps / self.steps) if self.steps > 0 else 0.0
 
+    def losses(self) -> dict[int, float]:
+        """Return the validation losses so far, by step."""
+        rows = read_rows(self.folder / "metrics.csv")[1] if self.folder else []
+        return {int(row["step"]): float(row["val/loss"]) for row in rows if row.get("val/loss")}
+
     def outcome(self) -> Outcome:
         """Return the losses of the finished run."""
         if self.folder is None:
@@ -120,23 +125,31 @@ class Job:
         return f"{self.progress():.0%}" if self.process else "waiting"
 
 
-def run_jobs(jobs: Sequence[Job], environments: Sequence[Mapping[str, str]]) -> None:
+def run_jobs(
+    jobs: list[Job],
+    environments: Sequence[Mapping[str, str]],
+    find_more: Callable[[], Job | None] = lambda: None,
+) -> None:
     """Train all runs that are not finished, as many at once as there are environments.
 
     On an error, Ctrl-C or SIGTERM, the processes save their runs and end.
 
     Args:
         environments: Environment variables of the processes that run at the same time.
+        find_more: Returns another run when none waits; it is added to `jobs`. None: there is none.
     """
     waiting = [job for job in jobs if not job.is_finished]
     running: dict[int, Job] = {}  # by the number of the environment
     table = ProgressTable(jobs)
     with stop_processes(jobs):
-        while waiting or running:
+        while True:
             for place, environment in enumerate(environments):
-                if waiting and place not in running:
-                    running[place] = waiting.pop(0)
-                    running[place].start(environment)
+                if place not in running and (job := waiting.pop(0) if waiting else find_more()):
+                    running[place] = job
+                    job.start(environment)
+                    jobs += [job] * (job not in jobs)
+            if not running:
+                return
             time.sleep(POLL_SECONDS)
             ended = {place: job for place, job in running.items() if job.has_ended()}
             running = {place: job for place, job in running.items() if place not in ended}

@@ -21,7 +21,9 @@ T_QUANTILES = (
 )  # fmt: skip
 MAX_SEEDS = 100  # more are not suggested
 GROUPS = ("model.net", "model.optimizer", "model.schedule", "model", "data", "trainer")
+NOT_SETTINGS = {"code_sha256", "plugin"}  # the networks' classes tell more
 Settings = Mapping[str, str]  # of one variant, by dotted name
+Different = Mapping[str, Sequence[str]]  # settings, each with the value of every variant
 
 
 class Outcome(NamedTuple):
@@ -105,11 +107,16 @@ def mean_and_range(values: Sequence[float]) -> str:
     return f"{mean(values):.4f}{spread}"
 
 
+def align(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Pad all cells of a column to one width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [[cell.ljust(w) for cell, w in zip(row, widths, strict=True)] for row in rows]
+
+
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """Return a table whose first row is the header, in Markdown with aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    ruled = [rows[0], ["-" * max(3, width) for width in widths], *rows[1:]]
-    lines = [[cell.ljust(w) for cell, w in zip(row, widths, strict=True)] for row in ruled]
+    header, *body = align(rows)
+    lines = [header, ["-" * max(3, len(cell)) for cell in header], *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -133,21 +140,35 @@ def explain(label: str, base: str, difference: Difference) -> str:
 
 def differing_settings(settings: Mapping[str, Settings]) -> dict[str, list[str]]:
     """Return the settings in which variants differ, each with the value of every variant."""
-    names = sorted({name for values in settings.values() for name in values})
-    rows = {name: [values.get(name, "-") for values in settings.values()] for name in names}
+    names = {name for values in settings.values() for name in values} - NOT_SETTINGS
+    rows = {name: [values.get(name, "-") for values in settings.values()] for name in sorted(names)}
     return {name: row for name, row in rows.items() if len(set(row)) > 1}
 
 
-def unequal_settings(
-    different: Mapping[str, list[str]], varied: Sequence[str] = ()
-) -> dict[str, list[str]]:
+def unequal_settings(different: Different, varied: Sequence[str] = ()) -> dict[str, list[str]]:
     """Return those of the differing settings that the comparison is not about.
 
-    It is about the `varied` flags; without any, about the first of GROUPS that differs.
+    It is about the `varied` flags; without any, about the first of GROUPS that differs. Where two
+    classes differ, their arguments are left out.
     """
-    in_groups = [g for g in GROUPS if any(f"{name}.".startswith(f"{g}.") for name in different)]
-    about = tuple(f"{name}." for name in varied or in_groups[:1])
-    return {name: row for name, row in different.items() if not f"{name}.".startswith(about)}
+
+    def inside(groups: Sequence[str], name: str) -> bool:
+        return f"{name}.".startswith(tuple(f"{group}." for group in groups))
+
+    about = varied or [g for g in GROUPS if any(inside([g], name) for name in different)][:1]
+    other = {name: [*row] for name, row in different.items() if not inside(about, name)}
+    classes = [name.removesuffix(".class_path") for name in other if name.endswith(".class_path")]
+    unequal = {c: [path.rpartition(".")[2] for path in other[f"{c}.class_path"]] for c in classes}
+    return unequal | {name: row for name, row in other.items() if not inside(classes, name)}
+
+
+def describe_unequal(unequal: Different) -> str:
+    """Return a warning that lists the settings and their values."""
+    listed = "; ".join(f"{name} ({', '.join(dict.fromkeys(r))})" for name, r in unequal.items())
+    return (
+        f"the configs also differ in {listed}. A difference in loss may come from these: set them "
+        "equal, or compare one change at a time."
+    )
 
 
 def relative(path: Path, folder: Path) -> str:
@@ -159,7 +180,7 @@ class Comparison(NamedTuple):
     """All runs of a comparison. The first variant is the one that others are compared with."""
 
     outcomes: dict[str, list[Outcome]]  # of each variant, in the order of the seeds
-    different: dict[str, list[str]]  # settings that differ, with the value of each variant
+    different: Different  # settings
     warnings: list[str]
     machine: str
 
@@ -168,28 +189,41 @@ class Comparison(NamedTuple):
         base, other = next(iter(self.outcomes.values())), self.outcomes[label]
         return paired_difference([o.last for o in base], [o.last for o in other])
 
-    def markdown(self) -> str:
-        """Return the table, the verdicts and how they were found."""
-        base, *others = self.outcomes
-        rows = [["", "validation loss", "difference", "verdict", "best", "parameters", "seconds"]]
+    def rows(self) -> list[list[str]]:
+        """Return the table, with its header."""
+        rows = [["", "validation loss", "change", "verdict", "parameters", "seconds"]]
         for label, runs in self.outcomes.items():
-            d = self.difference(label)
-            interval = f" ({d.low:+.4f} to {d.high:+.4f})" if d.pairs > 1 else ""
-            change = ["", ""] if label == base else [f"{d.mean:+.4f}{interval}", d.verdict]
-            best, seconds = mean(run.best for run in runs), mean(run.seconds for run in runs)
-            cells = [f"{best:.4f}", f"{runs[0].parameters:,}", f"{seconds:.0f}"]
-            rows.append([label, mean_and_range([run.last for run in runs]), *change, *cells])
-        seeds = ", ".join(str(run.seed) for run in self.outcomes[base])
+            d, losses = self.difference(label), [run.last for run in runs]
+            change = [f"{d.mean:+.4f}", d.verdict] if len(rows) > 1 else ["", ""]
+            seconds = f"{mean(run.seconds for run in runs):.0f}"
+            rows.append(
+                [label, mean_and_range(losses), *change, f"{runs[0].parameters:,}", seconds]
+            )
+        return rows
+
+    def verdicts(self) -> list[str]:
+        """Return one sentence for each variant but the first."""
+        base, *others = self.outcomes
+        return [explain(label, base, self.difference(label)) for label in others]
+
+    def markdown(self) -> str:
+        """Return the table, the verdicts, the warnings, and how all this was found."""
+        base, runs = next(iter(self.outcomes.items()))
+        warnings = [f"**Warning:** {warning}" for warning in self.warnings]
         note = (
             "Loss in nats per character (lower is better) at the last step, on all characters of "
-            f"the validation split: mean (lowest to highest) of the seeds {seeds}. Difference: "
-            f"against {base}, paired by seed, with the 95 % interval of Student's t; each interval "
-            "stands for itself. Of 20 variants without an effect, about one looks different. "
-            f"Seconds: of training, runs side by side. {self.machine}."
+            f"the validation split: mean (lowest to highest) of the seeds "
+            f"{', '.join(str(run.seed) for run in runs)}. Change: the mean difference from {base}, "
+            "paired by seed. Interval: Student's t, at 95 % for each variant by itself: of 20 "
+            "variants without an effect, about one looks different. Seconds: of training, mean; "
+            f"runs share the machine. {self.machine}."
         )
-        verdicts = [explain(label, base, self.difference(label)) for label in others]
-        warnings = [f"**Warning:** {warning}" for warning in self.warnings]
-        return "\n\n".join([markdown_table(rows), *verdicts, *warnings, note])
+        return "\n\n".join([markdown_table(self.rows()), *self.verdicts(), *warnings, note])
+
+    def text(self) -> str:
+        """Return the table and the verdicts for a terminal."""
+        table = "\n".join("  ".join(row).rstrip() for row in align(self.rows()))
+        return "\n\n".join([table, *self.verdicts()])
 
     def json(self, folder: Path) -> str:
         """Return everything as JSON; paths of runs are relative to `folder`, where the file is."""
