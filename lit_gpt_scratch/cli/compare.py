@@ -175,7 +175,7 @@ def parse_args(args: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         allow_abbrev=False,
         exit_on_error=False,
     )
-    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="a file, or a config's name")
+    parser.add_argument("configs", nargs="*", metavar="CONFIG", help="a file, or a config's name")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
     vary = "values of a flag, for example model.optimizer.lr=0.003,0.01; repeat it for a grid"
     parser.add_argument("--vary", action="append", default=[], metavar="FLAG=A,B", help=vary)
@@ -187,6 +187,8 @@ def parse_args(args: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     folder = "folder for all runs and tables (default: comparisons)"
     parser.add_argument("--folder", type=Path, default=FOLDER, help=folder)
     options, flags = parser.parse_known_args(args)
+    if not options.configs:
+        raise InputError("give two configs, or one and --vary: compare CONFIG CONFIG.")
     for flag in flags:
         if flag.split("=")[0] in SET_HERE:
             raise InputError(

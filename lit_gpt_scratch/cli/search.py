@@ -5,6 +5,7 @@ validation split.
 """
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,14 +101,16 @@ def search(
 
     run_jobs([], environments(trials, at_once), next_trial)
     found = sorted(study.get_trials(states=(states().COMPLETE,)), key=lambda trial: trial.value)
+    values = [{flag: rounded(trial.params[flag]) for flag in varied} for trial in found]
     rows = [["held-out loss", *varied]]
-    rows += [[f"{t.value:.4f}", *(str(t.params[flag]) for flag in varied)] for t in found[:SHOWN]]
+    for trial, drawn in list(zip(found, values, strict=True))[:SHOWN]:
+        rows.append([f"{trial.value:.4f}", *map(str, drawn.values())])
     pruned = len(study.get_trials(states=(states().PRUNED,)))
-    best = " ".join(as_flags(found[0].params))
+    best = shlex.join(["--config", config, *flags, *as_flags(values[0])])
     return (
         f"{markdown_table(rows)}\n\n{len(found)} finished trials, {pruned} stopped early. Loss in "
         "nats per character on a slice held out of the training text; the validation split was not "
-        f"used. To train with the best values:\n  {PROGRAM} fit --config {config} {best}"
+        f"used. To train with the best values:\n  {PROGRAM} fit {best}"
     )
 
 
@@ -141,11 +144,16 @@ def suggest(trial: Any, flag: str, text: str) -> Any:
     try:
         if low.isdecimal() and high.isdecimal():
             return trial.suggest_int(flag, int(low), int(high), log=int(low) > 0)
-        return trial.suggest_float(flag, float(low), float(high), log=float(low) > 0)
+        return rounded(trial.suggest_float(flag, float(low), float(high), log=float(low) > 0))
     except ValueError as error:
         raise InputError(
             f"--vary {flag}={text}: give a range as in 0.001..0.1 ({error})."
         ) from error
+
+
+def rounded(value: Any) -> Any:
+    """Return a number with three significant digits, which are enough, and readable."""
+    return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
 def as_flags(values: Mapping[str, Any]) -> list[str]:
