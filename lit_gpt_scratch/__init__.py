@@ -1,7 +1,12 @@
-"""Train, compare and take apart character-level language models, from a bigram to a GPT."""
+"""Train, compare and take apart character-level language models, from a bigram to a GPT.
+
+In a notebook: `lit_gpt_scratch.fit`, `compare` and `load` (see cli/notebook.py).
+"""
 
 from importlib import import_module
-from types import ModuleType
+from typing import Any
+
+NOTEBOOK = ("fit", "compare", "load")
 
 # Old module -> folder that has its classes now. Old checkpoints and configs name old modules.
 MOVED = {
@@ -13,8 +18,13 @@ MOVED = {
 }
 
 
-def __getattr__(name: str) -> ModuleType:
-    """Return the folder for an old module, so that jsonargparse can import old class paths."""
+def __getattr__(name: str) -> Any:
+    """Import a function for notebooks on first use, or the folder that replaces an old module.
+
+    So `import lit_gpt_scratch` is fast, and jsonargparse can import old class paths.
+    """
+    if name in NOTEBOOK:
+        return getattr(import_module(f"{__name__}.cli.notebook"), name)
     if name in MOVED:
         return import_module(f"{__name__}.{MOVED[name]}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

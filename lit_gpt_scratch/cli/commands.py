@@ -1,24 +1,20 @@
 """The commands fit, validate, test and predict, on Lightning's CLI."""
 
 import contextlib
-import logging
-import os
 import shutil
 import signal
 import sys
 import time
-import warnings
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import yaml
 from filelock import BaseFileLock
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
+    Callback,
     Checkpoint,
     LearningRateFinder,
     ProgressBar,
@@ -30,13 +26,14 @@ from lit_gpt_scratch.cli.flags import check_or_replace_values
 from lit_gpt_scratch.cli.messages import explain_failure
 from lit_gpt_scratch.cli.parsing import CheckpointCLI
 from lit_gpt_scratch.cli.predict import PredictSettings, TextWriter, make_batches
+from lit_gpt_scratch.cli.process_state import restore_process_state
 from lit_gpt_scratch.cli.program import PROGRAM
 from lit_gpt_scratch.data.windows import Batches, require_divisible_batch
 from lit_gpt_scratch.errors import (
     InputError,
     causes,
     describe_error,
-    exit_with_error,
+    exit_on_input_error,
     files_of,
     is_bug,
     is_users_mistake,
@@ -55,16 +52,12 @@ from lit_gpt_scratch.training.distributed import (
 from lit_gpt_scratch.training.hardware import keep_freed_memory
 from lit_gpt_scratch.training.hyperparameters import find_plugin
 
-# Lightning's log shows warnings only, except in parts that report what a user has asked for.
-LOG_LEVELS = dict.fromkeys(("lightning.pytorch", "lightning.fabric"), logging.WARNING)
-ASKED_FOR = ("callbacks.early_stopping", "callbacks.model_summary", "profilers.profiler")
-LOG_LEVELS |= {f"lightning.pytorch.{name}": logging.INFO for name in ASKED_FOR}
-
 
 class CharCLI(CheckpointCLI):
     """The commands, each a method. `fit` makes `folder` for its run, or resumes the run in one."""
 
     trainer: Any
+    progress: Callback | None  # shows progress
 
     def before_instantiate_classes(self) -> None:
         config = self.config
@@ -260,39 +253,32 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value] if value and value is not True else []
 
 
-@contextlib.contextmanager
-def restore_process_state() -> Iterator[None]:
-    """Silence Lightning; at the end restore logging levels, warning filters and environment."""
-    loggers = {logging.getLogger(name): level for name, level in LOG_LEVELS.items()}
-    before = {logger: logger.level for logger in loggers}
-    # Lightning adds PL_GLOBAL_SEED and other variables; `patch.dict` restores the environment.
-    with warnings.catch_warnings(), patch.dict(os.environ):
-        warnings.filterwarnings("ignore", module="lightning|torchmetrics")
-        try:
-            for logger, level in loggers.items():
-                logger.setLevel(level)
-            yield
-        finally:
-            for logger, level in before.items():
-                logger.setLevel(level)
-
-
-def main(command: str, flags: Any) -> CharCLI:
+def run(command: str, flags: Any, kind: type[CharCLI] = CharCLI) -> CharCLI:
     """Run a command. Return the CLI with its `trainer`, `model`, `datamodule` and `folder`.
 
-    The flags are a list, or their values in a dict or a Namespace.
+    Args:
+        flags: A list as on the command line, or their values in a dict or a Namespace.
 
-    A user's mistake ends in SystemExit, after one line on standard error.
+    Raises:
+        InputError: A user's mistake, or too little memory. Other exceptions are bugs.
     """
     try:
         with restore_process_state(), exit_with_parent(), report_errors_once():
-            cli = CharCLI(command, flags)
+            cli = kind(command, flags)
             with cli.name_flags():
                 getattr(cli, cli.command)()
             return cli
+    except InputError:
+        raise
     except Exception as error:
         if is_users_mistake(error):
-            exit_with_error(PROGRAM, error)
+            raise InputError(str(error)) from error
         if advice := explain_failure(error):
-            exit_with_error(PROGRAM, advice)
+            raise InputError(advice) from error
         raise
+
+
+def main(command: str, flags: Any) -> CharCLI:
+    """Run a command as `run` does. A user's mistake ends in SystemExit, after one line of error."""
+    with exit_on_input_error(PROGRAM):
+        return run(command, flags)

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from lit_gpt_scratch.cli.commands import CharCLI, restore_process_state
+from lit_gpt_scratch.cli.commands import CharCLI
 from lit_gpt_scratch.cli.jobs import Job, run_jobs
 from lit_gpt_scratch.cli.parsing import find_config
+from lit_gpt_scratch.cli.process_state import restore_process_state
 from lit_gpt_scratch.cli.program import PROGRAM
 from lit_gpt_scratch.errors import InputError, exit_on_input_error, require_positive
 from lit_gpt_scratch.files import atomic_write
@@ -55,6 +56,13 @@ def plan(flags: Sequence[str]) -> dict[str, str]:
         cli = Plan("fit", list(flags))
         with cli.name_flags():
             return cli.settings()
+
+
+def flags_of(config: str) -> list[str]:
+    """Return all flags that have an effect with a config, such as model.net.width."""
+    with restore_process_state():
+        names = Plan("fit", ["--config", config]).config.keys()
+    return [name.replace(".init_args", "").removesuffix(".class_path") for name in names]
 
 
 def with_seed(settings: Mapping[str, str], seed: int) -> dict[str, str]:

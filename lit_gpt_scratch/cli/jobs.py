@@ -1,6 +1,7 @@
 """Runs of `fit` side by side, each in a process of its own, with a table of their progress."""
 
 import contextlib
+import html
 import math
 import shutil
 import signal
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_gpt_scratch.cli.display import cell_display
 from lit_gpt_scratch.cli.program import PROGRAM
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.runs.comparison import Outcome, read_outcome
@@ -183,19 +185,23 @@ def stop_processes(jobs: Sequence[Job]) -> Iterator[None]:
 
 
 class ProgressTable:
-    """On a terminal, a line for each variant and a cell for each seed, redrawn in place.
+    """A line for each variant and a cell for each seed, redrawn in place.
 
-    Elsewhere, a line for each run when it ends.
+    Where it cannot be redrawn, as in a file, a line for each run when it ends.
     """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.jobs, self.started = jobs, time.monotonic()
         self.done_before = sum(job.progress() for job in jobs)
         self.is_terminal = sys.stderr.isatty()
+        self.show = cell_display()  # in a notebook
         self.height = 0  # lines on the terminal
 
     def update(self, ended: Sequence[Job]) -> None:
         """Draw the table, or print the runs that have just ended."""
+        if self.show:
+            self.show(f"<pre>{html.escape(chr(10).join(self.lines(len(self.jobs))))}</pre>")
+            return
         if not self.is_terminal:
             for job in ended:
                 print(f"{job.label}, seed {job.seed}: {job.cell()}", file=sys.stderr)

@@ -220,6 +220,9 @@ class Comparison(NamedTuple):
         )
         return "\n\n".join([markdown_table(self.rows()), *self.verdicts(), *warnings, note])
 
+    def _repr_markdown_(self) -> str:
+        return self.markdown()  # in a notebook's cell
+
     def text(self) -> str:
         """Return the table and the verdicts for a terminal."""
         table = "\n".join("  ".join(row).rstrip() for row in align(self.rows()))

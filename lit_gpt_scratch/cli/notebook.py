@@ -1,0 +1,174 @@
+"""`fit`, `compare` and `load` for notebooks and scripts: exceptions instead of exit codes.
+
+    import lit_gpt_scratch as lgs
+    run = lgs.fit("multi_head", max_steps=500, lr=0.02)
+    model = lgs.load(run)
+
+Names of changes are flags, such as `**{"model.optimizer.lr": 0.02}`, or their last parts.
+"""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_gpt_scratch.cli import commands
+from lit_gpt_scratch.cli import compare as compare_command
+from lit_gpt_scratch.cli.compare import make_variants
+from lit_gpt_scratch.cli.display import LiveCurve, cell_display
+from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.inspection import loading
+from lit_gpt_scratch.runs.comparison import Comparison
+from lit_gpt_scratch.runs.folder import find_checkpoint, last_checkpoint, read_mapping, read_rows
+from lit_gpt_scratch.training.module import LitCharLM
+
+
+class FitRun:
+    """A run that `fit` has trained, to its end or until it was interrupted.
+
+    Attributes:
+        folder: The run's folder.
+        model: The model after the last step, on the CPU and in evaluation mode.
+        is_finished: False if it was interrupted; `resume()` continues it.
+    """
+
+    def __init__(self, cli: commands.CharCLI) -> None:
+        self.folder: Path = cli.folder
+        self.model: LitCharLM = cli.model.cpu().eval()
+
+    @property
+    def is_finished(self) -> bool:
+        return bool(read_mapping(self.folder / "about.yaml").get("finished"))
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """Validation losses by step, in nats per character."""
+        _, rows = read_rows(self.folder / "metrics.csv")
+        return {int(row["step"]): float(row["val/loss"]) for row in rows if row.get("val/loss")}
+
+    def resume(self, **changes: Any) -> "FitRun":
+        """Continue the run from its last checkpoint; `max_steps=...` makes a finished one longer.
+
+        Raises:
+            InputError: There is no checkpoint yet, or a change is wrong.
+        """
+        last = last_checkpoint(self.folder)
+        if not last.is_file():
+            raise InputError(f"{self.folder} has no checkpoint yet: start the run again with fit.")
+        config = str(self.folder / "config.yaml")
+        return _train(["--config", config, "--ckpt_path", str(last)], config, changes)
+
+    def __repr__(self) -> str:
+        step, loss = max(self.losses.items(), default=(0, None))
+        known = "not validated" if loss is None else f"val/loss {loss:.4f} at step {step:,}"
+        state = "finished" if self.is_finished else "stopped: resume() continues it"
+        return f"FitRun({self.folder.as_posix()}: {known}, {state})"
+
+
+class NotebookCLI(commands.CharCLI):
+    """`fit` with a live curve. An interrupt saves the run, and ends `fit` without an exception."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        trainer = super().instantiate_trainer(**kwargs)
+        if self.command == "fit" and (show := cell_display()):
+            self.progress = LiveCurve(show)
+        return trainer
+
+    def add_recorders(self) -> None:
+        if isinstance(self.progress, LiveCurve):
+            self.progress.folder = self.folder
+        super().add_recorders()
+
+    def fit(self) -> None:
+        try:
+            super().fit()
+        except SystemExit:  # after an interrupt, when all is saved
+            print("The run is saved: resume() continues it.")
+
+
+def fit(config: str = "gpt_cpu", **changes: Any) -> FitRun:
+    """Train a config of the program, or a file, with some flags changed.
+
+    The runs are in ./runs, or in ../runs if this folder is `notebooks`.
+
+    Raises:
+        InputError: A value is wrong. The message says what is allowed.
+    """
+    root = f"--trainer.default_root_dir={_root()}"
+    return _train(["--config", config, root], config, changes)
+
+
+def compare(
+    *configs: str,
+    seeds: int = 3,
+    vary: Mapping[str, Sequence[Any]] | None = None,
+    at_once: int | None = None,
+    **changes: Any,
+) -> Comparison:
+    """Train configs, or one config with other values, for several seeds; return the verdicts.
+
+    Args:
+        vary: Values to try for each flag, such as {"model.optimizer.lr": [0.01, 0.02]}.
+
+    Raises:
+        InputError: A value is wrong, or a run has failed.
+    """
+    varied = {flag: ",".join(map(_text, values)) for flag, values in (vary or {}).items()}
+    flags = _as_flags(configs[0] if configs else "gpt_cpu", changes)
+    variants = {k: [*own, *flags] for k, own in make_variants(configs, varied).items()}
+    folder = _root() / compare_command.FOLDER
+    with _on_standard_output():
+        return compare_command.compare(variants, seeds, folder, at_once, tuple(varied))
+
+
+def load(checkpoint: str | Path | FitRun = "best", plugin: str | None = None) -> LitCharLM:
+    """Return the model of a run, a checkpoint or an export, on the CPU and in evaluation mode.
+
+    `best` and `last` are those of the newest run.
+
+    Raises:
+        InputError: There is no such checkpoint, or it is damaged.
+    """
+    if isinstance(checkpoint, FitRun):
+        return checkpoint.model
+    return loading.load(find_checkpoint(str(checkpoint), _root() / "runs"), plugin)
+
+
+def _root() -> Path:
+    """Return the folder that has runs/."""
+    return Path("..") if Path.cwd().name == "notebooks" else Path()
+
+
+def _train(flags: list[str], config: str, changes: Mapping[str, Any]) -> FitRun:
+    with _on_standard_output():
+        cli = commands.run("fit", [*flags, *_as_flags(config, changes)], NotebookCLI)
+    return FitRun(cli)
+
+
+@contextlib.contextmanager
+def _on_standard_output() -> Iterator[None]:
+    """Print notices on standard output: a notebook shows standard error in red."""
+    with contextlib.redirect_stderr(sys.stdout):
+        yield
+
+
+def _text(value: Any) -> str:
+    """Return a value as on the command line; of a class, its path."""
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _as_flags(config: str, changes: Mapping[str, Any]) -> list[str]:
+    """Return changes as flags; a name without a dot is the last part of one flag of the config."""
+    short = [name for name in changes if "." not in name]
+    known = compare_command.flags_of(config) if short else []
+    flags = []
+    for name, value in changes.items():
+        found = [flag for flag in known if flag.rpartition(".")[2] == name] or [name]
+        if len(found) > 1:
+            raise InputError(f"{name} may be {' or '.join(found)}: give one, in **{{...}}.")
+        flags.append(f"--{found[0]}={_text(value)}")
+    return flags
