@@ -50,6 +50,13 @@ class Plan(CharCLI):
         return settings | {"code_sha256": code_sha256(self.config.plugin)}
 
 
+class Flags(CharCLI):
+    """Reads the flags of a config, and builds nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Do nothing."""
+
+
 def plan(flags: Sequence[str]) -> dict[str, str]:
     """Return the settings of `fit` with these flags; raise InputError if it refuses them."""
     with restore_process_state():
@@ -61,7 +68,7 @@ def plan(flags: Sequence[str]) -> dict[str, str]:
 def flags_of(config: str) -> list[str]:
     """Return all flags that have an effect with a config, such as model.net.width."""
     with restore_process_state():
-        names = Plan("fit", ["--config", config]).config.keys()
+        names = Flags("fit", ["--config", config]).config.keys()
     return [name.replace(".init_args", "").removesuffix(".class_path") for name in names]
 
 

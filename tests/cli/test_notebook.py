@@ -1,0 +1,131 @@
+"""`fit`, `compare` and `load` for notebooks: exceptions, interrupts, the live curve."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import nbformat
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from nbclient import NotebookClient
+
+import lit_gpt_scratch as lgs
+from lit_gpt_scratch.cli import display
+from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.models import MeanAttention
+
+SMALL = {
+    "corpus": "sample", "sample_size": 20_000, "context": 8, "batch_size": 4, "max_steps": 4,
+    "val_check_interval": 2, "accelerator": "cpu", "log_every_n_steps": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_fit_returns_the_run_and_its_model(capsys: pytest.CaptureFixture[str]) -> None:
+    run = lgs.fit("bigram", **SMALL, lr=0.5)
+    assert [*run.losses] == [2, 4]
+    assert run.is_finished
+    assert run.folder == Path("runs/bigram/version_0")
+    assert run.model.optimizers.__self__ is run.model
+    assert "finished" in repr(run)
+    assert capsys.readouterr().err == "", "a notebook shows standard error in red"
+    best = lgs.load("best")
+    assert torch.equal(best.net.table.weight, lgs.load(run).net.table.weight)
+    longer = run.resume(max_steps=6, val_check_interval=2)
+    assert [*longer.losses] == [2, 4, 6]
+    assert longer.folder.resolve() == run.folder.resolve()
+
+
+def test_an_interrupt_saves_the_run_which_resume_continues() -> None:
+    arguments = {"step": 2, "name": "SIGINT"}
+    callback = {"class_path": "extra_callbacks.SendSignal", "init_args": arguments}
+    run = lgs.fit("bigram", **SMALL, callbacks=[callback])
+    assert not run.is_finished
+    assert "resume() continues it" in repr(run)
+    assert (run.folder / "checkpoints" / "last.ckpt").exists()
+    done = run.resume()
+    assert done.is_finished
+    assert [*done.losses] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        ("bigrm", {}, "--config bigrm: No such file"),
+        ("bigram", {"context": 0}, "--data.context is 0"),
+        ("bigram", {"widht": 64}, "there is no 'widht': did you mean"),
+        ("transformer", {"dropout": 0.5}, "model.net.dropout or model.net.attention.dropout"),
+        ("bigram", {"model.optimizer.lr": "fast"}, "--model.optimizer.lr is 'fast'"),
+    ],
+)
+def test_a_mistake_is_an_exception_with_the_line_of_the_command(
+    config: str, changes: dict[str, object], message: str, here: Path
+) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        lgs.fit(config, **{**SMALL, **changes})
+    assert not any(here.iterdir())
+
+
+def test_a_value_may_be_a_class() -> None:
+    run = lgs.fit("single_head", **SMALL, attention=MeanAttention)
+    assert isinstance(run.model.net.attention, MeanAttention)
+
+
+def test_resume_before_the_first_checkpoint_is_refused() -> None:
+    run = lgs.fit("bigram", **SMALL, enable_checkpointing=False)
+    with pytest.raises(InputError, match="has no checkpoint yet"):
+        run.resume()
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    script = "import sys, lit_gpt_scratch; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "False"
+
+
+POINTS = st.lists(st.tuples(st.integers(0, 10**6), st.floats(0, 20)), max_size=20)
+
+
+@given(POINTS, POINTS, st.none() | st.floats(0, 1))
+def test_the_curve_is_inside_its_picture(
+    train: list[tuple[float, float]], val: list[tuple[float, float]], part: float | None
+) -> None:
+    text = display.draw({"train/loss": train, "val/loss": val}, part, "step 1 of <2>")
+    tree = ElementTree.fromstring(f"<div>{text}</div>")
+    assert "step 1 of <2>" in "".join(tree.itertext())
+    for line in tree.iter("polyline"):
+        for pair in line.attrib["points"].split():
+            x, y = map(float, pair.split(","))
+            assert 0 <= x <= display.WIDTH
+            assert 0 <= y <= display.HEIGHT
+
+
+@pytest.mark.slow
+def test_a_real_kernel_shows_a_curve_and_nothing_red(here: Path) -> None:
+    flags = ", ".join(f"{name}={value!r}" for name, value in SMALL.items())
+    cells = [
+        f"import lit_gpt_scratch as lgs\nrun = lgs.fit('bigram', {flags})",
+        "lgs.fit('bigram', context=0)",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    client = NotebookClient(notebook, kernel_name="python3", timeout=120, allow_errors=True)
+    trained, refused = client.execute(cwd=str(here)).cells
+    curves = [o for o in trained.outputs if o.output_type == "display_data"]
+    assert len(curves) == 1, "redrawn in place"
+    assert "step 4 of 4" in curves[0]["data"]["text/html"]
+    assert "<polyline" in curves[0]["data"]["text/html"]
+    assert not [o for o in trained.outputs if o.get("name") == "stderr"]
+    (error,) = refused.outputs
+    assert (error["ename"], error["evalue"]) == (
+        "InputError",
+        "--data.context is 0: it must be at least 1.",
+    )
