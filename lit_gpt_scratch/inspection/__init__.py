@@ -1,32 +1,43 @@
-"""Looks into a trained model: attention, losses, logit lens, ablation; for notebooks and training.
+"""Looks into a trained model: attention, losses, logit lens, ablation, patching, attribution.
 
-The functions work on every network through hooks from outside. `plots` draws their results.
+For notebooks and training. The functions work on every network through hooks from outside. `plots`
+draws their results.
 """
 
-from lit_gpt_scratch.inspection.drawing import draw_heads, visible
-from lit_gpt_scratch.inspection.hooks import (
-    LayerAttention,
-    Lens,
-    Trace,
+from lit_gpt_scratch.inspection.ablation import (
     ablate_head,
     ablate_layer,
     ablate_position,
-    attention,
-    embeddings,
     head_costs,
     layer_costs,
+    position_costs,
+)
+from lit_gpt_scratch.inspection.attribution import Attribution, logit_attribution
+from lit_gpt_scratch.inspection.drawing import draw_heads, visible
+from lit_gpt_scratch.inspection.embeddings import (
+    Merge,
+    closest_pairs,
+    clusters,
+    embeddings,
+    similarity,
+    unembeddings,
+)
+from lit_gpt_scratch.inspection.hooks import (
+    LayerAttention,
+    Lens,
+    attention,
     logit_lens,
     member,
     next_characters,
-    position_costs,
-    similarity,
     token_losses,
-    trace,
 )
 from lit_gpt_scratch.inspection.loading import load
+from lit_gpt_scratch.inspection.patching import Patching, Trace, activation_patching, trace
 
 __all__ = [
-    "LayerAttention", "Lens", "Trace", "ablate_head", "ablate_layer", "ablate_position",
-    "attention", "draw_heads", "embeddings", "head_costs", "layer_costs", "load", "logit_lens",
-    "member", "next_characters", "position_costs", "similarity", "token_losses", "trace", "visible",
+    "Attribution", "LayerAttention", "Lens", "Merge", "Patching", "Trace", "ablate_head",
+    "ablate_layer", "ablate_position", "activation_patching", "attention", "closest_pairs",
+    "clusters", "draw_heads", "embeddings", "head_costs", "layer_costs", "load",
+    "logit_attribution", "logit_lens", "member", "next_characters", "position_costs", "similarity",
+    "token_losses", "trace", "unembeddings", "visible",
 ]  # fmt: skip

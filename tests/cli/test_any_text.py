@@ -206,10 +206,10 @@ def test_characters_may_occur_only_in_the_validation_split(tmp_path: Path) -> No
 
 def all_plots(model: LitCharLM, text: str) -> dict[str, Any]:
     """Return every plot of the notebooks for a text that is as long as the context."""
-    other = next((c for c in model.tokenizer.alphabet if c != text[3]), None)
+    other = next((c for c in model.tokenizer.alphabet if c != text[-1]), None)
     costs = inspection.head_costs(model, text), inspection.layer_costs(model, text)
     heads = inspection.attention(model, text)
-    trace = inspection.trace(model, text, 3, other) if other else None
+    changed = text[:-1] + (other or "")
     alphabet = model.tokenizer.alphabet
     return {
         "attention": plots.plot_attention(heads[0].weights[0], text),
@@ -219,9 +219,26 @@ def all_plots(model: LitCharLM, text: str) -> dict[str, Any]:
         "positions": plots.plot_position_costs(inspection.position_costs(model, text), text),
         "lens": plots.plot_logit_lens(inspection.logit_lens(model, text), text, alphabet),
         "costs": plots.plot_costs(*costs),
-        "embeddings": plots.plot_embeddings(inspection.embeddings(model), alphabet),
-        "similarity": plots.plot_similarity(inspection.similarity(model), alphabet),
-        **({"trace": plots.plot_trace(trace, text, 3, other or "")} if trace else {}),
+        "similarity": plots.plot_similarity(
+            inspection.similarity(inspection.embeddings(model)), alphabet
+        ),
+        "attribution": plots.plot_attribution(
+            inspection.logit_attribution(model, text), alphabet, text[0], other
+        ),
+        **(plots_of_two_texts(model, text, changed) if other else {}),
+    }
+
+
+def plots_of_two_texts(model: LitCharLM, clean: str, corrupted: str) -> dict[str, Any]:
+    probabilities = (inspection.next_characters(model, text)[-1] for text in (clean, corrupted))
+    change = torch.sub(*probabilities)
+    alphabet = model.tokenizer.alphabet
+    answers = alphabet[change.argmax()], alphabet[change.argmin()]
+    patching = inspection.activation_patching(model, clean, corrupted, *answers)
+    trace = inspection.trace(model, clean, corrupted)
+    return {
+        "trace": plots.plot_trace(trace, clean, corrupted),
+        "patching": plots.plot_patching(patching, clean, corrupted),
     }
 
 

@@ -4,7 +4,6 @@ Shapes: T characters of a text, C channels, H heads, V alphabet size.
 """
 
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -18,7 +17,6 @@ from reference_networks import (
     every_config,
     every_ensemble,
     every_residual,
-    every_single,
     layers_of,
     logits,
     losses,
@@ -29,11 +27,9 @@ from reference_networks import (
     unembed,
 )
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lit_gpt_scratch import inspection
 from lit_gpt_scratch.data.datamodule import CharDataModule
-from lit_gpt_scratch.models import Bigram
 
 
 @every_residual
@@ -114,49 +110,6 @@ def test_logit_lens_unembeds_each_stage_and_ends_with_the_prediction(config: Pat
         expected = unembed(model.net, x).softmax(-1)
         torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found[-1], inspection.next_characters(model, TEXT))
-
-
-@every_config
-@torch.no_grad()
-@pytest.mark.parametrize("position", [0, 3, 7])
-def test_trace_measures_the_change_of_the_residual_stream_and_of_the_prediction(
-    config: Path, position: int
-) -> None:
-    """Positions before the replaced one keep every bit; the replaced one changes."""
-    model = random_model(config)
-    found = inspection.trace(model, TEXT, position, "Z")
-    texts = (TEXT, TEXT[:position] + "Z" + TEXT[position + 1 :])
-    before, after = (model.tokenizer.encode(text) for text in texts)
-    p, q = (logits(model.net, ids).double().softmax(-1) for ids in (before, after))
-    for t, divergence in enumerate(found.prediction):
-        expected = sum(a * (a.log() - b.log()) for a, b in zip(p[t], q[t], strict=True))
-        torch.testing.assert_close(divergence.double(), expected, atol=1e-5, rtol=1e-4)
-    assert not found.prediction[:position].any()
-    assert found.prediction[position] > 1e-3
-    assert found.residual.shape == (len(found.stages), len(TEXT))
-    if not hasattr(model.net, "unembed"):
-        assert not found.stages
-        return
-    assert found.stages == inspection.logit_lens(model, TEXT).stages
-    pairs = zip(residual(model.net, before), residual(model.net, after), strict=True)
-    for row, (x, y) in zip(found.residual, pairs, strict=True):
-        relative = [(y[t] - x[t]).norm() / x[t].norm() for t in range(len(TEXT))]
-        torch.testing.assert_close(row, torch.stack(relative), atol=1e-5, rtol=1e-4)
-    assert not found.residual[:, :position].any()
-
-
-@every_single
-@torch.no_grad()
-def test_embeddings_are_a_copy_of_the_table_and_similarity_its_cosines(config: Path) -> None:
-    model = single_network(config)
-    net: Any = model.net
-    rows, cosines = inspection.embeddings(model), inspection.similarity(model)
-    table = net.table if isinstance(net, Bigram) else net.embed.character
-    assert torch.equal(rows, table(torch.arange(len(ALPHABET))))
-    for row, line in zip(rows, cosines, strict=True):
-        torch.testing.assert_close(line, F.cosine_similarity(row[None], rows), atol=1e-5, rtol=0)
-    rows.zero_()
-    assert table.weight.any(), "embeddings returned the table itself"
 
 
 @every_ensemble

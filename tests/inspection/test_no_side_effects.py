@@ -25,12 +25,19 @@ def losses_within(ablation: Callable[..., AbstractContextManager[None]], *part: 
     return call
 
 
+def patch(model: LitCharLM, corrupted: str, *more: Any) -> Any:
+    return inspection.activation_patching(model, TEXT, corrupted, *more)
+
+
+CORRUPTED = "GoodLucy"
 FUNCTIONS: dict[str, Callable[[LitCharLM], Any]] = {
     "attention": lambda model: inspection.attention(model, TEXT),
     "next_characters": lambda model: inspection.next_characters(model, TEXT),
     "token_losses": lambda model: inspection.token_losses(model, LONG),
     "logit_lens": lambda model: inspection.logit_lens(model, TEXT),
-    "trace": lambda model: inspection.trace(model, TEXT, 3, "Z"),
+    "trace": lambda model: inspection.trace(model, TEXT, CORRUPTED),
+    "activation_patching": lambda model: patch(model, CORRUPTED, "a", "b"),
+    "logit_attribution": lambda model: inspection.logit_attribution(model, TEXT),
     "head_costs": lambda model: inspection.head_costs(model, LONG),
     "layer_costs": lambda model: inspection.layer_costs(model, LONG),
     "position_costs": lambda model: inspection.position_costs(model, TEXT),
@@ -38,14 +45,17 @@ FUNCTIONS: dict[str, Callable[[LitCharLM], Any]] = {
     "ablate_layer": losses_within(inspection.ablate_layer, 0),
     "ablate_position": losses_within(inspection.ablate_position, 3),
     "embeddings": inspection.embeddings,
-    "similarity": inspection.similarity,
+    "unembeddings": inspection.unembeddings,
 }
 NEED_LAYERS = ("logit_lens", "head_costs", "layer_costs", "ablate_head", "ablate_layer")
-NEED_EMBEDDING = ("position_costs", "ablate_position", "embeddings", "similarity")
+NEED_EMBEDDING = (
+    "position_costs", "ablate_position", "embeddings", "activation_patching", "logit_attribution",
+)  # fmt: skip
 ERRORS = {  # every other pair of a network and a function works
     **{("Bigram", name): "^Bigram has no layers.$" for name in NEED_LAYERS},
     ("Bigram", "attention"): "^Bigram has no attention with a method `weights`.$",
     **{("Ensemble", name): "^Ensemble has no layers of its own: use" for name in NEED_LAYERS},
+    ("Ensemble", "unembeddings"): "^Ensemble has no layer from a residual .* of its own: use",
     **{("Ensemble", name): "^Ensemble has no embedding of its own: use" for name in NEED_EMBEDDING},
 }
 
@@ -110,7 +120,7 @@ def test_an_exception_removes_own_hooks_and_restores_the_mode(config: Path) -> N
     for name, call in FUNCTIONS.items():
         with suppress(RuntimeError, InputError):
             call(model)
-            assert name in NEED_EMBEDDING, "it did not run the network"
+            assert name in ("embeddings", "unembeddings"), "it did not run the network"
         assert count_hooks(model.net) == 1, name
         assert all(modes(model.net)), name
 
@@ -152,16 +162,19 @@ def test_a_text_that_does_not_fit_is_refused(function: Any, text: str, message: 
         (lambda m: inspection.token_losses(m, "G"), "has 1 characters: give at least 2.$"),
         (lambda m: inspection.position_costs(m, "G"), "has 1 characters: give at least 2 and at"),
         (lambda m: inspection.position_costs(m, TEXT + "y"), "has 9 characters: .* at most 8"),
-        (lambda m: inspection.trace(m, "", 0, "Z"), "has 0 characters"),
-        (lambda m: inspection.trace(m, TEXT, 8, "Z"), "position is 8: it must be from 0 to 7"),
-        (lambda m: inspection.trace(m, TEXT, -1, "Z"), "position is -1"),
-        (
-            lambda m: inspection.trace(m, TEXT, 2, "Zz"),
-            "character is .Zz.: give one character other",
-        ),
-        (lambda m: inspection.trace(m, TEXT, 2, "o"), "other than .o."),
-        (lambda m: inspection.trace(m, TEXT, 2, ""), "character is ''"),
-        (lambda m: inspection.trace(m, TEXT, 2, "!"), "'!' at position 2"),
+        (lambda m: inspection.trace(m, "", ""), "are '' and '': give two different texts of equal"),
+        (lambda m: inspection.trace(m, TEXT, TEXT), "give two different texts of equal length"),
+        (lambda m: inspection.trace(m, TEXT, TEXT[1:]), "give two different texts of equal length"),
+        (lambda m: inspection.trace(m, TEXT, "Go!dLuck"), "'!' at position 2"),
+        (lambda m: inspection.trace(m, TEXT + "y", TEXT + "z"), "has 9 characters"),
+        (lambda m: patch(m, TEXT, "a", "b"), "give two different texts of equal length"),
+        (lambda m: patch(m, CORRUPTED, "a", "a"), "answer is 'a' and other is 'a': give two"),
+        (lambda m: patch(m, CORRUPTED, "a", ""), "answer is 'a' and other is '': give two"),
+        (lambda m: patch(m, CORRUPTED, "!", "a"), "'!' at position 0"),
+        (lambda m: patch(m, CORRUPTED, "a", "b", 8), "position is 8: it must be from 0 to 7"),
+        (lambda m: patch(m, CORRUPTED, "a", "b", 2), "'a' and 'b' differ by .* at position 2: cho"),
+        (lambda m: inspection.logit_attribution(m, TEXT, -1), "position is -1: it must be from 0"),
+        (lambda m: inspection.logit_attribution(m, ""), "the text has 0 characters"),
         (losses_within(inspection.ablate_head, 2, 0), "layer is 2: it must be from 0 to 1"),
         (losses_within(inspection.ablate_head, 0, 2), "head is 2: it must be from 0 to 1"),
         (losses_within(inspection.ablate_layer, -1), "layer is -1"),

@@ -167,7 +167,7 @@ def test_token_losses_colour_a_text_line_by_line(columns: int) -> None:
         assert_equal(drawn[row], torch.tensor(cells_of_line + blank))
     assert axes.get_title() == "Loss of each character: 4.50 nats on average"
     assert colour_bars(axes.figure) == ["loss, nats"]
-    assert axes.get_images()[0].get_clim() == (0, 8)
+    assert axes.get_images()[0].get_clim() == (0, 8), "the scale ends at the largest loss"
 
 
 def test_position_costs_colour_a_text_on_a_scale_around_zero() -> None:
@@ -178,13 +178,15 @@ def test_position_costs_colour_a_text_on_a_scale_around_zero() -> None:
     assert colour_bars(axes.figure) == ["rise of the loss,\nnats per character"]
 
 
-def test_costs_show_heads_and_layers_apart_on_the_scale_of_the_heads() -> None:
+def test_costs_show_heads_and_layers_apart_on_one_scale() -> None:
+    """It ends at the largest value, and follows the square root."""
     heads, layers = torch.tensor([[0.1, -0.2], [0.3, 0.0]]), torch.tensor([0.5, 1.0])
     axes = plots.plot_costs(heads, layers)
     gap = torch.full((2, 1), torch.nan)
     assert_equal(image(axes), torch.cat([heads, gap, layers[:, None]], dim=1))
-    most = heads.max().item()
-    assert axes.get_images()[0].get_clim() == (-most, most)
+    ground = axes.get_images()[0]
+    assert ground.get_clim() == (-1, 1)
+    assert ground.norm([-0.25, 0.0, 0.25, 1.0]).tolist() == [0.25, 0.5, 0.75, 1.0]
     written = cells(axes)
     assert written[0, 1] == "-0.200"
     assert written[1, 3] == "+1.000"
@@ -212,55 +214,111 @@ def test_text_in_a_cell_contrasts_with_the_cell() -> None:
             assert (pair[1] + 0.05) / (pair[0] + 0.05) > 3
 
 
-def test_embeddings_are_placed_by_their_principal_components() -> None:
-    """The reference is the eigenvectors of the covariance, up to a sign."""
+def test_similarity_is_in_the_order_of_the_clusters_below_their_tree() -> None:
+    """The diagonal is grey; labels have the colour of the character's kind."""
     alphabet = "\n 3AZaé中"
-    rows = random(8, 5)
-    axes = plots.plot_embeddings(rows, alphabet)
-    variances, directions = torch.linalg.eigh(torch.cov(rows.T))
-    places = (rows - rows.mean(0)) @ directions[:, [-1, -2]]
-    found = torch.tensor([text.get_position() for text in axes.texts])
-    torch.testing.assert_close(found.abs(), places.abs(), atol=1e-5, rtol=1e-4)
-    assert [text.get_text() for text in axes.texts] == list("⏎␣3AZaé中")
+    cosines = inspection.similarity(random(8, 5))
+    figure = plots.plot_similarity(cosines, alphabet, "Embeddings")
+    tree, below = figure.axes[:2]
+    merges = inspection.clusters(cosines)
+    order = merges[-1].left + merges[-1].right
+    assert_equal(image(below), cosines[order][:, order].fill_diagonal_(torch.nan))
+    most = cosines.clone().fill_diagonal_(0).abs().max().item()
+    assert below.get_images()[0].get_clim() == pytest.approx((-most, most))
+    assert labels(below.xaxis) == labels(below.yaxis) == ["⏎␣3AZaé中"[i] for i in order]
     kinds = ["space, punctuation"] * 2 + ["digit"] + ["upper case"] * 2 + ["lower case"] * 2
-    colours = [plots.KINDS[kind][1] for kind in [*kinds, "other letter"]]
-    assert [text.get_color() for text in axes.texts] == colours
-    legend = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert legend == list(plots.KINDS)
-    assert f"{variances[-1] / variances.sum():.0%} of the variance" in axes.get_xlabel()
-    assert f"{variances[-2] / variances.sum():.0%}" in axes.get_ylabel()
-    axes.texts[-1].set_visible(False)  # no font of matplotlib has this glyph
+    kinds.append("other letter")
+    colours = [plots.KINDS[kinds[i]][1] for i in order]
+    for axis in (below.xaxis, below.yaxis):
+        assert [label.get_color() for label in axis.get_ticklabels()] == colours
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(plots.KINDS)
+    assert colour_bars(figure) == ["cosine similarity"]
+    assert tree.get_title() == "Embeddings"
+    for axis in (below.xaxis, below.yaxis):  # no font of matplotlib has this glyph
+        axis.get_ticklabels()[order.index(7)].set_visible(False)
 
 
-def test_similarity_leaves_out_the_diagonal_on_a_scale_around_zero() -> None:
-    cosines = (random(6, 6) - 0.8).fill_diagonal_(1)
-    axes = plots.plot_similarity(cosines, TEXT)
-    others = cosines.masked_fill(torch.eye(6).bool(), torch.nan)
-    assert_equal(image(axes), others)
-    most = others.nan_to_num().abs().max().item()
-    assert axes.get_images()[0].get_clim() == (-most, most)
-    assert labels(axes.xaxis) == labels(axes.yaxis) == SHOWN
-    assert colour_bars(axes.figure) == ["cosine similarity"]
+def test_the_tree_joins_each_pair_of_groups_at_their_similarity_without_crossings() -> None:
+    """A group's line ends in the middle between those of its two parts."""
+    cosines = inspection.similarity(random(7, 4))
+    (tree,) = plots.plot_similarity(cosines, ALPHABET[:7]).axes[0].collections
+    merges = inspection.clusters(cosines)
+    order = merges[-1].left + merges[-1].right
+    middles = {frozenset([leaf]): (float(x), 1.0) for x, leaf in enumerate(order)}
+    for (left, right, height), line in zip(merges, tree.get_segments(), strict=True):
+        (x, bottom), (y, other) = middles[frozenset(left)], middles[frozenset(right)]
+        expected = [[x, bottom], [x, height], [y, height], [y, other]]
+        torch.testing.assert_close(torch.tensor(line.tolist()), torch.tensor(expected))
+        members = sorted(order.index(leaf) for leaf in left + right)
+        assert members == [*range(members[0], members[-1] + 1)], "lines cross"
+        middles[frozenset(left + right)] = ((x + y) / 2, height)
 
 
 @pytest.mark.parametrize("stages", [["embed", "blocks.0"], []])
 def test_trace_shows_the_prediction_above_the_residual_stream_if_there_is_one(
     stages: list[str],
 ) -> None:
-    """Cells that did not change at all are grey."""
+    """Cells that do not differ at all are grey."""
     change, divergence = random(len(stages), 6), random(6)
     change[:, :2], divergence[:2] = 0, 0
-    figure = plots.plot_trace(inspection.Trace(stages, change, divergence), TEXT, 2, "b")
+    figure = plots.plot_trace(inspection.Trace(stages, change, divergence), TEXT, "a b\t$b")
     above = figure.axes[0]
     assert [bar.get_height() for bar in above.patches] == divergence.tolist()
-    assert above.get_title() == "Effect of replacing “⏎” at position 2 by “b”"
     below = figure.axes[1] if stages else above
-    assert labels(below.xaxis) == SHOWN
+    assert labels(below.xaxis) == ["a", "␣", "⏎\nb", "⇥", "$", "b"]
     assert above.get_ylabel() == "prediction,\nKL in nats"
     if stages:
         assert_equal(image(below), change.where(change > 0, torch.nan))
         assert labels(below.yaxis) == stages
-        assert colour_bars(figure) == ["relative change of\nthe residual stream"]
+        assert colour_bars(figure) == ["relative difference of\nthe residual stream"]
+
+
+def test_patching_has_a_map_for_each_kind_of_part_on_one_scale() -> None:
+    parts = ["embed", "blocks.0.attention", "blocks.0.feed_forward", "blocks.0"]
+    single, whole = random(4, 6) * 3 - 1, random(4)
+    patching = inspection.Patching(parts, single, whole, 4.68, -4.84)
+    figure = plots.plot_patching(patching, TEXT, "a b\t$b")
+    shown = [axes for axes in figure.axes if axes.get_images()]
+    groups = [("residual stream", [0, 3]), ("attention", [1]), ("MLP", [2])]
+    most = single.abs().max().item()
+    for axes, (kind, rows) in zip(shown, groups, strict=True):
+        assert axes.get_title(loc="left") == kind
+        assert_equal(image(axes)[:, :6], single[rows])
+        assert image(axes)[:, 6].isnan().all()
+        assert_equal(image(axes)[:, 7], whole[rows])
+        assert axes.get_images()[0].get_clim() == pytest.approx((-most, most))
+        assert labels(axes.yaxis) == [parts[row] for row in rows]
+        bottom, top = axes.get_ylim()
+        assert bottom < top, "the first layer is at the bottom"
+    assert labels(shown[-1].xaxis) == ["a", "␣", "⏎\nb", "⇥", "$", "b", "all"]
+    assert "-4.84 (corrupted) to +4.68 (clean)" in figure.get_suptitle()
+    assert colour_bars(figure) == ["share restored by patching"]
+
+
+def test_patching_an_attention_that_is_the_only_layer_is_the_residual_stream() -> None:
+    patching = inspection.Patching(["embed", "attention"], random(2, 6), random(2), 1.0, 0.0)
+    shown = [axes for axes in plots.plot_patching(patching, TEXT, TEXT).axes if axes.get_images()]
+    assert [axes.get_title(loc="left") for axes in shown] == ["residual stream"]
+
+
+@pytest.mark.parametrize("other", ["c", None])
+def test_attribution_has_a_bar_for_each_large_part_and_one_for_the_rest(other: str | None) -> None:
+    values = torch.tensor([[0.0, 3.0, 1.0], [9.0, -0.5, 0.25], [0.0, 0.1, 0.0], [1.0, -4.0, 1.0]])
+    parts = ["embed", "blocks.0.attention, head 0", "blocks.0.feed_forward", "bias"]
+    attribution = inspection.Attribution(parts, values)
+    axes = plots.plot_attribution(attribution, "abc", "b", other, most=2)
+    expected = [2.0, -5.0, -0.65] if other else [3.0, -4.0, -0.4]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx(expected)
+    assert labels(axes.yaxis) == ["embed", "bias", "2 other parts"]
+    assert [text.get_text() for text in axes.texts] == [f"{value:+.2f}" for value in expected]
+    title = (
+        "Logit of “b” minus that of “c”: -3.65 in total"
+        if other
+        else "Logit of “b”: -1.40 in total"
+    )
+    assert axes.get_title() == title
+    axes = plots.plot_attribution(attribution, "abc", "b", other)
+    assert labels(axes.yaxis) == parts
 
 
 def test_plots_draw_into_given_axes() -> None:
@@ -271,8 +329,8 @@ def test_plots_draw_into_given_axes() -> None:
     assert plots.plot_position_costs(random(1), "ab", axes=axes) is axes
     assert plots.plot_logit_lens(inspection.Lens(["embed"], random(1, 2, 3)), "ab", "abc", axes)
     assert plots.plot_costs(random(1, 2), random(1), axes) is axes
-    assert plots.plot_embeddings(random(3, 2), "abc", axes) is axes
-    assert plots.plot_similarity(random(3, 3), "abc", axes) is axes
+    attribution = inspection.Attribution(["embed"], random(1, 3))
+    assert plots.plot_attribution(attribution, "abc", "a", axes=axes) is axes
     assert plt.get_fignums() == [figure.number]
 
 
@@ -286,13 +344,16 @@ def test_results_can_be_plotted_for_every_class_of_network(config: Path) -> None
     text = "GoodLuck"
     plots.plot_token_losses(inspection.token_losses(model, text * 3), text * 3)
     plots.plot_next_characters(inspection.next_characters(model, text), text, ALPHABET)
-    plots.plot_trace(inspection.trace(model, text, 3, "Z"), text, 3, "Z")
+    texts = text, "GoodLucy"
+    plots.plot_trace(inspection.trace(model, *texts), *texts)
     if not isinstance(model.net, Bigram):
         plots.plot_heads(inspection.attention(model, text), text)
     if hasattr(model.net, "members"):
         model = inspection.member(model, 0)
-    plots.plot_embeddings(inspection.embeddings(model), ALPHABET)
-    plots.plot_similarity(inspection.similarity(model), ALPHABET)
+    for rows in (inspection.embeddings(model), inspection.unembeddings(model)):
+        plots.plot_similarity(inspection.similarity(rows), ALPHABET)
+    plots.plot_patching(inspection.activation_patching(model, *texts, "a", "b"), *texts)
+    plots.plot_attribution(inspection.logit_attribution(model, text), ALPHABET, "a", "b")
     plots.plot_position_costs(inspection.position_costs(model, text), text)
     if not isinstance(model.net, Bigram):
         plots.plot_logit_lens(inspection.logit_lens(model, text), text, ALPHABET)
