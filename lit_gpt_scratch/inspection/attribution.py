@@ -27,7 +27,7 @@ from lit_gpt_scratch.inspection.parts import (
 )
 from lit_gpt_scratch.training.module import LitCharLM
 
-ROUNDING = 1e-4
+ROUNDING = 1e-4  # of 32 bits, in sums of vectors
 
 
 class Attribution(NamedTuple):
@@ -58,9 +58,9 @@ def logit_attribution(model: LitCharLM, text: str, position: int | None = None) 
     modules: dict[str, Any] = {**parts, "unembed": net.unembed, "last": linear}
     modules |= {f"{name}.output": part.output for name, part in parts.items() if _has_heads(part)}
     run = record(model, ids, modules)
-    # From here on, at one position and in 64 bits.
+    # From here on, at one position.
     inputs, outputs = (
-        {name: x[0, position].double() for name, x in tensors.items()}
+        {name: x[0, position] for name, x in tensors.items()}
         for tensors in (run.inputs, run.outputs)
     )
     added: dict[str, Tensor] = {}
@@ -74,16 +74,16 @@ def logit_attribution(model: LitCharLM, text: str, position: int | None = None) 
         added |= pieces if _is_sum(pieces.values(), whole) else {layer: whole}
     vectors = _norm(torch.stack([*added.values()]), inputs["unembed"], inputs["last"], norm)
     with evaluation_mode(model):
-        bias = net.unembed(torch.zeros_like(run.inputs["unembed"][0, position])).double()
-    added |= zip(added, vectors @ linear.weight.detach().double().T, strict=True)
+        bias = net.unembed(torch.zeros_like(inputs["unembed"]))
+    added |= zip(added, vectors @ linear.weight.detach().T, strict=True)
     if bias.any():
         added["bias"] = bias
-    if not _is_sum(added.values(), run.logits[0, position].double()):
+    if not _is_sum(added.values(), run.logits[0, position]):
         raise InputError(
             f"the output layer of {type(net).__name__} is not a norm and a linear layer: its "
             "logits are not a sum over the parts of the network."
         )
-    return Attribution([*added], torch.stack([*added.values()]).float())
+    return Attribution([*added], torch.stack([*added.values()]))
 
 
 def _has_heads(part: Any) -> bool:
@@ -102,7 +102,7 @@ def _split(
             continue
         heads = (parts[name].heads, -1)
         head_outputs = inputs[f"{name}.output"].view(heads)  # (H, D)
-        matrix = parts[name].output.weight.detach().double()
+        matrix = parts[name].output.weight.detach()
         by_head = torch.einsum("hd,chd->hc", head_outputs, matrix.view(len(matrix), *heads))
         vectors |= {f"{name}, head {i}": vector for i, vector in enumerate(by_head)}
     return vectors
@@ -123,5 +123,5 @@ def _norm(vectors: Tensor, x: Tensor, normed: Tensor, norm: Any) -> Tensor:
 
 
 def _is_sum(parts: Iterable[Tensor], whole: Tensor) -> bool:
-    """Return whether parts add up to the whole, up to the rounding of 32 bits."""
+    """Return whether parts add up to the whole, up to rounding."""
     return bool((sum(parts) - whole).norm() <= ROUNDING * (1 + whole.norm()))

@@ -65,7 +65,7 @@ def clusters(cosines: Tensor) -> list[Merge]:
     """
     size = len(cosines)
     groups = {i: [i] for i in range(size)}
-    links = cosines.double().cpu().clone().fill_diagonal_(-torch.inf)
+    links = cosines.cpu().double().clone().fill_diagonal_(-torch.inf)
     merges = []
     for _ in range(size - 1):
         i, j = sorted(divmod(int(links.argmax()), size))
