@@ -1,6 +1,6 @@
 # `make help` prints the comment behind each target.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-core report ladder ablation long bench figures faults fuzz lint format clean
+.PHONY: help setup train test test-core report lab ladder ablation long bench figures faults fuzz lint format clean
 
 CONFIG ?= gpt_cpu
 ARGS ?=
@@ -55,6 +55,9 @@ bench: $(READY)  ## Measure speed, also of a checkout NANOGPT=path of nanoGPT; w
 
 report: $(READY)  ## Write report.html of the newest run of each name, or of RUNS
 	$(BIN)/lit-gpt-scratch report $(RUNS) $(ARGS)
+
+lab: $(READY)  ## Open the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir notebooks $(ARGS)
 
 faults: $(READY)  ## Break training runs and check how each ends (ARGS=--list: print the faults)
 	$(BIN)/python tests/faults/campaign.py $(ARGS)
