@@ -21,7 +21,8 @@ from lit_gpt_scratch.cli.display import LiveCurve, cell_display
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.inspection import loading
 from lit_gpt_scratch.runs.comparison import Comparison
-from lit_gpt_scratch.runs.folder import find_checkpoint, last_checkpoint, read_mapping, read_rows
+from lit_gpt_scratch.runs.folder import last_checkpoint, read_mapping, read_rows
+from lit_gpt_scratch.runs.listing import find_checkpoint
 from lit_gpt_scratch.training.module import LitCharLM
 
 

@@ -21,7 +21,8 @@ from lit_gpt_scratch.data.corpus import absolute_name, download_path
 from lit_gpt_scratch.data.datamodule import CharDataModule
 from lit_gpt_scratch.errors import InputError, raise_user_bug
 from lit_gpt_scratch.private_api import INSTANTIATOR_KEY
-from lit_gpt_scratch.runs.folder import find_checkpoint, runs_folder
+from lit_gpt_scratch.runs.folder import runs_folder
+from lit_gpt_scratch.runs.listing import find_checkpoint
 from lit_gpt_scratch.runs.loggers import WandbSettings
 from lit_gpt_scratch.training.hardware import fastest_precision
 from lit_gpt_scratch.training.module import LitCharLM
@@ -155,7 +156,9 @@ class CheckpointCLI(LightningCLI):
     def use_checkpoint_defaults(self, flags: Namespace) -> None:
         """Make the hyperparameters of the checkpoint that `flags` name the parser's defaults."""
         runs = runs_folder(flags.trainer.default_root_dir)
-        path = self.ckpt_path = find_checkpoint(flags.ckpt_path, runs)
+        path = self.ckpt_path = find_checkpoint(
+            flags.ckpt_path, runs, "last" if self.command == "fit" else "best"
+        )
         checkpoint = read_checkpoint(path, flags.plugin)
         if self.command == "fit" and path.is_dir():
             raise InputError(

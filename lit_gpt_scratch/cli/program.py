@@ -24,6 +24,7 @@ OTHER_COMMANDS = {  # each with the module whose `main` runs it
         "lit_gpt_scratch.cli.compare",
         "Train configs with several seeds; say which is better.",
     ),
+    "runs": ("lit_gpt_scratch.runs.listing", "List the runs on disk."),
     "report": ("lit_gpt_scratch.runs.report", "Write one HTML file that compares runs on disk."),
     "export": ("lit_gpt_scratch.cli.export_command", "Write a checkpoint without pickle."),
     "dashboard": ("lit_gpt_scratch.runs.dashboard", "Save the dashboard into a W&B project."),

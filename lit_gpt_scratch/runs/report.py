@@ -5,6 +5,7 @@ escapes all text, and its content security policy forbids network requests.
 """
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -136,12 +137,17 @@ def render_report(runs: Sequence[Run]) -> str:
     )
 
 
-def write_report(paths: Sequence[Path], output: Path) -> None:
-    """Write the report about the runs that `find_runs` finds; replace no file but a report."""
+def write_report(paths: Sequence[Path], output: Path) -> list[str]:
+    """Write the report about the runs that `find_runs` finds; return their labels.
+
+    Raises:
+        InputError: There are no runs, or a file that is no report would be replaced.
+    """
     folders = reading.find_runs(paths)
     images = min(reading.MAX_STEPS, max(2, MAX_IMAGES // len(folders)))
     size = MAX_IMAGE_BYTES // (images * len(folders))
-    labelled = list(zip(folders, reading.unique_labels(folders), strict=True))
+    labels = reading.unique_labels(folders)
+    labelled = list(zip(folders, labels, strict=True))
     try:
         if output.exists() and not output.read_bytes().startswith(FIRST_LINES):
             raise InputError(f"output {output} exists and is no report: choose another --output.")
@@ -151,6 +157,7 @@ def write_report(paths: Sequence[Path], output: Path) -> None:
             file.write(render_report(runs).encode("utf-8", "replace"))
     except OSError as error:
         raise InputError(f"output {output} cannot be written ({error.strerror}).") from error
+    return labels
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -164,5 +171,6 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default="report.html", help=output)
     with exit_on_input_error(parser.prog):
         options = parser.parse_args(args)
-        write_report(options.runs, options.output)
+        labels = write_report(options.runs, options.output)
+    print(f"runs: {', '.join(labels)}", file=sys.stderr)
     print(options.output)

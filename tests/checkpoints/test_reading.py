@@ -23,7 +23,7 @@ from lit_gpt_scratch.cli import main
 from lit_gpt_scratch.cli.commands import CharCLI
 from lit_gpt_scratch.data import corpus
 from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.runs.folder import find_checkpoint
+from lit_gpt_scratch.runs import find_checkpoint
 
 LIGHTNING = {"pytorch-lightning_version": "2.6.6", "state_dict": {}, "hyper_parameters": {"lr": 1}}
 PLUGIN = """
