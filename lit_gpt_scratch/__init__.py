@@ -1,12 +1,12 @@
 """Train, compare and take apart character-level language models, from a bigram to a GPT.
 
-In a notebook: `lit_gpt_scratch.fit`, `compare` and `load` (see cli/notebook.py).
+In a notebook: `lit_gpt_scratch.fit`, `compare`, `load` and `pick` (see cli/notebook.py).
 """
 
 from importlib import import_module
 from typing import Any
 
-NOTEBOOK = ("fit", "compare", "load")
+NOTEBOOK = ("fit", "compare", "load", "pick")
 
 # Old module -> folder that has its classes now. Old checkpoints and configs name old modules.
 MOVED = {

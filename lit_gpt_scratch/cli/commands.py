@@ -39,8 +39,9 @@ from lit_gpt_scratch.errors import (
     is_users_mistake,
     raise_user_bug,
 )
-from lit_gpt_scratch.runs import callbacks, loggers, summary
+from lit_gpt_scratch.runs import callbacks, loggers, provenance, summary
 from lit_gpt_scratch.runs import folder as run_folder
+from lit_gpt_scratch.runs.console import console_log
 from lit_gpt_scratch.training import progress
 from lit_gpt_scratch.training.checkpointing import AtomicCheckpointIO, GracefulStop
 from lit_gpt_scratch.training.distributed import (
@@ -151,7 +152,8 @@ class CharCLI(CheckpointCLI):
         trainer, settings = self.trainer, self.config.trainer
         config = self.resolve_config()
         plugin = self.config.plugin
-        facts = summary.run_facts(trainer, self.model, self.datamodule, plugin)
+        code = provenance.read_code()
+        facts = summary.run_facts(trainer, self.model, self.datamodule, code, plugin)
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if settings.logger is not False:
             given = as_list(self.config_init.trainer.logger)
@@ -165,11 +167,18 @@ class CharCLI(CheckpointCLI):
         )
         if trainer.is_global_zero:
             run_folder.write_yaml_files(self.folder, config=config, about=facts)
+            if code.changes:
+                (self.folder / "changes.diff").write_text(code.changes, encoding="utf-8")
             print(summary.format_header(self.model, self.datamodule, self.folder), file=sys.stderr)
 
     def fit(self) -> None:
-        """Train. If no step was logged or saved before an error, remove the run's folder."""
+        """Train; keep what is printed in the run's folder."""
         lock = self.open_folder()
+        with console_log(self.folder) if lock else contextlib.nullcontext():
+            self.train(lock)
+
+    def train(self, lock: BaseFileLock | None) -> None:
+        """Train. If no step was logged or saved before an error, remove the run's folder."""
         started, trainer, folder = time.time(), self.trainer, self.folder
         parts = {"model": self.model, "datamodule": self.datamodule}
         try:

@@ -28,8 +28,9 @@ from lit_gpt_scratch.runs.comparison import (
     differing_settings,
     unequal_settings,
 )
+from lit_gpt_scratch.runs.provenance import code_sha256
 from lit_gpt_scratch.runs.reading import flatten
-from lit_gpt_scratch.runs.summary import code_sha256, in_shell
+from lit_gpt_scratch.runs.summary import in_shell
 
 FIRST_SEED = 1337
 FOLDER = Path("comparisons")

@@ -22,7 +22,8 @@ from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.inspection import loading
 from lit_gpt_scratch.runs.comparison import Comparison
 from lit_gpt_scratch.runs.folder import last_checkpoint, read_mapping, read_rows
-from lit_gpt_scratch.runs.listing import find_checkpoint
+from lit_gpt_scratch.runs.listing import age, find_checkpoint, read_info
+from lit_gpt_scratch.runs.reading import runs_below
 from lit_gpt_scratch.training.module import LitCharLM
 
 
@@ -122,6 +123,31 @@ def compare(
     folder = _root() / compare_command.FOLDER
     with _on_standard_output():
         return compare_command.compare(variants, seeds, folder, at_once, tuple(varied))
+
+
+def pick(checkpoint: str | None = None) -> Any:
+    """Show a menu of all runs. Its `value` is the path of the chosen one, at first the newest.
+
+    Args:
+        checkpoint: A path to be chosen at first.
+
+    Raises:
+        InputError: There is no run, or ipywidgets is not installed.
+    """
+    try:
+        from ipywidgets import Dropdown, Layout
+    except ModuleNotFoundError as error:
+        raise InputError("a menu needs ipywidgets: pip install ipywidgets.") from error
+    options = [(checkpoint, checkpoint)] if checkpoint else []
+    runs = _root() / "runs"
+    infos = [read_info(folder) for folder in runs_below(runs)] if runs.is_dir() else []
+    for info in sorted(infos, key=lambda info: info.seconds_ago):
+        if info.best is not None:
+            text = f"{info.path}: {info.network}, val/loss {info.best:.4f}, {age(info.seconds_ago)}"
+            options.append((text, info.path))
+    if not options:
+        raise InputError("there is no run with a checkpoint yet: train one with fit.")
+    return Dropdown(options=options, description="model", layout=Layout(width="50em"))
 
 
 def load(checkpoint: str | Path | FitRun = "best", plugin: str | None = None) -> LitCharLM:

@@ -17,7 +17,8 @@ from lightning.pytorch.callbacks import Callback
 from lit_gpt_scratch.errors import InputError, describe_error, write_errors_as_input_errors
 from lit_gpt_scratch.generation import SamplingSettings, default_prompt
 from lit_gpt_scratch.inspection import attention, draw_heads, visible
-from lit_gpt_scratch.runs.folder import append_rows, count_lines, last_checkpoint
+from lit_gpt_scratch.runs.folder import append_rows, count_lines, last_checkpoint, read_rows
+from lit_gpt_scratch.runs.layers import LayerStatistics
 from lit_gpt_scratch.runs.loggers import find_wandb_run
 from lit_gpt_scratch.training.checkpointing import (
     RunCheckpoint,
@@ -143,9 +144,10 @@ class AttentionRecorder(Recorder):
 
 
 class WandbCheckpoints(Callback):
-    """Saves the W&B run's id in each checkpoint, and logs the best checkpoint as an artifact."""
+    """Saves the W&B run's id in each checkpoint; logs the best loss and the best checkpoint."""
 
-    def __init__(self, wandb_id: str | None = None) -> None:
+    def __init__(self, folder: Path, wandb_id: str | None = None) -> None:
+        self.folder = folder
         self.wandb_id = wandb_id  # of the resumed run; it is kept if W&B is now disabled
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -157,6 +159,11 @@ class WandbCheckpoints(Callback):
         run = find_wandb_run(trainer)
         if run and trainer.state.fn == "fit":
             run.log({}, trainer.global_step, commit=True)
+            _, rows = read_rows(self.folder / "metrics.csv")  # also those before a resume
+            losses = [(float(r["val/loss"]), int(r["step"])) for r in rows if r.get("val/loss")]
+            now = float(trainer.callback_metrics["val/loss"]), trainer.global_step
+            loss, step = min([*losses, now])
+            run.summarize({"best val/loss": loss, "best step": step})
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         run, best = find_wandb_run(trainer), best_checkpoint(trainer)
@@ -205,10 +212,11 @@ def make_callbacks(
         SampleRecorder(folder),
         SymbolLossRecorder(folder),
         AttentionRecorder(folder),
-        WandbCheckpoints(wandb_id),
+        WandbCheckpoints(folder, wandb_id),
         RowCounts(folder),
         SignalCheckpoint(last_checkpoint(folder) if is_saving else None),
         Throughput(),
+        LayerStatistics(),
         *([progress] if progress else []),
         *([best, last] if is_saving else []),
     ]

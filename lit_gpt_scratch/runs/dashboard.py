@@ -18,8 +18,10 @@ class Panel(NamedTuple):
 
     section: str  # the heading above the panel
     title: str
-    key: str  # column of metrics.csv (line), file KEY.csv (table or bar) or folder KEY (image)
-    kind: Literal["line", "bar", "table", "image"] = "line"
+    # A column of metrics.csv (line), all columns KEY/LAYER (layers), a file KEY.csv (table or bar),
+    # or a folder KEY (image).
+    key: str
+    kind: Literal["line", "layers", "bar", "table", "image"] = "line"
     unit: str = ""  # of the vertical axis
     log: bool = False  # whether the vertical axis is logarithmic
     axes: tuple[str, ...] = ("step",)  # W&B gets one plot for each; the report offers all `AXES`
@@ -35,6 +37,9 @@ PANELS = (
     Panel("Loss", "Validation loss of each character", "symbols", "bar", unit=NATS),
     Panel("Optimisation", "Learning rate", "lr"),
     Panel("Optimisation", "Norm of the gradients, before clipping", "grad_norm", log=True),
+    Panel("Layers", "Norm of each layer's gradients", "grad_norm", "layers", log=True),
+    Panel("Layers", "Update over weights, of each layer", "update_ratio", "layers", log=True),
+    Panel("Layers", "Entropy of each layer's attention", "entropy", "layers", unit="nats"),
     Panel("Speed", "Training speed", "chars_per_sec", unit="characters per second"),
     Panel("Speed", "Model-FLOP utilisation", "mfu", unit="of the device's peak"),
     Panel("Samples", "Samples through training", "samples", "table"),
@@ -59,6 +64,9 @@ def build_workspace(project: str, entity: str) -> Any:
                 wr.LinePlot(x=axis, y=[panel.key], title_x=AXES[axis], **style)
                 for axis in panel.axes
             ]
+        if panel.kind == "layers":
+            pattern = f"^{panel.key}/.*"
+            return [wr.LinePlot(title=panel.title, metric_regex=pattern, log_y=panel.log)]
         if panel.kind == "image":
             return [wr.MediaBrowser(title=panel.title, media_keys=[panel.key])]
         return [wr.WeavePanelSummaryTable(table_name=panel.key)]
@@ -67,7 +75,11 @@ def build_workspace(project: str, entity: str) -> Any:
         ws.Section(name=name, is_open=True, panels=[w for p in panels for w in wandb_panels(p)])
         for name, panels in groupby(PANELS, key=lambda panel: panel.section)
     ]
-    return ws.Workspace(name="lit_gpt_scratch", project=project, entity=entity, sections=sections)
+    # The runs of a group, which are the seeds of a config, are one curve: their mean.
+    columns = ["summary:best val/loss", "summary:best step"]
+    runs = ws.RunsetSettings(groupby=[ws.Metric("Group")], pinned_columns=columns)
+    names = {"project": project, "entity": entity}
+    return ws.Workspace(name="lit_gpt_scratch", sections=sections, runset_settings=runs, **names)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -32,7 +32,8 @@ class WandbSettings:
         mode: offline, online or disabled; the default is WANDB_MODE, else offline.
         project: Project name; the default is WANDB_PROJECT, else lit_gpt_scratch.
         entity: User or team; the default is WANDB_ENTITY, else your account's.
-        group: Group of runs that this run belongs to; the default is WANDB_RUN_GROUP.
+        group: Group of runs, which W&B averages; the default is WANDB_RUN_GROUP, else the run's
+            name: so the seeds of a config are a group.
         tags: Tags of the run; the default is WANDB_TAGS, separated by commas.
     """
 
@@ -109,7 +110,7 @@ class WandbRun(Logger):
             "mode": resolve_wandb_mode(settings),
             "project": settings.project or os.environ.get("WANDB_PROJECT") or "lit_gpt_scratch",
             "entity": settings.entity,  # for None, W&B reads its environment variable itself
-            "group": settings.group,
+            "group": settings.group or os.environ.get("WANDB_RUN_GROUP") or folder.parent.name,
             "tags": settings.tags or None,
             "config": config,
         }
@@ -147,6 +148,12 @@ class WandbRun(Logger):
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """Do nothing: `config` has the hyperparameters."""
+
+    def summarize(self, values: Mapping[str, Any]) -> None:
+        """Set values in W&B's summary of the run."""
+        if run := self.experiment:
+            with self._notice_errors():
+                run.summary.update(dict(values))
 
     def log_artifact(self, artifact: Any, aliases: list[str]) -> None:
         if run := self.experiment:

@@ -45,6 +45,8 @@ class Run(NamedTuple):
 
     def has_panel(self, panel: Panel) -> bool:
         """Return whether the run has data for a panel."""
+        if panel.kind == "layers":  # only W&B shows these
+            return False
         if panel.kind == "line":
             return panel.key in self.train or panel.key in self.val
         return bool(getattr(self, panel.key))

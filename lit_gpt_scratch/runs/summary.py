@@ -1,6 +1,5 @@
 """What `fit` prints about a run: the header, the resume command and the results."""
 
-import hashlib
 import math
 import os
 import platform
@@ -21,40 +20,16 @@ from lit_gpt_scratch.models import count_parameters
 from lit_gpt_scratch.runs.callbacks import printable_lines
 from lit_gpt_scratch.runs.folder import last_checkpoint, mark_finished
 from lit_gpt_scratch.runs.loggers import find_wandb_run
+from lit_gpt_scratch.runs.provenance import Code, code_sha256
 from lit_gpt_scratch.training.checkpointing import best_checkpoint
 from lit_gpt_scratch.training.distributed import is_rank_zero
 from lit_gpt_scratch.training.optim import parameter_groups
 from lit_gpt_scratch.training.throughput import Throughput
 
 
-def git_commit() -> str | None:
-    """Return the commit of this package's own repository, or None if it has none."""
-    package = Path(__file__).parents[1]
-    command = ["git", "-C", str(package), "rev-parse", "--show-prefix", "HEAD"]
-    try:
-        output = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
-    except OSError:  # git is not installed
-        return None
-    # The prefix differs if the package is installed inside another repository.
-    return output[1] if output[:1] == [f"{package.name}/"] else None
-
-
-def code_sha256(plugin: str | None) -> str:
-    """Return the hash of the Python files that decide a run's result, and of the plugin's."""
-    package = Path(__file__).parents[1]
-    files = [
-        path for room in ("models", "data", "training") for path in (package / room).glob("*.py")
-    ]
-    if plugin and (source := getattr(sys.modules.get(plugin), "__file__", None)):
-        is_package = Path(source).name == "__init__.py"
-        files += Path(source).parent.rglob("*.py") if is_package else [Path(source)]
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(f"{path.name}\n".encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def run_facts(trainer: Any, model: Any, data: Any, plugin: str | None = None) -> dict[str, Any]:
+def run_facts(
+    trainer: Any, model: Any, data: Any, code: Code, plugin: str | None = None
+) -> dict[str, Any]:
     """Return the contents of about.yaml: facts about a run that its config lacks."""
     device = trainer.strategy.root_device
     return {
@@ -64,7 +39,8 @@ def run_facts(trainer: Any, model: Any, data: Any, plugin: str | None = None) ->
         "sha256": data.hparams.sha256,
         "alphabet_size": len(data.alphabet),
         "context": data.context,
-        "git_commit": git_commit(),
+        "git_commit": code.commit,
+        "git_is_clean": code.is_clean,
         "code_sha256": code_sha256(plugin),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "precision": str(trainer.precision),

@@ -20,7 +20,7 @@ from lit_gpt_scratch.cli import jobs, main, search
 from lit_gpt_scratch.cli.jobs import Job
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.runs.folder import lock_run_folder, read_mapping, read_rows
-from lit_gpt_scratch.runs.summary import code_sha256
+from lit_gpt_scratch.runs.provenance import code_sha256
 
 TINY = [
     "--data.corpus=sample", "--data.sample_size=20000", "--data.context=8", "--data.batch_size=4",
