@@ -20,6 +20,7 @@ from lit_gpt_scratch.inspection import attention, draw_heads, visible
 from lit_gpt_scratch.runs.folder import append_rows, count_lines, last_checkpoint, read_rows
 from lit_gpt_scratch.runs.layers import LayerStatistics
 from lit_gpt_scratch.runs.loggers import find_wandb_run
+from lit_gpt_scratch.training.callbacks import EarlyValidations
 from lit_gpt_scratch.training.checkpointing import (
     RunCheckpoint,
     SignalCheckpoint,
@@ -217,6 +218,7 @@ def make_callbacks(
         SignalCheckpoint(last_checkpoint(folder) if is_saving else None),
         Throughput(),
         LayerStatistics(),
+        EarlyValidations(),
         *([progress] if progress else []),
         *([best, last] if is_saving else []),
     ]

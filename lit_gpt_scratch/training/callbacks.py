@@ -157,6 +157,35 @@ class ValidateAtEnd(Callback):
             trainer.should_stop = True
 
 
+class EarlyValidations(Callback):
+    """Adds validations after 1, 10, 30, 100, 300, ... steps, so that a curve shows its fall.
+
+    They end where they would come close to the interval between validations. Epochs that are
+    counted (`check_val_every_n_epoch`) get none.
+    """
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.interval = trainer.val_check_batch  # batches between two validations
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        trainer.val_check_batch = self.interval
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        parts, batches = trainer.accumulate_grad_batches, trainer.fit_loop.total_batch_idx + 1
+        is_early = is_early_step(trainer.global_step) and batches == trainer.global_step * parts
+        if trainer.check_val_every_n_epoch is None and is_early and 3 * batches <= self.interval:
+            trainer.val_check_batch = batches  # Lightning validates at multiples of it
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.state.fn == "fit":
+            trainer.val_check_batch = self.interval
+
+
+def is_early_step(step: int) -> bool:
+    """Return whether a step is 1 or one of 10, 30, 100, 300 and so on."""
+    return step == 1 or (step >= 10 and str(step).rstrip("0") in ("1", "3"))
+
+
 class CompileBlocks(Callback):
     """Compiles a network with torch.compile before training.
 
