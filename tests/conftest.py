@@ -2,6 +2,7 @@
 
 import os
 import sys
+import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -41,6 +42,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.delenv("LIT_GPT_SCRATCH_DATA", raising=False)
         patch.setenv("WANDB_MODE", "disabled")
         patch.setenv("OMP_NUM_THREADS", "1")
+        # As with an active environment: printed commands then begin with the program's name alone.
+        patch.setenv("PATH", sysconfig.get_path("scripts"), prepend=os.pathsep)
         patch.setenv("NO_PROXY", "127.0.0.1,localhost")  # servers that tests start
         yield
 

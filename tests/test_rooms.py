@@ -15,7 +15,7 @@ ROOMS = [
     "cli", "runs", "inspection", "training", "generation", "data", "checkpoints", "models",
 ]  # fmt: skip
 # Modules beside the rooms: what every room may import, and entries, which may import any room.
-BASE = {"", "errors", "files", "private_api"}
+BASE = {"", "errors", "files", "private_api", "shell"}
 ENTRIES = {"__main__", "report", "export", "dashboard"}
 
 

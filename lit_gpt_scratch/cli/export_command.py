@@ -6,12 +6,11 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from lit_gpt_scratch.checkpoints.formats import import_plugin, read_checkpoint, write_export
-from lit_gpt_scratch.cli.program import PROGRAM
 from lit_gpt_scratch.errors import InputError, exit_on_input_error
 from lit_gpt_scratch.inspection.loading import build_model
 from lit_gpt_scratch.runs import find_checkpoint
 from lit_gpt_scratch.runs.folder import runs_folder
-from lit_gpt_scratch.runs.summary import in_shell
+from lit_gpt_scratch.shell import PROGRAM, in_shell, shell_name
 
 
 def export(ckpt_path: str, output: Path, plugin: str | None = None) -> None:
@@ -46,4 +45,4 @@ def main(args: Sequence[str] | None = None) -> None:
         export(**vars(flags))
     size = sum(file.stat().st_size for file in flags.output.iterdir())
     print(f"{flags.output}  {size / 1e6:.1f} MB")
-    print(f"Next:\n  {PROGRAM} predict --ckpt_path {in_shell(flags.output)}")
+    print(f"Next:\n  {shell_name()} predict --ckpt_path {in_shell(flags.output)}")

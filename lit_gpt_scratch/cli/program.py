@@ -1,8 +1,10 @@
 """The list of commands, and the function that starts one of them."""
 
+import contextlib
+import os
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
@@ -11,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt_scratch.errors import exit_with_error
+from lit_gpt_scratch.shell import PROGRAM, shell_name
 
-PROGRAM = "lit-gpt-scratch"
 TRAINER_COMMANDS = {
     "fit": "Train a model; its files go into runs/NAME/version_N.",
     "validate": "Compute the exact loss of a checkpoint on the validation split.",
@@ -43,6 +45,7 @@ def own_configs() -> dict[str, Path]:
 def overview() -> str:
     """Return the help text that lists all commands and says how to begin."""
     listed = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    program = shell_name()
     configs = textwrap.fill(f"Configs: {', '.join(own_configs())}.", 100)
     return (
         f"usage: {PROGRAM} COMMAND [options]\n\n"
@@ -50,10 +53,10 @@ def overview() -> str:
         f"{listed}\n\n"
         "To begin: train the default model, in about a minute on two cores, and generate text.\n"
         "Then train another config, and compare both runs in report.html.\n\n"
-        f"  {PROGRAM} fit\n"
-        f"  {PROGRAM} predict --ckpt_path best --prompt ROMEO:\n"
-        f"  {PROGRAM} fit --config multi_head\n"
-        f"  {PROGRAM} report\n\n"
+        f"  {program} fit\n"
+        f"  {program} predict --ckpt_path best --prompt ROMEO:\n"
+        f"  {program} fit --config multi_head\n"
+        f"  {program} report\n\n"
         f"{configs}\n\n"
         f"{PROGRAM} COMMAND --help lists the options of a command. --version prints the version."
     )
@@ -80,9 +83,28 @@ def find_command(args: Any = None) -> Callable[[], Any]:
         close = get_close_matches(first, COMMANDS, 1)
         hint = f"did you mean {close[0]}?" if close else f"give one of {', '.join(COMMANDS)}."
         exit_with_error(PROGRAM, f"there is no command {first!r}: {hint}")
-    from lit_gpt_scratch.cli import commands
+    is_help = any(arg == "-h" or arg.startswith("--help") for arg in args)
+    with contextlib.nullcontext() if is_help else loading_notice(first):
+        from lit_gpt_scratch.cli import commands
 
     return partial(commands.main, first, args[1:])
+
+
+@contextlib.contextmanager
+def loading_notice(command: str) -> Iterator[None]:
+    """Say on a terminal that the libraries, which take seconds, load; erase the notice at the end.
+
+    Standard error alone has it, and only of the process that the user has started.
+    """
+    notice = f"{PROGRAM} {command}: loading PyTorch and Lightning ..."
+    is_shown = sys.stderr.isatty() and "LOCAL_RANK" not in os.environ
+    if is_shown:
+        print(notice, end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if is_shown:
+            print(f"\r{' ' * len(notice)}\r", end="", file=sys.stderr, flush=True)
 
 
 def find_command_of_mapping(args: Any) -> Callable[[], Any]:

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from jsonargparse import ArgumentParser
 
 from lit_gpt_scratch.errors import InputError, exit_on_input_error
+from lit_gpt_scratch.shell import PROGRAM
 
 # The metrics that a curve can be plotted against, and the titles of these axes.
 AXES = {"step": "step", "tokens_seen": "characters seen", "train_seconds": "seconds of training"}
@@ -85,7 +86,7 @@ def build_workspace(project: str, entity: str) -> Any:
 def main(args: Sequence[str] | None = None) -> None:
     """Save the dashboard into a W&B project."""
     parser = ArgumentParser(
-        prog="lit-gpt-scratch dashboard", description=main.__doc__, exit_on_error=False
+        prog=f"{PROGRAM} dashboard", description=main.__doc__, exit_on_error=False
     )
     parser.add_argument("--project", default="lit_gpt_scratch", help="Name of the W&B project.")
     parser.add_argument("--entity", required=True, help="W&B user or team that owns the project.")

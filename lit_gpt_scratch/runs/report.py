@@ -23,6 +23,7 @@ from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.runs import reading
 from lit_gpt_scratch.runs.dashboard import AXES, PANELS
 from lit_gpt_scratch.runs.reading import Run, parse_number, subsample
+from lit_gpt_scratch.shell import PROGRAM
 
 MAX_POINTS = 500  # of each curve
 MAX_SYMBOLS = 120  # the most frequent ones
@@ -162,9 +163,7 @@ def write_report(paths: Sequence[Path], output: Path) -> list[str]:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Make one HTML file about runs: scores, curves, settings, samples and attention."""
-    parser = ArgumentParser(
-        prog="lit-gpt-scratch report", description=main.__doc__, exit_on_error=False
-    )
+    parser = ArgumentParser(prog=f"{PROGRAM} report", description=main.__doc__, exit_on_error=False)
     where = "Folders of runs, or folders that contain them; else each name's newest run in ./runs."
     parser.add_argument("runs", nargs="*", type=Path, default=[], help=where)
     output = "The HTML file to write."

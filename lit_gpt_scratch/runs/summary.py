@@ -1,9 +1,7 @@
 """What `fit` prints about a run: the header, the resume command and the results."""
 
 import math
-import os
 import platform
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +19,7 @@ from lit_gpt_scratch.runs.callbacks import printable_lines
 from lit_gpt_scratch.runs.folder import last_checkpoint, mark_finished
 from lit_gpt_scratch.runs.loggers import find_wandb_run
 from lit_gpt_scratch.runs.provenance import Code, code_sha256
+from lit_gpt_scratch.shell import in_shell, shell_name
 from lit_gpt_scratch.training.checkpointing import best_checkpoint
 from lit_gpt_scratch.training.distributed import is_rank_zero
 from lit_gpt_scratch.training.optim import parameter_groups
@@ -80,18 +79,12 @@ def large_alphabet_notice(model: Any) -> list[str]:
     ]
 
 
-def in_shell(path: Path) -> str:
-    """Return a path for a printed command, quoted for the system's shell; with / on Windows."""
-    quote = shlex.join if os.name == "posix" else subprocess.list2cmdline
-    return quote([path.as_posix()])
-
-
 def print_resume_command(folder: Path, message: str) -> None:
     """Print a message and how to resume the run, if it has a checkpoint, to standard error."""
     config, last = folder / "config.yaml", last_checkpoint(folder)
     if is_rank_zero() and last.exists():
         files = f"--config {in_shell(config)} --ckpt_path {in_shell(last)}"
-        print(f"{message} To resume:\n  lit-gpt-scratch fit {files}", file=sys.stderr)
+        print(f"{message} To resume:\n  {shell_name()} fit {files}", file=sys.stderr)
 
 
 class FitSummary(Callback):
@@ -174,13 +167,14 @@ def format_summary(
     prompt = " --prompt ROMEO:" if set("ROMEO:") <= set(data.alphabet) else ""
     checkpoints = [folder / "checkpoints" / "best.ckpt", last_checkpoint(folder)]
     if checkpoint := next(filter(Path.exists, checkpoints), None):
+        program = shell_name()
         path = in_shell(checkpoint) + (f" --plugin {plugin}" if plugin else "")
         lines += [
             "Next:",
-            f"  lit-gpt-scratch predict --ckpt_path {path}{prompt}",
-            f"  lit-gpt-scratch validate --ckpt_path {path}",
-            f"  lit-gpt-scratch report {in_shell(folder)}",
+            f"  {program} predict --ckpt_path {path}{prompt}",
+            f"  {program} validate --ckpt_path {path}",
+            f"  {program} report {in_shell(folder)}",
         ]
     where = f"wandb/offline-run-*-{run.id}" if run else ""
     offline = sorted(Path(run.options["dir"]).glob(where)) if run else []
-    return "\n".join(lines + [f"  wandb sync {in_shell(path)}" for path in offline])
+    return "\n".join(lines + [f"  {shell_name('wandb')} sync {in_shell(path)}" for path in offline])

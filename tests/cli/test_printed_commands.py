@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lit_gpt_scratch import cli
+from lit_gpt_scratch.shell import shell_name
 
 SMALL = [
     "--data.corpus=sample", "--data.sample_size=20000", "--data.context=16", "--data.batch_size=4",
@@ -32,10 +34,9 @@ model: {net: {class_path: GPT, init_args: {layers: 1, width: 16, attention: mine
 
 
 def environment() -> dict[str, str]:
-    """Return an environment with this Python's programs, and this package."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    """Return an environment with this package, where no Python environment is active."""
     package = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    return os.environ | {"PATH": path, "PYTHONPATH": package, "WANDB_MODE": "offline"}
+    return os.environ | {"PATH": os.defpath, "PYTHONPATH": package, "WANDB_MODE": "offline"}
 
 
 def run(folder: Path, command: list[str] | str) -> str:
@@ -48,16 +49,20 @@ def run(folder: Path, command: list[str] | str) -> str:
     return done.stdout + done.stderr
 
 
-def run_here(command: str) -> None:
-    """Run a command in this process, because a new process takes seconds to start."""
+def run_here(command: str, path: str | None = None) -> None:
+    """Run a command in this process, because a new process takes seconds to start.
+
+    A shell with that PATH (default: this process's) would find its program.
+    """
     program, *args = shlex.split(command)
-    assert program == "lit-gpt-scratch"
-    cli.main(args)
+    assert shutil.which(program, path=path), command
+    cli.main(args[2:] if args[0] == "-m" else args)
 
 
 def printed(text: str) -> list[str]:
-    """Return the commands in a text: lines that begin with two spaces and a program's name."""
-    return re.findall(r"^  ((?:lit-gpt-scratch|wandb) .+)$", text, re.MULTILINE)
+    """Return the commands in a text: lines that begin with two spaces and a program's path."""
+    programs = r"lit-gpt-scratch|wandb|python[\d.]* -m (?:lit_gpt_scratch|wandb)"
+    return re.findall(rf"^  ((?:\S*/)?(?:{programs}) .+)$", text, re.MULTILINE)
 
 
 @pytest.mark.slow
@@ -82,7 +87,8 @@ def test_the_commands_of_the_summary_work(
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     folder = cli.main(["fit", *SMALL, *flags, "--wandb.mode=disabled"]).folder
     commands = printed(capsys.readouterr().out)
-    assert [command.split()[1] for command in commands] == ["predict", "validate", "report"]
+    begins = [f"{shell_name()} {name} " for name in ("predict", "validate", "report")]
+    assert all(map(str.startswith, commands, begins))
     for command in commands:
         monkeypatch.delitem(sys.modules, "mine", raising=False)  # as in a new process
         run_here(command)
@@ -92,11 +98,14 @@ def test_the_commands_of_the_summary_work(
 
 
 @pytest.mark.slow
-def test_a_name_that_a_shell_would_split_is_quoted(tmp_path: Path) -> None:
+def test_printed_commands_are_quoted_and_need_no_active_environment(tmp_path: Path) -> None:
+    """As after `make train`: the shell finds neither this program nor wandb by its name."""
     fit = [sys.executable, "-m", "lit_gpt_scratch", "fit", *SMALL, *TINY_NET, "--name=a run's"]
     *_, predict, _, _, sync = printed(run(tmp_path, fit))
     run(tmp_path, predict)
-    (folder,) = run(tmp_path, sync.replace("wandb sync", "ls -d")).splitlines()
+    program, _, folder = sync.rpartition(" sync ")
+    assert "offline" in run(tmp_path, f"{program} --help")
+    (folder,) = run(tmp_path, f"ls -d {folder}").splitlines()
     assert (tmp_path / folder).is_dir()
 
 
@@ -118,7 +127,7 @@ def test_the_command_of_a_stopped_run_resumes_it(
     assert job.returncode == 128 + signal.SIGTERM, said
     (resume,) = printed(said)
     monkeypatch.chdir(tmp_path)
-    run_here(resume)
+    run_here(resume, path=os.defpath)
     assert "at step 1000" in capsys.readouterr().out
     # A new run of that name prints the command for the unfinished one: there is none left.
     cli.main([*command[3:], "--wandb.mode=disabled"])

@@ -1,13 +1,12 @@
 """What `fit` prints about a run."""
 
 import shlex
-from pathlib import Path, PureWindowsPath
-from typing import Any
+from pathlib import Path
 
 import pytest
 from laws import train_small
 
-from lit_gpt_scratch.runs.summary import format_loss, in_shell, print_resume_command
+from lit_gpt_scratch.runs.summary import format_loss, print_resume_command
 
 
 def test_the_summary_ends_with_commands_for_the_best_checkpoint_and_the_report(
@@ -43,9 +42,3 @@ def test_the_resume_command_is_printed_if_there_is_a_checkpoint(
 def test_a_loss_is_in_nats_and_bits() -> None:
     assert format_loss(1.0) == "1.0000 nats (1.443 bits) per character"
     assert format_loss(None) == "not validated"
-
-
-def test_a_path_of_windows_is_printed_with_slashes() -> None:
-    """Its own separator is no plain character in shells: it would be quoted."""
-    path: Any = PureWindowsPath(r"runs\gpt_cpu\version_0\checkpoints\last.ckpt")
-    assert in_shell(path) == "runs/gpt_cpu/version_0/checkpoints/last.ckpt"
