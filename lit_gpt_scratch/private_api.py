@@ -61,11 +61,6 @@ def errors_of_union(error: BaseException) -> list[BaseException]:
     return list(frame.f_locals.get("exceptions", []))
 
 
-def move_group_last(parser: Any, title: str) -> None:
-    """Move the options of a group to the end of the help; argparse has no public order."""
-    parser._action_groups.sort(key=lambda group: group.title == title)
-
-
 def options(parser: Any) -> list[Any]:
     """Return the options of a parser; argparse has no public way to change their help."""
     return parser._actions

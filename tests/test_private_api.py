@@ -76,17 +76,6 @@ def test_cli_writes_its_instantiator_into_hyperparameters(
     assert named.model.hparams[private_api.CLASS_PATH_KEY] == f"{__name__}.Model"
 
 
-def test_move_group_last() -> None:
-    parser = ArgumentParser()
-    parser.add_argument_group("many options")
-    parser.add_argument_group("few options").add_argument("--few")
-    private_api.move_group_last(parser, "many options")
-    parser.add_argument("--first")
-    text = parser.format_help()
-    assert text.index("--first") < text.index("few options")
-    assert [group.title for group in parser._action_groups][-1] == "many options"
-
-
 def test_options_are_those_of_the_help() -> None:
     parser = ArgumentParser()
     parser.add_argument("--hidden")

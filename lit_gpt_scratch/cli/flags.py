@@ -10,6 +10,7 @@ from typing import Any
 
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.private_api import options
+from lit_gpt_scratch.shell import PROGRAM
 from lit_gpt_scratch.training.distributed import is_rank_zero
 from lit_gpt_scratch.training.hardware import kind_of_device, supported
 
@@ -53,6 +54,9 @@ COUNTS = (
 # Help texts that replace Lightning's, which are wrong for this program.
 LIMIT = "It replaces the default of max_steps."
 HELP = {
+    "accelerator": "The kind of device: cpu, gpu (CUDA or MPS), or auto, a GPU if there is one.",
+    "devices": "Number of devices, a list of their numbers, or auto: all GPUs, or one CPU.",
+    "precision": "Of weights and computation: as bf16-mixed, weights in fp32, products in bf16.",
     "logger": "More loggers. false: none at all; fit then writes no metrics.csv and no W&B run.",
     "fast_dev_run": "Run only this number of batches, to find bugs. true: one batch.",
     "max_epochs": f"Stop after this number of epochs. -1: no limit. {LIMIT}",
@@ -82,6 +86,17 @@ HELP = {
 }  # fmt: skip
 
 
+# `--help` lists a command's own options and these; `--help.GROUP` lists all options of a group.
+PAGES = ("data", "model", "trainer")
+FIRST_PAGE = {
+    "fit": "data model trainer.max_steps trainer.val_check_interval trainer.precision "
+    "trainer.devices trainer.accelerator",
+    "validate": "data",
+    "test": "data",
+    "predict": "",
+}
+
+
 def without_effect(command: str) -> dict[str, str]:
     """Return the flags that have no effect in a command, each with the reason."""
     unused = [(names, why) for names, where, why in EFFECTS if command not in where.split()]
@@ -90,22 +105,39 @@ def without_effect(command: str) -> dict[str, str]:
 
 def why_no_effect(command: str, flag: str) -> str | None:
     """Return why a flag, or the group that it is in, has no effect; None: it has one."""
-    reasons = without_effect(command).items()
-    return next((why for name, why in reasons if f"{flag}.".startswith(f"{name}.")), None)
+    return next((why for name, why in without_effect(command).items() if is_in(flag, name)), None)
 
 
-def correct_help(parser: Any, command: str) -> None:
-    """Hide flags that have no effect in a command, and correct the help of the others.
+def is_in(flag: str, group: str) -> bool:
+    """Return whether a flag is in a group, or is the group itself."""
+    return f"{flag}.".startswith(f"{group}.")
+
+
+def is_on_page(flag: str, command: str, page: str | None) -> bool:
+    """Return whether a page of the help lists a flag; page None: the first one, `--help`."""
+    if page:
+        return is_in(flag, page)
+    is_own = flag.partition(".")[0] not in PAGES
+    return is_own or any(is_in(flag, name) for name in FIRST_PAGE[command].split())
+
+
+def correct_help(parser: Any, command: str, page: str | None) -> None:
+    """Hide flags that are on other pages or have no effect; correct the help of the others.
 
     Call it only before help is printed: jsonargparse leaves hidden flags out of hyperparameters.
     """
     for option in options(parser):
-        if why_no_effect(command, option.dest):
+        is_link = not option.option_strings[0].startswith("-")  # data.context --> model.context
+        is_elsewhere = not is_on_page(option.dest, command, page)
+        if is_link or is_elsewhere or why_no_effect(command, option.dest):
             option.help = SUPPRESS
         elif option.dest.startswith("trainer.") and option.help:
             text = HELP.get(option.dest.removeprefix("trainer."), option.help)
             # Lightning's defaults; the parser adds those that are true here.
             option.help = re.sub(r"\s*Default: (``.*?``|\d+)\.?", "", text)
+    others = [name for name in PAGES if name != page and name not in FIRST_PAGE[command].split()]
+    pages = ["--help"] * bool(page) + [f"--help.{name}" for name in others]
+    parser.epilog = f"More options: {PROGRAM} {command} {', '.join(pages)}"
 
 
 def check_effects(command: str, args: Any) -> None:

@@ -1,6 +1,7 @@
 """The parser of the command line, and its error messages: one line with the flag that was meant."""
 
 import re
+from argparse import SUPPRESS, Action
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -9,11 +10,10 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_gpt_scratch import models, training
-from lit_gpt_scratch.cli.flags import correct_help, why_no_effect
+from lit_gpt_scratch.cli.flags import PAGES, correct_help, why_no_effect
 from lit_gpt_scratch.errors import is_in_user_code, is_out_of_memory
-from lit_gpt_scratch.private_api import WRONG_WEIGHTS, move_group_last
+from lit_gpt_scratch.private_api import WRONG_WEIGHTS
 
-TRAINER_GROUP = "Customize every aspect of training via flags"  # Lightning's title of its options
 # The wording of jsonargparse. A message that matches none of these is shown as it is.
 KEY = re.compile(r'Parser key "([^"]+)":')  # twice for model.net.width: "model.net", "width"
 UNKNOWN = re.compile(r"(?:arguments: (?:--)?|[Oo]ption '|attribute '|path string: )([^\s='\"]+)")
@@ -130,7 +130,9 @@ def suggestion(name: str, known: Sequence[str]) -> str:
     close = close or [by_last_part[s] for s in get_close_matches(last_part, by_last_part, 1, 0.6)]
     if close and close[0] != name:  # the same name is an argument of another class
         return f": did you mean {close[0]}?"
-    return "; --help lists the options."
+    group = name.partition(".")[0]
+    page = f"--help.{group}" if group in PAGES else "--help"
+    return f"; {page} lists the options."
 
 
 def known_names(parser: Any) -> list[str]:
@@ -147,6 +149,7 @@ class Parser(LightningArgumentParser):
     """Lightning's parser, with other defaults for classes, and another help."""
 
     command = "fit"
+    page: str | None = None  # the page of the help; None: the first one
 
     def get_defaults(self, *args: Any, **kwargs: Any) -> Any:
         """Return the defaults without the arguments of default classes; jsonargparse adds those.
@@ -162,7 +165,18 @@ class Parser(LightningArgumentParser):
         return config
 
     def format_help(self, *args: Any) -> str:
-        """List the Trainer's options last, and only those that have an effect in the command."""
-        move_group_last(self, TRAINER_GROUP)
-        correct_help(self, self.command)
+        """List the options of one page, and only those that have an effect in the command."""
+        correct_help(self, self.command, self.page)
         return super().format_help(*args)
+
+
+class HelpPage(Action):
+    """`--help.trainer`, for example: print a page of the help, and exit."""
+
+    def __init__(self, option_strings: Sequence[str], **_: Any) -> None:
+        super().__init__(option_strings, SUPPRESS, nargs=0, default=SUPPRESS, help=SUPPRESS)
+
+    def __call__(self, parser: Any, *values_and_option: Any) -> None:
+        parser.page = values_and_option[-1].removeprefix("--help.")
+        parser.print_help()
+        parser.exit()

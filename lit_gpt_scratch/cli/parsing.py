@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_module
 
 from lit_gpt_scratch.checkpoints.formats import HYPERPARAMETERS, import_plugin, read_checkpoint
-from lit_gpt_scratch.cli.flags import check_effects
-from lit_gpt_scratch.cli.messages import Parser, explain, known_names, with_flags
+from lit_gpt_scratch.cli.flags import PAGES, check_effects
+from lit_gpt_scratch.cli.messages import HelpPage, Parser, explain, known_names, with_flags
 from lit_gpt_scratch.cli.predict import PredictSettings
-from lit_gpt_scratch.cli.program import PROGRAM, TRAINER_COMMANDS, own_configs
+from lit_gpt_scratch.cli.program import TRAINER_COMMANDS, own_configs
 from lit_gpt_scratch.data.corpus import absolute_name, download_path
 from lit_gpt_scratch.data.datamodule import CharDataModule
 from lit_gpt_scratch.errors import InputError, raise_user_bug
@@ -24,6 +25,7 @@ from lit_gpt_scratch.private_api import INSTANTIATOR_KEY
 from lit_gpt_scratch.runs.folder import runs_folder
 from lit_gpt_scratch.runs.listing import find_checkpoint
 from lit_gpt_scratch.runs.loggers import WandbSettings
+from lit_gpt_scratch.shell import PROGRAM
 from lit_gpt_scratch.training.hardware import fastest_precision
 from lit_gpt_scratch.training.module import LitCharLM
 
@@ -97,26 +99,29 @@ class CheckpointCLI(LightningCLI):
             exit_on_error=False,
         )
         parser.command = self.command
+        for page in PAGES:
+            parser.add_argument(f"--help.{page}", action=HelpPage)
         config_help = "A YAML file, or the name of a config of the program, such as multi_head."
         parser.add_argument("-c", "--config", action=ConfigAction, help=config_help)
+        ckpt_help = "A .ckpt file, or best or last: the newest such file in runs/."
+        ckpt_help += " fit resumes from it." if self.command == "fit" else " Required."
+        parser.add_argument("--ckpt_path", type=str | None, help=ckpt_help)
+        if self.command == "predict":
+            parser.add_class_arguments(PredictSettings, as_group=False)
+        name_help = "Name of the run; default: the config's file name."
+        parser.add_argument("--name", type=str | None, help=name_help)
         seed_help = "Seed of all random numbers. true: a random seed. false: none for the weights."
         parser.add_argument("--seed_everything", type=bool | int, default=1337, help=seed_help)
+        plugin_help = "Your own module, if the run or the checkpoint uses its classes."
+        parser.add_argument("--plugin", type=str | None, help=plugin_help)
         parser.add_lightning_class_args(CharDataModule, "data")
         parser.add_lightning_class_args(LitCharLM, "model")
         parser.link_arguments("data.alphabet", "model.alphabet", apply_on="instantiate")
         parser.link_arguments("data.context", "model.context", apply_on="instantiate")
+        parser.add_class_arguments(WandbSettings, "wandb")
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.set_defaults({"trainer": TRAINER_DEFAULTS | {"precision": fastest_precision()}})
-        plugin_help = "Your own module, if the run or the checkpoint uses its classes."
-        parser.add_argument("--plugin", type=str | None, help=plugin_help)
-        ckpt_help = "A .ckpt file, or best or last: the newest such file in runs/."
-        ckpt_help += " fit resumes from it." if self.command == "fit" else " Required."
-        parser.add_argument("--ckpt_path", type=str | None, help=ckpt_help)
-        name_help = "Name of the run; default: the config's file name."
-        parser.add_argument("--name", type=str | None, help=name_help)
-        parser.add_class_arguments(WandbSettings, "wandb")
         if self.command == "predict":
-            parser.add_class_arguments(PredictSettings)
             # bf16 is slower here: for one character at a time, casts cost more than they save.
             parser.set_defaults({"trainer.devices": 1, "trainer.precision": "32-true"})
 
@@ -260,10 +265,12 @@ def read_config(name: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise InputError(f"--config {path} is not a text in UTF-8 ({error}).") from error
     except OSError as error:
-        raise InputError(
-            f"--config {name}: {error.strerror}. Give a file, or a config of the program: "
-            f"{', '.join(own_configs())}."
-        ) from error
+        beside = {file.stem: str(file) for file in Path(name).parent.glob("*.yaml")}
+        known = {own: own for own in own_configs()} | beside
+        close = get_close_matches(Path(name).stem, known, 1)
+        hint = f"Give a file, or a config of the program: {', '.join(own_configs())}."
+        hint = f"Did you mean {known[close[0]]}?" if close else hint
+        raise InputError(f"--config {name}: {error.strerror}. {hint}") from error
     except yaml.YAMLError as error:
         where = str(error)
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:

@@ -12,7 +12,7 @@ from tiny import TINY, Refusal
 
 from lit_gpt_scratch import cli
 from lit_gpt_scratch.cli.commands import CharCLI
-from lit_gpt_scratch.cli.flags import EFFECTS, HELP, without_effect
+from lit_gpt_scratch.cli.flags import EFFECTS, HELP, PAGES, without_effect
 from lit_gpt_scratch.cli.program import TRAINER_COMMANDS
 
 FIT = ["--data.corpus=sample", "--data.sample_size=20000", "--data.context=16"]
@@ -76,14 +76,67 @@ def restored() -> Iterator[None]:
     torch.backends.cudnn.benchmark = before[1]
 
 
-def listed(command: str, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
-    """Return the flags that `COMMAND --help` lists, each with its text on one line."""
+def page(command: str, flag: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return a page of the help, which `--help` or `--help.GROUP` prints."""
     capsys.readouterr()
-    with pytest.raises(SystemExit):
-        cli.main([command, "--help"])
-    parts = re.split(r"^  (?:-\w \w+, )?--", capsys.readouterr().out, flags=re.MULTILINE)[1:]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, flag])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def flags_on(text: str) -> dict[str, str]:
+    """Return the flags on a page, each with its text on one line."""
+    parts = re.split(r"^  (?:-\w(?: \w+)?, )?--", text, flags=re.MULTILINE)[1:]
     texts = {re.match(r"[\w.]+", part)[0]: " ".join(part.split()) for part in parts}  # type: ignore[index]
     return {name: text for name, text in texts.items() if not name.endswith(".help")}
+
+
+def listed(command: str, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """Return the flags on all pages: those that the last line of `--help` names, and this one."""
+    text = page(command, "--help", capsys)
+    others = re.findall(r"--help\.\w+", text.splitlines()[-1])
+    pages = [text, *(page(command, flag, capsys) for flag in others)]
+    return {name: text for listing in pages for name, text in flags_on(listing).items()}
+
+
+OWN = {
+    "fit": ["help", "config", "print_config", "ckpt_path", "name", "seed_everything", "plugin"],
+    "validate": ["help", "config", "print_config", "ckpt_path", "seed_everything", "plugin"],
+    "predict": [
+        "help", "config", "print_config", "ckpt_path", "max_new_tokens", "temperature", "top_k",
+        "top_p", "min_p", "seed", "prompt", "prompt_file", "num_samples", "stop",
+        "seed_everything", "plugin",
+    ],
+}  # fmt: skip
+OWN["test"] = OWN["validate"]
+GROUPS = {"fit": ["data", "model", "wandb", "trainer"], "validate": ["data"], "test": ["data"]}
+MOST_USED = ["accelerator", "devices", "precision", "max_steps", "val_check_interval"]
+
+
+@pytest.mark.parametrize("command", TRAINER_COMMANDS)
+def test_help_begins_with_the_options_of_the_command_itself(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it is short: two screens, but for fit."""
+    monkeypatch.setenv("COLUMNS", "80")
+    text = page(command, "--help", capsys)
+    shown = list(flags_on(text))
+    own = OWN[command]
+    assert shown[: len(own)] == own
+    rest = shown[len(own) :]
+    assert list(dict.fromkeys(name.split(".")[0] for name in rest)) == GROUPS.get(command, [])
+    of_trainer = [name for name in rest if name.startswith("trainer")]
+    assert of_trainer == [f"trainer.{name}" for name in MOST_USED if command == "fit"]
+    assert len(text.splitlines()) <= (160 if command == "fit" else 100)
+    assert "hpc" not in text, "Lightning's own text is wrong here"
+
+
+@pytest.mark.parametrize("group", PAGES)
+def test_a_page_of_help_lists_one_group(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = page("fit", f"--help.{group}", capsys)
+    assert {name.split(".")[0] for name in flags_on(text)} == {group}
+    assert re.search(r"--help\b(?!\.)", text.splitlines()[-1]), "it names the first page"
 
 
 def test_the_help_of_fit_lists_a_flag_if_it_has_an_effect(

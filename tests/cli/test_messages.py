@@ -8,6 +8,8 @@ from laws import parse
 from tiny import TINY, Refusal
 
 from lit_gpt_scratch.cli.messages import MEANT, explain, known_names, suggestion, with_flags
+from lit_gpt_scratch.cli.parsing import read_config
+from lit_gpt_scratch.errors import InputError
 
 FIT_MISTAKES = {
     "error: --data.context is 0: it": ["--data.context", "0"],
@@ -60,7 +62,9 @@ FIT_MISTAKES = {
     "no 'batch-size': did you mean data.batch_size?": ["--batch-size", "1"],
     "--data.context: expected one argument": ["--data.context"],
     "-c/--config: expected one argument": ["--config"],
-    "no 'model.net.width'; --help": [  # another class has an argument of this name
+    "no 'trainer.zzzzzz'; --help.trainer lists the options": ["--trainer.zzzzzz", "3"],
+    "no 'colour'; --help lists the options": ["--colour", "3"],
+    "no 'model.net.width'; --help.model lists": [  # another class has an argument of this name
         *("--model.net", "lit_gpt_scratch.models.Bigram"),
         *("--model.net.width", "3"),
     ],
@@ -164,6 +168,30 @@ def test_a_bad_config_is_one_line(words: str, tmp_path: Path, refusal: Refusal) 
     config = tmp_path / "config.yaml"
     config.write_text(CONFIGS[words], encoding="utf-8")
     assert words in refusal("fit", "--config", config)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("mutli_head", "multi_head"),
+        ("configs/mutli_head.yaml", "multi_head"),
+        ("gtp_cpu", "gpt_cpu"),
+        ("my_confg.yaml", "my_config.yaml"),
+        ("own/my_confg.yaml", "own/my_config.yaml"),
+        ("own/mutli_head.yaml", "own/multi_head.yaml"),
+    ],
+)
+def test_a_mistyped_config_is_answered_with_the_closest_one(
+    name: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of the program, or one beside the file that was meant."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    for file in ("my_config.yaml", "own/my_config.yaml", "own/multi_head.yaml"):
+        (tmp_path / file).touch()
+    with pytest.raises(InputError) as error:
+        read_config(name)
+    assert str(error.value) == f"--config {name}: No such file or directory. Did you mean {meant}?"
 
 
 def test_a_missing_or_binary_config_is_one_line(tmp_path: Path, refusal: Refusal) -> None:
