@@ -27,7 +27,6 @@ from lit_gpt_scratch.cli.messages import explain_failure
 from lit_gpt_scratch.cli.parsing import CheckpointCLI
 from lit_gpt_scratch.cli.predict import PredictSettings, TextWriter, make_batches
 from lit_gpt_scratch.cli.process_state import restore_process_state
-from lit_gpt_scratch.cli.program import PROGRAM
 from lit_gpt_scratch.data.windows import Batches, require_divisible_batch
 from lit_gpt_scratch.errors import (
     InputError,
@@ -42,6 +41,7 @@ from lit_gpt_scratch.errors import (
 from lit_gpt_scratch.runs import callbacks, loggers, provenance, summary
 from lit_gpt_scratch.runs import folder as run_folder
 from lit_gpt_scratch.runs.console import console_log
+from lit_gpt_scratch.shell import PROGRAM
 from lit_gpt_scratch.training import progress
 from lit_gpt_scratch.training.checkpointing import AtomicCheckpointIO, GracefulStop
 from lit_gpt_scratch.training.distributed import (
@@ -50,7 +50,7 @@ from lit_gpt_scratch.training.distributed import (
     is_rank_zero,
     report_errors_once,
 )
-from lit_gpt_scratch.training.hardware import keep_freed_memory
+from lit_gpt_scratch.training.hardware import keep_freed_memory, one_thread_if_small
 from lit_gpt_scratch.training.hyperparameters import find_plugin
 
 
@@ -184,7 +184,8 @@ class CharCLI(CheckpointCLI):
         try:
             self.add_recorders()
             keep_freed_memory()
-            with follow_workers(trainer):
+            characters = self.datamodule.batch_size * self.datamodule.context
+            with one_thread_if_small(trainer, self.model.net, characters), follow_workers(trainer):
                 trainer.fit(**parts, ckpt_path=self.ckpt_path, weights_only=True)
         except GracefulStop as stop:
             done = progress.step_of_total(trainer)

@@ -2,7 +2,6 @@
 
 import math
 import platform
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any

@@ -1,13 +1,18 @@
 """What devices can do: precision, peak speed, memory that is kept, and what MPS lacks."""
 
+import contextlib
 import ctypes
+import os
 import sys
 import timeit
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.accelerators import MPSAccelerator
+from torch import nn
 
+from lit_gpt_scratch.models import count_parameters
 from lit_gpt_scratch.training.distributed import is_rank_zero
 
 # What MPS, the GPU of a Mac, lacks; what is used instead, and why.
@@ -15,6 +20,10 @@ MPS_LACKS = {
     "--trainer.precision 64-true": ("32-true", "it has no 64-bit numbers"),
     "--model.compile true": ("false", "torch.compile is unfinished (pytorch/pytorch#150121)"),
 }
+
+# Parameters times characters of a batch. The rung `transformer` has 4 million; `gpt_cpu_short`, the
+# smallest network that is trained on all cores, has 600 million. This lies between, as a ratio.
+SMALL = 50_000_000
 
 
 def kind_of_device(accelerator: object = "auto") -> str:
@@ -67,6 +76,28 @@ def measured_flops(dtype: torch.dtype, size: int = 768) -> float:
     a = torch.ones(size, size, dtype=dtype)
     seconds = min(timeit.repeat(lambda: a @ a, number=1, repeat=6))
     return 2 * size**3 / seconds
+
+
+@contextlib.contextmanager
+def one_thread_if_small(trainer: Any, net: nn.Module, characters: int) -> Iterator[None]:
+    """In this `with` block, train a small network on one thread of the CPU; say so.
+
+    Threads of a small network wait for each other longer than they compute, above all if other
+    programs run: then a second thread can make it 10 to 100 times slower. Small means: parameters
+    times characters of a batch are under `SMALL`. The number of threads stays as it is if the user
+    has set it by OMP_NUM_THREADS, and where several processes train, since Lightning sets it there.
+    """
+    threads, is_cpu = torch.get_num_threads(), trainer.strategy.root_device.type == "cpu"
+    is_free = is_cpu and trainer.world_size == 1 and "OMP_NUM_THREADS" not in os.environ
+    if not is_free or threads == 1 or count_parameters(net) * characters >= SMALL:
+        yield
+        return
+    print(f"threads      1 of {threads}: the network is small", file=sys.stderr)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def keep_freed_memory() -> None:

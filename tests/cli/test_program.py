@@ -1,6 +1,7 @@
 """The list of commands, and commands as processes."""
 
 import contextlib
+import io
 import logging
 import os
 import shutil
@@ -13,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny import TINY, Refusal
 
 from lit_gpt_scratch import cli
+from lit_gpt_scratch.cli import program
 from lit_gpt_scratch.training import LitCharLM
 
 LIGHTNING_LOGGERS = ("lightning.pytorch", "lightning.fabric")
 
 
-def program(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def process(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the installed program as a process of its own."""
     return subprocess.run(
         [Path(sys.executable).parent / "lit-gpt-scratch", *map(str, arguments)],
@@ -53,6 +56,30 @@ def test_a_wrong_command_is_one_line(refusal: Refusal) -> None:
     assert "one of fit, validate" in refusal("zzz")
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_says_at_once_that_libraries_load_and_erases_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def said(*args: str, stream: io.StringIO) -> str:
+        monkeypatch.setattr(sys, "stderr", stream)
+        program.find_command(args)
+        return stream.getvalue()
+
+    for command in ("fit", "predict"):
+        notice = f"lit-gpt-scratch {command}: loading PyTorch and Lightning ..."
+        _, shown, blank, rest = said(command, stream=Terminal()).replace(notice, "\r!").split("\r")
+        assert (shown, blank, rest) == ("!", " " * len(notice), "")
+        assert said(command, stream=io.StringIO()) == ""
+    for args in (["fit", "--help"], ["predict", "-h"], ["fit", "--help.trainer"], ["--version"]):
+        assert said(*args, stream=Terminal()) == ""
+    monkeypatch.setenv("LOCAL_RANK", "0")  # a process that torchrun has started
+    assert said("fit", stream=Terminal()) == ""
+
+
 # What a call of `main` leaves behind in the process
 
 
@@ -64,6 +91,7 @@ def process_state() -> dict[str, Any]:
         "signal handlers": {number: signal.getsignal(number) for number in signal.valid_signals()},
         "logging levels": [logger.level for logger in loggers],
         "warning filters": list(warnings.filters),
+        "threads": torch.get_num_threads(),
     }
 
 
@@ -80,6 +108,8 @@ def marked_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """Give a process state that differs from what Lightning and Python set themselves."""
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     monkeypatch.setenv("LIT_GPT_SCRATCH_PARENT", "of a caller")
+    monkeypatch.delenv("OMP_NUM_THREADS")  # then fit chooses the number of threads
+    torch.set_num_threads(2)
     for level, name in enumerate(LIGHTNING_LOGGERS, start=11):
         monkeypatch.setattr(logging.getLogger(name), "level", level)
     stops = (signal.SIGINT, signal.SIGTERM)
@@ -87,6 +117,7 @@ def marked_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     yield process_state()
     for number, handler in zip(stops, handlers, strict=True):
         signal.signal(number, handler)
+    torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +140,7 @@ def test_a_command_leaves_the_process_as_it_was(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Environment, signal handlers, logging levels and warning filters."""
+    """Environment, signal handlers, logging levels, warning filters and number of threads."""
     if step:
         monkeypatch.setattr(LitCharLM, "training_step", step)
     with pytest.raises(error) if error else contextlib.nullcontext():
@@ -133,15 +164,15 @@ def test_every_command_works_as_a_process(tmp_path: Path) -> None:
     """Training records in W&B, offline and without an account."""
     flags = [flag if flag != "disabled" else "offline" for flag in TINY]
     flags += ["--data.test_fraction", "0.2", "--trainer.default_root_dir", str(tmp_path)]
-    fit = program("fit", *flags, WANDB_API_KEY="", HOME=str(tmp_path))
+    fit = process("fit", *flags, WANDB_API_KEY="", HOME=str(tmp_path))
     assert fit.returncode == 0, fit.stderr
     assert "wandb sync" in fit.stdout
     assert list((tmp_path / "runs/gpt_cpu/version_0/wandb").glob("offline-run-*/run-*.wandb"))
     best = shutil.copy(tmp_path / "runs/gpt_cpu/version_0/checkpoints/best.ckpt", tmp_path)
-    test = program("test", "--ckpt_path", best)  # validate is the same method
+    test = process("test", "--ckpt_path", best)  # validate is the same method
     assert test.returncode == 0, test.stderr
     assert "loss" in test.stdout
-    predict = program("predict", "--ckpt_path", best, "--max_new_tokens", 10, "--prompt", "We ")
+    predict = process("predict", "--ckpt_path", best, "--max_new_tokens", 10, "--prompt", "We ")
     assert predict.returncode == 0, predict.stderr
     assert predict.stdout.startswith("We ")
     assert len(predict.stdout) == 14

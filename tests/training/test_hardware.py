@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +12,14 @@ import torch
 from laws import parse
 from lightning.pytorch.accelerators import MPSAccelerator
 
+from lit_gpt_scratch.models import count_parameters
 from lit_gpt_scratch.runs.callbacks import SymbolLossRecorder
 from lit_gpt_scratch.training.hardware import (
+    SMALL,
     fastest_precision,
     kind_of_device,
     multiplies_bf16,
+    one_thread_if_small,
     supported,
 )
 
@@ -61,6 +65,59 @@ def test_keep_freed_memory_avoids_page_faults() -> None:
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 1000
+
+
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Give PyTorch two threads, which the user has not asked for."""
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def threads_in_training(
+    parameters: int, characters: int, device: str = "cpu", processes: int = 1
+) -> int:
+    """Return how many threads train a network; check that the number is restored."""
+    trainer = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device(device)), world_size=processes
+    )
+    net = torch.nn.Linear(parameters, 1, bias=False, device="meta")
+    try:
+        with one_thread_if_small(trainer, net, characters):
+            inside = torch.get_num_threads()
+            raise KeyError("training fails")
+    except KeyError:
+        pass
+    assert torch.get_num_threads() == 2
+    return inside
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_small_network_trains_on_one_thread_and_a_notice_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert threads_in_training(SMALL // 100, 99) == 1
+    assert capsys.readouterr().err == "threads      1 of 2: the network is small\n"
+    assert threads_in_training(SMALL // 100, 100) == 2
+    assert threads_in_training(10, 10, device="cuda") == 2
+    assert threads_in_training(10, 10, processes=2) == 2, "Lightning sets the threads of each"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_threads_that_the_user_has_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert threads_in_training(10, 10) == 2
+
+
+@pytest.mark.parametrize(("name", "is_small"), [("transformer", True), ("gpt_cpu_short", False)])
+def test_the_rungs_up_to_transformer_are_small(name: str, is_small: bool) -> None:
+    """Earlier rungs have fewer parameters, later ones more."""
+    parsed = parse("--config", name)
+    characters = parsed.config.data.batch_size * parsed.config.data.context
+    assert (count_parameters(parsed.model.net) * characters < SMALL) == is_small
 
 
 @pytest.fixture
