@@ -11,7 +11,10 @@ PYTHONS := python3 python3.14 python3.13 python3.12 python3.11
 SUPPORTED := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null
 PYTHON ?= $(shell for p in $(PYTHONS); do $$p $(SUPPORTED) && echo $$p && break; done)
 BIN := .venv/bin
-PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint requirements.lock
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock
+# Shows pip's newest line in place, as it prints hundreds; in a log file, none. Fails if pip has failed.
+SHOW := while read -r line; do [ "$$line" != failed ] || exit 1; \
+	[ ! -t 1 ] || printf '\r\033[K%.78s' "$$line"; done; [ ! -t 1 ] || printf '\r\033[K'
 READY := .venv/.ready
 
 help:  ## List the targets
@@ -27,9 +30,12 @@ $(READY): pyproject.toml requirements.lock
 		echo "Install one, for example with uv (https://docs.astral.sh/uv): uv python install 3.13"; \
 		echo "Then name it: make setup PYTHON=path (uv python find 3.13 prints the path)."; exit 1; } >&2
 	$(PYTHON) -m venv .venv
-	$(PIP_INSTALL) --editable '.[dev]'
+	@echo "Installing $$(grep -c == requirements.lock) packages into .venv. On Linux, PyTorch brings CUDA:"
+	@echo "6 GB, about 10 minutes. (For a smaller PyTorch, see README.md.)"
+	@{ $(PIP_INSTALL) --editable '.[dev]' || echo failed; } | { $(SHOW); }
 	@# A test needs the schema of W&B's sweeps; its dependencies need an old NumPy, so skip them.
-	$(PIP_INSTALL) --no-deps sweeps==0.3.0
+	@{ $(PIP_INSTALL) --no-deps sweeps==0.3.0 || echo failed; } | { $(SHOW); }
+	@echo "The packages are installed."
 	@touch $@
 
 train: $(READY)  ## Train CONFIG (default: gpt_cpu) and print a sample; ARGS adds flags

@@ -54,6 +54,33 @@ def test_make_takes_a_newer_python_than_the_default_one(tmp_path: Path) -> None:
     assert "python3.12 -m venv .venv" in result.stdout
 
 
+PIP = """#!/bin/sh
+echo Collecting torch; echo '  Downloading torch.whl (900 MB)'; echo no such package >&2
+case "$*" in *"$(cat wrong)"*) exit 1;; esac
+"""
+VENV = """#!/bin/sh
+[ "$1" = -c ] || { mkdir -p .venv/bin; cp pip .venv/bin/python; }
+"""
+
+
+@pytest.mark.parametrize("wrong", ["--editable", "sweeps", "nothing"])
+def test_setup_says_what_it_does_and_fails_if_pip_fails(wrong: str, tmp_path: Path) -> None:
+    """In a log file, it hides the lines of pip, but not its errors."""
+    for name, text in (("pip", PIP), ("python", VENV), ("wrong", wrong)):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    command = [MAKE, "setup", f"PYTHON={tmp_path / 'python'}"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    is_right = wrong == "nothing"
+    assert (result.returncode == 0) == is_right, result.stderr
+    assert "about 10 minutes" in result.stdout
+    assert "Collecting" not in result.stdout
+    assert "no such package" in result.stderr
+    assert (tmp_path / ".venv/.ready").exists() == is_right
+
+
 @pytest.mark.parametrize(
     ("args", "found"),
     [
