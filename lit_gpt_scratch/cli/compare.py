@@ -19,7 +19,6 @@ from lit_gpt_scratch.cli.commands import CharCLI
 from lit_gpt_scratch.cli.jobs import Job, run_jobs
 from lit_gpt_scratch.cli.parsing import find_config
 from lit_gpt_scratch.cli.process_state import restore_process_state
-from lit_gpt_scratch.cli.program import PROGRAM
 from lit_gpt_scratch.errors import InputError, exit_on_input_error, require_positive
 from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.runs.comparison import (
@@ -30,7 +29,7 @@ from lit_gpt_scratch.runs.comparison import (
 )
 from lit_gpt_scratch.runs.provenance import code_sha256
 from lit_gpt_scratch.runs.reading import flatten
-from lit_gpt_scratch.runs.summary import in_shell
+from lit_gpt_scratch.shell import PROGRAM, in_shell, shell_name
 
 FIRST_SEED = 1337
 FOLDER = Path("comparisons")
@@ -238,5 +237,5 @@ def main(args: Sequence[str] | None = None) -> Comparison | None:
                 file.write(text.encode())
     print(f"\n{result.text()}")
     print(f"\ntable        {options.folder / name}.md, .json")
-    print(f"Next:\n  {PROGRAM} report {in_shell(options.folder / f'{name}.json')}")
+    print(f"Next:\n  {shell_name()} report {in_shell(options.folder / f'{name}.json')}")
     return result

@@ -21,10 +21,13 @@ SECONDS_BETWEEN_UPDATES = 1.0
 
 def cell_display() -> Callable[[str], None] | None:
     """Return a function that shows HTML in place of its last HTML; None outside a notebook."""
-    if "ipykernel" not in sys.modules:
+    if "ipykernel.zmqshell" not in sys.modules:
         return None
+    from IPython.core.getipython import get_ipython
     from IPython.display import DisplayHandle
 
+    if get_ipython() is None:  # another process, which imports ipykernel only
+        return None
     handle: Any = DisplayHandle()  # type: ignore[no-untyped-call]
     handle.display({"text/html": ""}, raw=True)
     return lambda text: handle.update({"text/html": text}, raw=True)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt_scratch.cli.display import cell_display
-from lit_gpt_scratch.cli.program import PROGRAM
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.runs.comparison import Outcome, read_outcome
 from lit_gpt_scratch.runs.folder import (
@@ -26,6 +25,7 @@ from lit_gpt_scratch.runs.folder import (
     version_order,
 )
 from lit_gpt_scratch.runs.reading import flatten
+from lit_gpt_scratch.shell import PROGRAM
 
 # Beginnings of settings that do not change a run's result.
 WITHOUT_EFFECT = ("wandb.", "name", "ckpt_path", "config", "trainer.default_root_dir")

@@ -19,9 +19,9 @@ from lit_gpt_scratch.cli.compare import (
     split_values,
 )
 from lit_gpt_scratch.cli.jobs import Job, run_jobs
-from lit_gpt_scratch.cli.program import PROGRAM
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.runs.comparison import markdown_table
+from lit_gpt_scratch.shell import shell_name
 
 # Eight tenths of the text for training, one held out; the last one is the validation split.
 HELD_OUT = ("--data.val_fraction=0.1", "--data.test_fraction=0.1")
@@ -110,7 +110,7 @@ def search(
     return (
         f"{markdown_table(rows)}\n\n{len(found)} finished trials, {pruned} stopped early. Loss in "
         "nats per character on a slice held out of the training text; the validation split was not "
-        f"used. To train with the best values:\n  {PROGRAM} fit {best}"
+        f"used. To train with the best values:\n  {shell_name()} fit {best}"
     )
 
 

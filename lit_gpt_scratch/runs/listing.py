@@ -20,6 +20,7 @@ from lit_gpt_scratch.runs.folder import (
     version_order,
 )
 from lit_gpt_scratch.runs.reading import parse_number, runs_below
+from lit_gpt_scratch.shell import PROGRAM, in_shell, shell_name
 
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
@@ -148,9 +149,7 @@ def format_list(runs: Sequence[RunInfo]) -> str:
 
 def main(args: Sequence[str] | None = None) -> None:
     """List runs, the newest last: network, size, best validation loss, age and state."""
-    parser = ArgumentParser(
-        prog="lit-gpt-scratch runs", description=main.__doc__, exit_on_error=False
-    )
+    parser = ArgumentParser(prog=f"{PROGRAM} runs", description=main.__doc__, exit_on_error=False)
     where = "Folders that contain runs (default: runs)."
     parser.add_argument("folders", nargs="*", type=Path, default=[], help=where)
     parser.add_argument("--json", action="store_true", help="Print all values as JSON.")
@@ -165,7 +164,8 @@ def main(args: Sequence[str] | None = None) -> None:
     if options.json:
         print(json.dumps([run._asdict() for run in found], indent=1))
     elif not found:
-        print("There are no runs yet: lit-gpt-scratch fit trains one.")
+        print(f"There are no runs yet: {shell_name()} fit trains one.")
     else:
         print(format_list(found))
-        print("\nUse a run by its path: lit-gpt-scratch predict --ckpt_path " + found[-1].path)
+        path = in_shell(Path(found[-1].path))
+        print(f"\nUse a run by its path: {shell_name()} predict --ckpt_path {path}")
