@@ -4,10 +4,8 @@ Both are read without running code from them. A folder holds safetensors and JSO
 optimizer's state and everything else that only `fit` needs.
 """
 
-import importlib
 import json
 import pickle
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +16,14 @@ from safetensors.torch import load_file, save
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from lit_gpt_scratch import MOVED
+from lit_gpt_scratch.checkpoints.plugins import module_name
 from lit_gpt_scratch.checkpoints.untrusted import (
     require_classes_of,
     require_plain,
     require_plain_archive,
     require_state_of_fit,
 )
-from lit_gpt_scratch.errors import InputError, is_out_of_memory, raise_user_bug
+from lit_gpt_scratch.errors import InputError, is_out_of_memory
 from lit_gpt_scratch.files import atomic_write, staging_dir
 from lit_gpt_scratch.private_api import INSTANTIATOR_KEY, OVERFLOW
 
@@ -45,8 +44,8 @@ MAX_JSON_BYTES = 1 << 22  # of config.json and of the weights' header; the longe
 def read_checkpoint(path: Path, plugin: str | None = None) -> dict[str, Any]:
     """Return a checkpoint's contents, checked, without running any code from it.
 
-    Class paths in it may name this package and `plugin`, a module. Raises `InputError` if it is
-    missing, damaged, not plain data, or names other classes or files.
+    Class paths in it may name this package and `plugin`, a module or its file. Raises `InputError`
+    if it is missing, damaged, not plain data, or names other classes or files.
     """
     checkpoint = _load(path)
     try:
@@ -59,7 +58,7 @@ def read_checkpoint(path: Path, plugin: str | None = None) -> dict[str, Any]:
             require_plain(checkpoint[part], size=-1)  # no tensors, not even empty ones
             checkpoint[part] = _with_current_class_paths(checkpoint[part])
         require_state_of_fit(checkpoint)
-        modules = (PACKAGE, plugin) if plugin else (PACKAGE,)
+        modules = (PACKAGE, module_name(plugin)) if plugin else (PACKAGE,)
         require_classes_of(checkpoint["hyper_parameters"], modules)
     except ValueError as error:
         raise InputError(f"checkpoint {path} is refused: {error}.") from error
@@ -201,24 +200,3 @@ def _with_current_class_paths(value: Any) -> Any:
             updated["class_path"] = ".".join([PACKAGE, MOVED[path[1]], path[2]])
         return updated
     return [_with_current_class_paths(part) for part in value] if isinstance(value, list) else value
-
-
-def import_plugin(plugin: str | None) -> None:
-    """Import the module named with --plugin, also from the working directory.
-
-    Raise `InputError` if that fails.
-    """
-    if not plugin:
-        return
-    here = str(Path.cwd())
-    sys.path.append(here)
-    try:
-        importlib.import_module(plugin)
-    except (ImportError, ValueError) as error:  # ValueError: a name such as ".mine"
-        raise_user_bug(error)
-        raise InputError(
-            f"--plugin {plugin}: {error}. Give the name of a module in {here}, or in a folder that "
-            "is on PYTHONPATH."
-        ) from error
-    finally:
-        sys.path.remove(here)

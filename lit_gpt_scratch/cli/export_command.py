@@ -5,7 +5,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from lit_gpt_scratch.checkpoints.formats import import_plugin, read_checkpoint, write_export
+from lit_gpt_scratch.checkpoints.formats import read_checkpoint, write_export
+from lit_gpt_scratch.checkpoints.plugins import import_plugin
 from lit_gpt_scratch.errors import InputError, exit_on_input_error
 from lit_gpt_scratch.inspection.loading import build_model
 from lit_gpt_scratch.runs import find_checkpoint

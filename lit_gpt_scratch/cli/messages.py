@@ -1,9 +1,11 @@
 """The parser of the command line, and its error messages: one line with the flag that was meant."""
 
+import inspect
 import re
 from argparse import SUPPRESS, Action
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from types import ModuleType
 from typing import Any
 
 from jsonargparse import Namespace
@@ -20,6 +22,7 @@ UNKNOWN = re.compile(r"(?:arguments: (?:--)?|[Oo]ption '|attribute '|path string
 MISSING_ARGUMENT = re.compile(
     r"given class_path '(?:\w+\.)*(\w+)': the following arguments are required: (\w+)"
 )
+OTHER_KIND = re.compile(r"the following arguments are required: ([\w, ]+)")
 OTHER_CLASS = re.compile(r"Expected '(\S+)' to be a subclass of <class '(?:\w+\.)*(\w+)'>")
 NO_MODULE = re.compile(r"[Nn]o module named '(\S+?)'")
 WRONG_VALUE = re.compile(
@@ -56,27 +59,46 @@ MEANT = {word: flag for flag, words in WORDS_OF_OTHERS.items() for word in words
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true, false", "str": "text"}
 
 
-def explain(message: str, known: Sequence[str]) -> str:
-    """Return a message of jsonargparse as one line; for an unknown name, suggest a known one."""
+# The argument that the classes for a flag take, and the classes for other flags do not.
+KIND_OF_CLASS = {
+    "net": "alphabet_size", "attention": "width", "optimizer": "params", "schedule": "optimizer"
+}  # fmt: skip
+
+
+def explain(message: str, known: Sequence[str], plugin: ModuleType | None = None) -> str:
+    """Return a message of jsonargparse as one line; for an unknown name, suggest a known one.
+
+    Args:
+        known: Flags.
+        plugin: The user's module, whose classes are suggested, too.
+    """
     text = " ".join(message.replace(' in "<unicode string>"', "").split()).replace(" ,", ",")
     text = re.sub(r"Group '(.+?)' does not accept option '(.+?)'", r"option '\1.\2'", text)
     key = ".".join(KEY.findall(text))
     text = KEY.sub("", text).strip()
+    classes = classes_for(key, plugin)
     if problem := MISSING_ARGUMENT.search(text):
         return f"--{key}: {problem[1]} needs {problem[2]}: add --{key}.{problem[2]}=..."
+    if classes and (problem := OTHER_KIND.search(text)):
+        return f"--{key}: this class needs {problem[1]}. Give one of {', '.join(classes)}."
     if problem := OTHER_CLASS.search(text):
         return f"--{key} is {problem[1]}: it must be a kind of {problem[2]}."
     if problem := NO_MODULE.search(text):
         name = problem[1]
-        hint = f"If it lies in the working directory, add --plugin {name}."
-        return f"--{key}: there is no module {name!r} in the installed packages. {hint}"
+        return (
+            f"--{key}: there is no module {name!r} in the working directory or among the installed "
+            "packages. Give its file with --plugin."
+        )
     if unknown := UNKNOWN.search(text):
-        if not key:  # a flag, not a class
-            known = [name for name in known if name[0].islower()]
-        name, place = unknown[1], f" for {key}" if key else ""
-        if key and name[0].islower():  # an argument, not a class
-            name, place = f"{key}.{name}", ""
-        return f"there is no {name!r}{place}{suggestion(name, known)}"
+        name = unknown[1].rstrip(".")
+        if key and name[0].isupper():  # a class
+            by_name = {path.rpartition(".")[2]: path for path in classes}
+            close = get_close_matches(name, by_name, 1, 0.5)
+            hint = f": did you mean {by_name[close[0]]}?" if close else "."
+            listed = f" There are {', '.join(classes)}." if classes else ""
+            return f"there is no {name!r} for {key}{hint}{listed}"
+        name = f"{key}.{name}" if key else name
+        return f"there is no {name!r}{suggestion(name, known)}"
     if wrong := WRONG_VALUE.search(text):
         allowed = re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.+?)\]", r"\1\2", wrong[1])
         values = allowed.replace("NoneType", "null").replace("'", "").split(", ")
@@ -136,13 +158,34 @@ def suggestion(name: str, known: Sequence[str]) -> str:
 
 
 def known_names(parser: Any) -> list[str]:
-    """Return the flags that have an effect, and this package's classes."""
+    """Return the flags that have an effect, with those of this package's classes."""
     flags = LightningArgumentParser.get_defaults(parser).keys()  # with the arguments of classes
     names = [flag.replace(".init_args", "").removesuffix(".class_path") for flag in flags]
-    names = [name for name in names if not why_no_effect(parser.command, name)]
-    for module in (models, training):
-        names += [name for name in module.__all__ if isinstance(getattr(module, name), type)]
-    return names
+    return [name for name in names if not why_no_effect(parser.command, name)]
+
+
+def classes_for(key: str, plugin: ModuleType | None = None) -> list[str]:
+    """Return the classes that a flag can name: this package's, then those of the user's module."""
+    argument = KIND_OF_CLASS.get(key.rpartition(".")[2])
+    modules = {"": models, " ": training} | ({f"{plugin.__name__}.": plugin} if plugin else {})
+    found = []
+    for prefix, module in modules.items():
+        names = getattr(module, "__all__", vars(module))
+        for name, value in ((name, getattr(module, name)) for name in names):
+            is_own = module is not plugin or getattr(value, "__module__", "") == plugin.__name__
+            if isinstance(value, type) and is_own and takes(value, argument):
+                found.append(f"{prefix.strip()}{name}")
+    return found
+
+
+def takes(kind: type, argument: str | None) -> bool:
+    """Return whether a class is built with an argument, and is not of a larger kind.
+
+    Blocks and networks have a width, too, and the Lightning module has an optimizer.
+    """
+    names = inspect.signature(kind).parameters
+    larger = {"width": {"alphabet_size", "attention"}, "optimizer": {"net"}}
+    return argument in names and larger.get(argument or "", set()).isdisjoint(names)
 
 
 class Parser(LightningArgumentParser):

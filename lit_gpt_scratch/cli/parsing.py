@@ -13,7 +13,8 @@ from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-define
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_module
 
-from lit_gpt_scratch.checkpoints.formats import HYPERPARAMETERS, import_plugin, read_checkpoint
+from lit_gpt_scratch.checkpoints.formats import HYPERPARAMETERS, read_checkpoint
+from lit_gpt_scratch.checkpoints.plugins import import_plugin, modules_of
 from lit_gpt_scratch.cli.flags import PAGES, check_effects
 from lit_gpt_scratch.cli.messages import HelpPage, Parser, explain, known_names, with_flags
 from lit_gpt_scratch.cli.predict import PredictSettings
@@ -112,7 +113,9 @@ class CheckpointCLI(LightningCLI):
         parser.add_argument("--name", type=str | None, help=name_help)
         seed_help = "Seed of all random numbers. true: a random seed. false: none for the weights."
         parser.add_argument("--seed_everything", type=bool | int, default=1337, help=seed_help)
-        plugin_help = "Your own module, if the run or the checkpoint uses its classes."
+        plugin_help = (
+            "Your own module, or its file, which has classes that flags or checkpoints name."
+        )
         parser.add_argument("--plugin", type=str | None, help=plugin_help)
         parser.add_lightning_class_args(CharDataModule, "data")
         parser.add_lightning_class_args(LitCharLM, "model")
@@ -130,17 +133,18 @@ class CheckpointCLI(LightningCLI):
         parse = parser.parse_args if isinstance(args, list) else parser.parse_object
         args = self.args = args if isinstance(args, list) else plain_mapping(args)
         flags = early_flags(args)
-        import_plugin(flags.plugin)  # the classes of other flags may be in it
+        plugin = import_plugin(flags.plugin)  # the classes of other flags may be in it
         if flags.ckpt_path:
             self.use_checkpoint_defaults(flags)
         try:
-            self.config = parse(args)
+            with modules_of(Path.cwd()):  # of classes that the user names
+                self.config = parse(args)
             if self.config.ckpt_path and not flags.ckpt_path:  # a config file names it
                 self.use_checkpoint_defaults(self.config)
                 self.config = parse(args)
         except argparse.ArgumentError as error:
             raise_user_bug(error)
-            raise InputError(explain(str(error), known_names(parser))) from error
+            raise InputError(explain(str(error), known_names(parser), plugin)) from error
         except RecursionError as error:
             raise InputError(NESTED) from error
         check_effects(self.command, args)

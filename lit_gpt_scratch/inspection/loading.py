@@ -5,7 +5,8 @@ from typing import Any
 
 from lightning.pytorch.cli import instantiate_module
 
-from lit_gpt_scratch.checkpoints.formats import import_plugin, limit_parameters, read_checkpoint
+from lit_gpt_scratch.checkpoints.formats import limit_parameters, read_checkpoint
+from lit_gpt_scratch.checkpoints.plugins import import_plugin
 from lit_gpt_scratch.errors import InputError, raise_user_bug
 from lit_gpt_scratch.private_api import INSTANTIATOR_KEY
 from lit_gpt_scratch.training.module import LitCharLM
@@ -35,7 +36,7 @@ def build_model(checkpoint: dict[str, Any], path: Path) -> LitCharLM:
 def load(path: str | Path, plugin: str | None = None) -> LitCharLM:
     """Load a model from a .ckpt file or an exported folder, on the CPU and in evaluation mode.
 
-    `plugin` is a module besides this package whose classes the checkpoint may name; it is imported.
+    `plugin` is a module, or its file, whose classes the checkpoint may name; it is imported.
     Raises `InputError` if the checkpoint is missing or damaged, or not from this project.
     """
     import_plugin(plugin)

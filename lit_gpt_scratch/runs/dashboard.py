@@ -38,9 +38,11 @@ PANELS = (
     Panel("Loss", "Validation loss of each character", "symbols", "bar", unit=NATS),
     Panel("Optimisation", "Learning rate", "lr"),
     Panel("Optimisation", "Norm of the gradients, before clipping", "grad_norm", log=True),
-    Panel("Layers", "Norm of each layer's gradients", "grad_norm", "layers", log=True),
+    Panel("Layers", "Norm of each layer's gradients", "layer_grad_norm", "layers", log=True),
     Panel("Layers", "Update over weights, of each layer", "update_ratio", "layers", log=True),
-    Panel("Layers", "Entropy of each layer's attention", "entropy", "layers", unit="nats"),
+    Panel(
+        "Layers", "Entropy of each layer's attention", "attention_entropy", "layers", unit="nats"
+    ),
     Panel("Speed", "Training speed", "chars_per_sec", unit="characters per second"),
     Panel("Speed", "Model-FLOP utilisation", "mfu", unit="of the device's peak"),
     Panel("Samples", "Samples through training", "samples", "table"),

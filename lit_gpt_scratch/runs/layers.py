@@ -23,10 +23,11 @@ LAYER = re.compile(r".*?\.\d+|[^.]+")
 class LayerStatistics(Callback):
     """Logs three values of each layer at each validation. It changes nothing in training.
 
-    grad_norm/LAYER: 2-norm of the gradients before clipping, at the last logged step.
+    layer_grad_norm/LAYER: 2-norm of the gradients before clipping, at the last logged step.
     update_ratio/LAYER: 2-norm of that step's change of the weights over the norm of the weights.
-    entropy/LAYER: mean entropy in nats of the attention weights, over heads and positions, on the
-        first characters of the validation text. 0: each position reads one character.
+    attention_entropy/LAYER: mean entropy in nats of the attention weights, over heads and
+        positions, on the first characters of the validation text. 0: each position reads one
+        character.
     """
 
     def __init__(self) -> None:
@@ -46,7 +47,7 @@ class LayerStatistics(Callback):
         with self._noticing_errors(trainer):
             for layer, parameters in layers(pl_module.net).items():
                 gradients = [p.grad for p in parameters if p.grad is not None]
-                self.values[f"grad_norm/{layer}"] = float(get_total_norm(gradients))
+                self.values[f"layer_grad_norm/{layer}"] = float(get_total_norm(gradients))
                 self._before[layer] = [p.clone() for p in parameters]
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
@@ -96,5 +97,7 @@ def attention_entropies(trainer: Any, pl_module: Any) -> dict[str, float]:
     for name, weights in attention(pl_module, text):
         entropy = -torch.special.xlogy(weights, weights).sum(-1).mean()
         layer = LAYER.match(name)
-        found.setdefault(f"entropy/{layer[0] if layer else name}", []).append(float(entropy))
+        found.setdefault(f"attention_entropy/{layer[0] if layer else name}", []).append(
+            float(entropy)
+        )
     return {name: sum(values) / len(values) for name, values in found.items()}

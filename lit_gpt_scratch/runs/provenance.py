@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from lit_gpt_scratch.checkpoints.plugins import module_name
+
 PACKAGE = Path(__file__).parents[1]
 TRACKED = (PACKAGE.name, "configs")  # folders whose changes are kept
 MAX_CHANGES = 1_000_000  # characters of changes.diff
@@ -25,12 +27,12 @@ def read_code() -> Code:
     found = git("rev-parse", "--show-prefix", "HEAD").split()
     if found[:1] != [f"{PACKAGE.name}/"]:  # inside another repository, or in none
         return Code()
-    root = Path(git("rev-parse", "--show-toplevel").strip())
+    root = git("rev-parse", "--show-toplevel").strip()
     folders = [f":/{name}" for name in TRACKED]
     changes = git("diff", "HEAD", "--", *folders)
     new = git("ls-files", "--others", "--exclude-standard", "--full-name", "-z", "--", *folders)
     for name in filter(None, new.split("\0")):
-        changes += git("diff", "--no-index", "--", "/dev/null", str(root / name))
+        changes += git("-C", root, "diff", "--no-index", "--", "/dev/null", name)
     return Code(found[1], not changes, changes[:MAX_CHANGES] or None)
 
 
@@ -47,7 +49,7 @@ def code_sha256(plugin: str | None) -> str:
     """Return the hash of the Python files that decide a run's result, and of the plugin's."""
     rooms = ("models", "data", "training")
     files = [path for room in rooms for path in (PACKAGE / room).glob("*.py")]
-    if plugin and (source := getattr(sys.modules.get(plugin), "__file__", None)):
+    if plugin and (source := getattr(sys.modules.get(module_name(plugin)), "__file__", None)):
         is_package = Path(source).name == "__init__.py"
         files += Path(source).parent.rglob("*.py") if is_package else [Path(source)]
     digest = hashlib.sha256()

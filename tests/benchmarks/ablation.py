@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common import SEEDS, publish
 
-from lit_gpt_scratch.checkpoints.formats import import_plugin
+from lit_gpt_scratch.checkpoints.plugins import import_plugin
 from lit_gpt_scratch.cli.compare import FOLDER, compare
 from lit_gpt_scratch.errors import exit_on_input_error
 

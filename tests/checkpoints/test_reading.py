@@ -18,7 +18,8 @@ from peak_memory import peak_memory
 from refusals import assert_refused, predict
 
 from lit_gpt_scratch import inspection
-from lit_gpt_scratch.checkpoints.formats import import_plugin, read_checkpoint
+from lit_gpt_scratch.checkpoints.formats import read_checkpoint
+from lit_gpt_scratch.checkpoints.plugins import import_plugin
 from lit_gpt_scratch.cli import main
 from lit_gpt_scratch.cli.commands import CharCLI
 from lit_gpt_scratch.data import corpus

@@ -98,7 +98,7 @@ HARMFUL = [
     "lit_gpt_scratch.files.shutil.rmtree",
     "lit_gpt_scratch.checkpoints.formats.Path",
     # In the package, but not a class.
-    "lit_gpt_scratch.checkpoints.formats.import_plugin",
+    "lit_gpt_scratch.checkpoints.plugins.import_plugin",
 ]
 
 

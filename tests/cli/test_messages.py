@@ -68,7 +68,7 @@ FIT_MISTAKES = {
         *("--model.net", "lit_gpt_scratch.models.Bigram"),
         *("--model.net.width", "3"),
     ],
-    "model.net.attention: the following arguments are required": [
+    "--model.net.attention: this class needs alphabet_size, context. Give one of FusedAttention": [
         *("--model.net.attention", "lit_gpt_scratch.models.GPT"),
     ],
     "`devices` selected": ["--trainer.devices", "many"],
@@ -89,7 +89,10 @@ FIT_MISTAKES = {
         *("--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor", "val/loss"),
         *("--trainer.callbacks.mode", "up"),
     ],
-    "no module 'elsewhere' in the installed packages": ["--trainer.callbacks+", "elsewhere.Own"],
+    "there is no module 'elsewhere' in the working directory": [
+        "--trainer.callbacks+",
+        "elsewhere.Own",
+    ],
     "--trainer.val_check_interval is 00:10:00:00: it must be a whole number": [
         *("--trainer.val_check_interval", "00:10:00:00"),
     ],

@@ -15,6 +15,8 @@ from lit_gpt_scratch.runs.callbacks import (
     WandbCheckpoints,
     make_callbacks,
 )
+from lit_gpt_scratch.runs.layers import LayerStatistics
+from lit_gpt_scratch.training.callbacks import EarlyValidations
 from lit_gpt_scratch.training.checkpointing import (
     RunCheckpoint,
     SignalCheckpoint,
@@ -46,10 +48,10 @@ def test_a_callback_comes_before_another(
 
 
 def test_the_order_covers_every_callback(tmp_path: Path) -> None:
-    """RowCounts has no hook that another callback's place affects: it only has a state."""
+    """The others have no hook that another callback's place affects."""
     kinds = {type(callback) for callback in make_callbacks(tmp_path, LogLines(), is_saving=True)}
     named = {kind for first, second, _ in ORDER for kind in (first, second)}
-    assert kinds - named == {RowCounts}
+    assert kinds - named == {RowCounts, LayerStatistics, EarlyValidations}
 
 
 def test_the_last_checkpoint_knows_the_best_of_the_same_validation(tmp_path: Path) -> None:

@@ -31,22 +31,28 @@ def header(path: Path) -> list[str]:
 def test_a_run_logs_the_data_of_each_panel(panel: Panel, run: Path) -> None:
     if panel.kind == "line":
         assert {panel.key, *panel.axes} <= set(header(run / "metrics.csv"))
+    elif panel.kind == "layers":
+        assert f"{panel.key}/blocks.0" in header(run / "metrics.csv")
     elif panel.kind == "image":
-        assert [path.name for path in (run / panel.key).iterdir()] == ["step_000004.png"]
+        names = sorted(path.name for path in (run / panel.key).iterdir())
+        assert names == ["step_000001.png", "step_000004.png"]
     else:
         columns = ["symbol", "count", "loss"] if panel.kind == "bar" else ["prompt", "text"]
         assert header(run / f"{panel.key}.csv") == ["step", *columns]
 
 
 def test_every_column_has_a_panel(run: Path) -> None:
-    """Each column of metrics.csv is a panel or an axis."""
-    assert set(header(run / "metrics.csv")) <= KEYS | AXES.keys() | {"epoch"}
+    """Each column of metrics.csv is a panel or an axis, or of a layer."""
+    layers = tuple(f"{panel.key}/" for panel in PANELS if panel.kind == "layers")
+    columns = header(run / "metrics.csv")
+    assert {c for c in columns if not c.startswith(layers)} <= KEYS | AXES.keys() | {"epoch"}
+    assert all(any(c.startswith(layer) for c in columns) for layer in layers)
 
 
 def test_sections_are_contiguous_and_keys_are_unique() -> None:
     """groupby would split a section whose panels are apart."""
     sections = [name for name, _ in groupby(panel.section for panel in PANELS)]
-    assert sections == ["Loss", "Optimisation", "Speed", "Samples", "Attention"]
+    assert sections == ["Loss", "Optimisation", "Layers", "Speed", "Samples", "Attention"]
     assert len(KEYS) == len(PANELS)
 
 
@@ -54,7 +60,12 @@ def keys_of(panel: Any) -> set[str]:
     """Return the metric keys that a W&B panel reads."""
     single = {getattr(panel, name) for name in ("x", "table_name") if getattr(panel, name, None)}
     several = [key for name in ("y", "media_keys") for key in getattr(panel, name, None) or []]
-    return {str(key) for key in (*single, *several)}
+    layers = [p.removeprefix("^").removesuffix("/.*") for p in (panel_regex(panel),) if p]
+    return {str(key) for key in (*single, *several, *layers)}
+
+
+def panel_regex(panel: Any) -> str | None:
+    return getattr(panel, "metric_regex", None)
 
 
 @WORKSPACES
@@ -68,8 +79,10 @@ def test_the_workspace_builds_offline_with_every_key() -> None:
     for name, keys in shown.items():
         panels = [panel for panel in PANELS if panel.section == name]
         axes = {axis for panel in panels if panel.kind == "line" for axis in panel.axes}
+        axes |= {"Step"} if name == "Layers" else set()  # W&B's own
         assert keys == {panel.key for panel in panels} | axes
     assert workspace._spec  # what save() would send
+    assert [metric.name for metric in workspace.runset_settings.groupby] == ["Group"]
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:

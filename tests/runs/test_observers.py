@@ -1,7 +1,7 @@
 """What observes a run never ends it: recorders, W&B, the throughput count, the last sample."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -86,6 +86,8 @@ def test_a_failure_of_wandb_ends_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     class Broken:
+        summary: ClassVar[dict[str, Any]] = {}
+
         def log(self, *_: Any, **__: Any) -> None:
             if fails_at == "log":
                 raise ConnectionResetError("Connection lost")
