@@ -6,7 +6,6 @@ Shapes: B batch, T time, H heads, V alphabet size.
 import copy
 import math
 import string
-from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,21 @@ from torch import Tensor, nn
 
 from lit_gpt_scratch.cli import main
 from lit_gpt_scratch.cli.commands import CharCLI
-from lit_gpt_scratch.models.kv_cache import KVCache
+from lit_gpt_scratch.inspection.laws import (
+    attention_inputs as attention_inputs,
+)
+from lit_gpt_scratch.inspection.laws import (
+    breaks_causality,
+)
+from lit_gpt_scratch.inspection.laws import (
+    random_ids as random_ids,
+)
+from lit_gpt_scratch.inspection.laws import (
+    run_in_pieces as run_in_pieces,
+)
+from lit_gpt_scratch.inspection.laws import (
+    with_random_weights as with_random_weights,
+)
 from lit_gpt_scratch.training.module import LitCharLM
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -88,65 +101,9 @@ def train_small(folder: Path, *args: str, config: Path | None = None) -> CharCLI
     )
 
 
-def random_ids(size: int, *shape: int, seed: int = 0) -> Tensor:
-    return torch.randint(size, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def with_random_weights(net: nn.Module) -> nn.Module:
-    """Return a copy in evaluation mode, with random weights that preserve the variance.
-
-    An untrained network has almost uniform attention and blocks that add almost nothing, so that a
-    leak could be smaller than rounding. With these weights every path contributes.
-    """
-    net = copy.deepcopy(net).eval()
-    generator = torch.Generator().manual_seed(1)
-    embeddings = {id(m.weight) for m in net.modules() if isinstance(m, nn.Embedding)}
-    with torch.no_grad():
-        for parameter in net.parameters():
-            fan_in = 1 if id(parameter) in embeddings else parameter.size(-1)
-            parameter.normal_(std=1 / math.sqrt(fan_in), generator=generator)
-    return net
-
-
-@torch.no_grad()
 def assert_causal(net: nn.Module, alphabet_size: int, context: int) -> None:
-    """Changing a character changes the logits at its position and no earlier logit."""
-    net = with_random_weights(net)
-    ids = random_ids(alphabet_size, 3, context)
-    logits = net(ids)
-    for t in range(context):
-        changed = ids.clone()
-        changed[:, t] = (ids[:, t] + 1) % alphabet_size
-        difference = (net(changed) - logits).abs().amax(dim=(0, 2))
-        assert (difference[:t] < 1e-4).all(), f"the character at {t} changed an earlier logit"
-        assert difference[t] > 1e-2, f"the character at {t} did not change its own logits"
-
-
-def attention_inputs(net: nn.Module, ids: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
-    """Yield each attention of a network (each module with `weights`) and its input."""
-    found: list[tuple[nn.Module, Tensor]] = []
-    handles = [
-        module.register_forward_pre_hook(lambda module, inputs: found.append((module, inputs[0])))
-        for module in net.modules()
-        if hasattr(module, "weights")
-    ]
-    net(ids)
-    for handle in handles:
-        handle.remove()
-    yield from found
-
-
-def run_in_pieces(module: nn.Module, x: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Return the output of a module for x (B, T, ...), computed piece by piece with a cache."""
-    cache = KVCache(x.size(1))
-    outputs = []
-    for piece in x.split(list(sizes), dim=1):
-        before = cache.length
-        outputs.append(module(piece, cache))
-        if cache.length == before:  # a network increases the length itself, a part does not
-            cache.length += piece.size(1)
-    assert cache.length == x.size(1)
-    return torch.cat(outputs, dim=1)
+    found = breaks_causality(net, alphabet_size, context)
+    assert not found, found
 
 
 def reference_weights(q: Tensor, k: Tensor) -> Tensor:

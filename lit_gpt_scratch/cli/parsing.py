@@ -121,9 +121,10 @@ class CheckpointCLI(LightningCLI):
         parser.add_lightning_class_args(LitCharLM, "model")
         parser.link_arguments("data.alphabet", "model.alphabet", apply_on="instantiate")
         parser.link_arguments("data.context", "model.context", apply_on="instantiate")
-        parser.add_class_arguments(WandbSettings, "wandb")
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.set_defaults({"trainer": TRAINER_DEFAULTS | {"precision": fastest_precision()}})
+        # Last, as refuse_truncated_config expects.
+        parser.add_class_arguments(WandbSettings, "wandb")
         if self.command == "predict":
             # bf16 is slower here: for one character at a time, casts cost more than they save.
             parser.set_defaults({"trainer.devices": 1, "trainer.precision": "32-true"})

@@ -22,6 +22,7 @@ TRAINER_COMMANDS = {
     "predict": "Generate text with a checkpoint, and print it.",
 }
 OTHER_COMMANDS = {  # each with the module whose `main` runs it
+    "check": ("lit_gpt_scratch.cli.check", "Say which laws a new attention or network obeys."),
     "compare": (
         "lit_gpt_scratch.cli.compare",
         "Train configs with several seeds; say which is better.",

@@ -81,10 +81,12 @@ def label_characters(axes: Axes, text: str, size: int = 10, both: bool = False) 
 
 
 def draw_weights(axes: Axes, weights: Tensor, text: str, size: int) -> AxesImage:
-    """Draw attention weights (T, T) with the future greyed out."""
+    """Draw attention weights (T, T), with signs if some are negative; the future is grey."""
     future = torch.ones_like(weights, dtype=torch.bool).triu(1)
     square_root = PowerNorm(0.5, 0, 1)  # because weights are small over a long text
-    image = draw(axes, weights.masked_fill(future, torch.nan), "Blues", square_root)
+    has_signs = bool((weights < 0).any())
+    look = ("RdBu", signed_scale(weights)) if has_signs else ("Blues", square_root)
+    image = draw(axes, weights.masked_fill(future, torch.nan), *look)
     axes.set_aspect("equal")
     label_characters(axes, text, size, both=True)
     return image

@@ -27,8 +27,8 @@ def draw_heads(layers: Sequence[LayerAttention], text: str, cell: int = 9) -> An
     """Draw weights (H, T, T) of each layer in a row, and return a PIL image; `cell` is in pixels.
 
     Row t of a head shows what character t attends to. Darker cells are larger weights, on a
-    square-root scale; grey cells are future characters. `plots.plot_heads` draws the same with
-    matplotlib, in about 50 times as long.
+    square-root scale; red ones are negative, grey cells are future characters. `plots.plot_heads`
+    draws the same with matplotlib, in about 50 times as long.
     """
     import matplotlib as mpl  # Lightning has imported it already
     from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -47,8 +47,11 @@ def draw_heads(layers: Sequence[LayerAttention], text: str, cell: int = 9) -> An
         for head, weights in enumerate(layer_weights):
             x, y = head * width + gap, row * height
             pen.text((x + left, y + cell // 2), f"{name}, head {head}", "black", font)
-            grey = Image.fromarray((255 * weights.float().cpu().clamp(0, 1).sqrt()).byte().numpy())
+            size = weights.float().cpu().abs().clamp(0, 1).sqrt()
+            grey = Image.fromarray((255 * size).byte().numpy())
             heat_map = ImageOps.colorize(grey, "#f7fbff", "#08306b", "#6baed6")
+            negative = Image.fromarray((255 * (weights < 0).cpu()).byte().numpy())
+            heat_map.paste(ImageOps.colorize(grey, "#fff5f0", "#67000d", "#fb6a4a"), mask=negative)
             heat_map.paste("#e0e0e0", mask=future)
             heat_map = heat_map.resize((side, side), Image.Resampling.NEAREST)
             picture.paste(heat_map, (x + left, y + top))

@@ -21,7 +21,9 @@ from lit_gpt_scratch.models.kv_cache import KVCache
 class AttentionFactory(Protocol):
     """A class or function that takes `width` and returns an attention module.
 
-    The module's `forward(x)` may also take `cache`.
+    The module's `forward(x)` may also take `cache`. If rows of its `weights` do not sum to 1, or
+    are negative, as in linear or differential attention, it has `weights_sum_to_1 = False`.
+    `lit-gpt-scratch check` tries all laws.
     """
 
     def __call__(self, width: int) -> nn.Module: ...

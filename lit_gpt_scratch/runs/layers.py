@@ -95,6 +95,8 @@ def attention_entropies(trainer: Any, pl_module: Any) -> dict[str, float]:
     text = data.tokenizer.decode(data.tokens[start : start + min(TEXT_LENGTH, data.context)].cpu())
     found: dict[str, list[float]] = {}
     for name, weights in attention(pl_module, text):
+        if (weights < 0).any():  # they are no probabilities, and have no entropy
+            continue
         entropy = -torch.special.xlogy(weights, weights).sum(-1).mean()
         layer = LAYER.match(name)
         found.setdefault(f"attention_entropy/{layer[0] if layer else name}", []).append(

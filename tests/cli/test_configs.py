@@ -11,10 +11,8 @@ import torch
 from laws import (
     CONFIGS,
     assert_causal,
-    attention_inputs,
     parse,
     random_ids,
-    run_in_pieces,
     settings,
     small,
     train_small,
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_gpt_scratch.cli import main
+from lit_gpt_scratch.inspection import laws as laws_of_networks
 from lit_gpt_scratch.models.kv_cache import takes_cache
 from lit_gpt_scratch.training.callbacks import CompileBlocks
 from lit_gpt_scratch.training.module import LitCharLM
@@ -61,16 +60,9 @@ def test_changing_a_later_character_never_changes_an_earlier_logit(model: LitCha
     assert_causal(model.net, len(model.tokenizer), model.context)
 
 
-@torch.no_grad()
 def test_a_text_of_any_length_up_to_the_context_has_logits(model: LitCharLM) -> None:
     """Of shape (B, T, V); they equal the first logits of a longer text."""
-    net, size = with_random_weights(model.net), len(model.tokenizer)
-    ids = random_ids(size, 3, model.context)
-    full = net(ids)
-    for length in range(1, model.context + 1):
-        logits = net(ids[:, :length])
-        assert logits.shape == (3, length, size)
-        torch.testing.assert_close(logits, full[:, :length], atol=1e-4, rtol=1e-4)
+    assert laws_of_networks.breaks_shape(model.net, len(model.tokenizer), model.context) == ""
 
 
 def test_every_parameter_gets_a_finite_gradient(config: Path, model: LitCharLM) -> None:
@@ -171,11 +163,7 @@ def test_the_optimizer_and_schedule_of_the_config_lower_the_loss(model: LitCharL
 )
 def test_logits_with_a_cache_equal_those_without(model: LitCharLM) -> None:
     """To 1e-5 in fp32, however the text is split into pieces."""
-    net, length = with_random_weights(model.net), model.context
-    ids = random_ids(len(model.tokenizer), 3, length)
-    full = net(ids)
-    for sizes in ([length], [1] * length, [length - 1, 1], [2, length - 5, 1, 2]):
-        torch.testing.assert_close(run_in_pieces(net, ids, sizes), full, atol=1e-5, rtol=0)
+    assert laws_of_networks.breaks_cache(model.net, len(model.tokenizer), model.context) == ""
 
 
 def test_every_gpt_takes_a_cache() -> None:
@@ -185,51 +173,14 @@ def test_every_gpt_takes_a_cache() -> None:
     assert all(takes_cache(small(path).net) for path in gpts)
 
 
-@torch.no_grad()
 def test_evaluation_is_deterministic(model: LitCharLM) -> None:
-    """Dropout is off, and no random number is drawn."""
-    ids = random_ids(len(model.tokenizer), 3, model.context)
-    model.eval()
-    assert torch.equal(model(ids), model(ids))
+    """Dropout is off, no random number is drawn, and nothing is kept from an earlier call."""
+    assert laws_of_networks.breaks_determinism(model.net, len(model.tokenizer), model.context) == ""
 
 
-@torch.no_grad()
 def test_attention_weights_are_probabilities_over_the_past(model: LitCharLM) -> None:
     """(B, H, T, T): rows sum to 1, none is negative, and later characters have weight 0."""
-    ids = random_ids(len(model.tokenizer), 3, model.context)
-    for attention, x in attention_inputs(with_random_weights(model.net), ids):
-        weights = attention.weights(x)
-        assert weights.shape == (3, getattr(attention, "heads", 1), model.context, model.context)
-        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
-        assert (weights >= 0).all()
-        assert not weights.triu(1).any()
-
-
-def test_one_step_at_full_size(config: Path) -> None:
-    """The full-size network has the right shapes, and a step changes all nonzero parameters."""
-    model = parse("--config", str(config)).model
-    texts = len(getattr(model.net, "members", [1]))  # an ensemble learns from one for each
-    ids = random_ids(len(model.tokenizer), texts, model.context + 1)
-    assert model(ids[:, :-1]).shape == (texts, model.context, len(model.tokenizer))
-    model.net = with_random_weights(model.net).train()
-    before = [p.clone() for p in model.net.parameters()]
-    optimizer = model.make_optimizer(params=parameter_groups(model.net))
-    loss_of(model, ids).backward()
-    optimizer.step()
-    for old, new in zip(before, model.net.parameters(), strict=True):
-        assert new.isfinite().all()
-        assert not torch.equal(old, new)
-
-
-def test_gpt_cpu_equals_the_typed_defaults() -> None:
-    """`fit` without a config trains the same model as with this file."""
-    bare, file = (
-        parse(*args).config
-        for args in ([], ["--config", str(next(p for p in CONFIGS if p.stem == "gpt_cpu"))])
-    )
-    assert file.data == bare.data
-    assert file.model == bare.model
-    assert file.trainer == bare.trainer
+    assert laws_of_networks.breaks_weights(model.net, len(model.tokenizer), model.context) == ""
 
 
 @pytest.mark.slow

@@ -110,7 +110,7 @@ OWN = {
     ],
 }  # fmt: skip
 OWN["test"] = OWN["validate"]
-GROUPS = {"fit": ["data", "model", "wandb", "trainer"], "validate": ["data"], "test": ["data"]}
+GROUPS = {"fit": ["data", "model", "trainer", "wandb"], "validate": ["data"], "test": ["data"]}
 MOST_USED = ["accelerator", "devices", "precision", "max_steps", "val_check_interval"]
 
 
