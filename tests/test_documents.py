@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from laws import (
 )
 
 from lit_gpt_scratch import models
+from lit_gpt_scratch.cli import compare, main
+from lit_gpt_scratch.runs.comparison import differing_settings, unequal_settings
 from lit_gpt_scratch.training import LitCharLM
 
 ROOT = Path(__file__).parents[1]
@@ -54,12 +57,21 @@ def test_the_attention_of_the_readme_trains_and_is_causal(
 ) -> None:
     """With the readme's own flags, in place of the attention of the rung `transformer`."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    [code] = [code for language, code in CODE.findall(text) if language == "python"]
+    [code, _] = [code for language, code in CODE.findall(text) if language == "python"]
     (tmp_path / "my_module.py").write_text(code, encoding="utf-8")
     monkeypatch.chdir(tmp_path)  # where the readme says that the module is
-    flags = "--plugin my_module --model.net.attention my_module.MyAttention"
+    flags = "--model.net.attention my_module.MyAttention"
     assert f"--config transformer {flags}" in text
     cli = train_small(tmp_path, *flags.split(), config=ROOT / "configs" / "transformer.yaml")
+    [check, compared] = re.findall(
+        "^lit-gpt-scratch (check .*|compare transformer .*)$", text, re.M
+    )
+    main(check.split())
+    options, _ = compare.parse_args(compared.split()[1:])
+    variants = compare.make_variants(options.configs, compare.parse_varied(options.vary))
+    assert [*variants] == ["FusedAttention", "MyAttention"]
+    planned = {k: compare.plan([*v, "--data.corpus=sample"]) for k, v in variants.items()}
+    assert not unequal_settings(differing_settings(planned), ["model.net.attention"])
     net = cli.model.net
     [attention] = [m for m in net.modules() if type(m).__name__ == "MyAttention"]
     size, context = len(cli.model.tokenizer), cli.model.context
@@ -71,6 +83,21 @@ def test_the_attention_of_the_readme_trains_and_is_causal(
     weights = attention.weights(torch.zeros(1, 8, 32))  # equal scores: only the distance counts
     torch.testing.assert_close(weights.sum(-1), torch.ones(1, 4, 8))
     assert (weights[0, :, -1].diff() > 0).all(), "nearer positions have larger weights"
+
+
+def test_the_notebook_lines_of_the_readme_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but `compare`, which starts six processes, with smaller sizes."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    [_, code] = [code for language, code in CODE.findall(text) if language == "python"]
+    assert 'lgs.compare("single_head", "multi_head", seeds=3)\n' in code
+    lines = [line for line in code.splitlines() if not line.startswith("lgs.compare")]
+    small = "max_steps=2, corpus='sample', sample_size=20_000, accelerator='cpu'"
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec("\n".join(lines).replace("max_steps=2000", small), names)
+    assert names["model"] is names["run"].model
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
