@@ -77,8 +77,9 @@ def build(kind: Any, arguments: dict[str, Any]) -> tuple[nn.Module, str]:
     needed = {
         n for n, p in taken.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
     }
-    missing = needed - {"width", "alphabet_size", "context"} - arguments.keys()
-    unknown = arguments.keys() - taken.keys()
+    given = {"alphabet_size", "context"} if is_net else set()
+    missing = needed - given - {"width"} - arguments.keys()
+    unknown = arguments.keys() - (taken.keys() - given)
     if missing or unknown:
         name = sorted(missing or unknown)[0]
         problem = f"needs --{name}" if missing else f"has no argument {name}"

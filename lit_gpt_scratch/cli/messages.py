@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 from argparse import SUPPRESS, Action
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -91,7 +92,10 @@ def explain(message: str, known: Sequence[str], plugin: ModuleType | None = None
         )
     if unknown := UNKNOWN.search(text):
         name = unknown[1].rstrip(".")
-        if key and name[0].isupper():  # a class
+        if key and name[0].isupper():  # a class, perhaps of a module that the message names
+            named = re.findall(rf"([\w.]+)\.{re.escape(name)}\b", text)
+            own = next((sys.modules[path] for path in named if path in sys.modules), plugin)
+            classes = classes_for(key, own)
             by_name = {path.rpartition(".")[2]: path for path in classes}
             close = get_close_matches(name, by_name, 1, 0.5)
             hint = f": did you mean {by_name[close[0]]}?" if close else "."

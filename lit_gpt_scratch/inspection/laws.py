@@ -156,7 +156,7 @@ def breaks_start(net: nn.Module, size: int, context: int) -> str:
     ids = random_ids(size, 64, context + 1)
     logits = net.eval()(ids[:, :-1]).flatten(0, 1)
     loss = float(F.cross_entropy(logits, ids[:, 1:].flatten()))
-    if abs(loss / math.log(size) - 1) > 0.1:
+    if not abs(loss / math.log(size) - 1) <= 0.1:  # also if it is nan
         return f"the loss before training is {loss:.3f}, far from log V = {math.log(size):.3f}"
     return ""
 

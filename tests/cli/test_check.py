@@ -170,6 +170,7 @@ def test_a_broken_law_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None
         (["MultiHeadAttention", "--hed", "5"], "has no argument hed: it takes width, heads"),
         (["MultiHeadAttention", "--heads"], "give arguments of the class, as in --heads 8"),
         (["Block"], "Block needs --attention"),
+        (["GPT", "--context", "64"], "GPT has no argument context"),
     ],
 )
 def test_a_mistake_is_one_line(

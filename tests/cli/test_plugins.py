@@ -98,6 +98,10 @@ def test_a_plugin_that_cannot_be_used_is_refused(plugin: str, words: str, here: 
     ("flags", "hint", "listed", "not_listed"),
     [
         (["--model.net.attention=RotaryAtention"], "RotaryAttention", "MeanAttention", "ModernGPT"),
+        (
+            [f"--model.net.attention={MODULE}.OwnAtention"],
+            f"{MODULE}.OwnAttention", "RotaryAttention", f"{MODULE}.FusedAttention",
+        ),
         (["--model.net=GTP"], "GPT", "Bigram", "RotaryAttention"),
         (["--model.optimizer=Moun"], "Muon", "AdamW", "LitCharLM"),
         (["--model.schedule=WarmupCosin"], "WarmupCosine", "WarmupStableDecay", "LitCharLM"),
