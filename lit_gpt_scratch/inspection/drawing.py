@@ -13,6 +13,8 @@ from lit_gpt_scratch.inspection.hooks import LayerAttention
 
 SIGNS = {"\n": "⏎", " ": "␣", "\t": "⇥", "\r": "↵"}
 REPLACEMENT = "�"
+SHADES = ("#f7fbff", "#08306b", "#6baed6")  # of no weight, of all weight, and between
+NEGATIVE = "#fff5f0", "#67000d", "#fb6a4a"
 
 
 def visible(text: str) -> str:
@@ -27,8 +29,8 @@ def draw_heads(layers: Sequence[LayerAttention], text: str, cell: int = 9) -> An
     """Draw weights (H, T, T) of each layer in a row, and return a PIL image; `cell` is in pixels.
 
     Row t of a head shows what character t attends to. Darker cells are larger weights, on a
-    square-root scale; red ones are negative, grey cells are future characters. `plots.plot_heads`
-    draws the same with matplotlib, in about 50 times as long.
+    square-root scale, which the bar at the bottom shows; red ones are negative, grey cells are
+    future characters. `plots.plot_heads` draws the same with matplotlib, in about 50 times as long.
     """
     import matplotlib as mpl  # Lightning has imported it already
     from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -40,18 +42,22 @@ def draw_heads(layers: Sequence[LayerAttention], text: str, cell: int = 9) -> An
     side = cell * len(text)
     width, height = left + side + gap, top + side + gap
     heads = max(weights.size(0) for _, weights in layers)
-    picture = Image.new("RGB", (heads * width + gap, len(layers) * height), "white")
+    names = max(font.getlength(name) for name, _ in layers)
+    size = max(heads * width, round(left + names), 18 * cell) + gap, len(layers) * height + 4 * cell
+    picture = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(picture)
     future = Image.fromarray(255 * torch.ones(len(text), len(text)).triu(1).byte().numpy())
     for row, (name, layer_weights) in enumerate(layers):
+        y = row * height
+        pen.text((gap + left, y), name, "black", font)
         for head, weights in enumerate(layer_weights):
-            x, y = head * width + gap, row * height
-            pen.text((x + left, y + cell // 2), f"{name}, head {head}", "black", font)
+            x = head * width + gap
+            pen.text((x + left, y + 5 * cell // 4), f"head {head}", "black", font)
             size = weights.float().cpu().abs().clamp(0, 1).sqrt()
             grey = Image.fromarray((255 * size).byte().numpy())
-            heat_map = ImageOps.colorize(grey, "#f7fbff", "#08306b", "#6baed6")
+            heat_map = ImageOps.colorize(grey, *SHADES)
             negative = Image.fromarray((255 * (weights < 0).cpu()).byte().numpy())
-            heat_map.paste(ImageOps.colorize(grey, "#fff5f0", "#67000d", "#fb6a4a"), mask=negative)
+            heat_map.paste(ImageOps.colorize(grey, *NEGATIVE), mask=negative)
             heat_map.paste("#e0e0e0", mask=future)
             heat_map = heat_map.resize((side, side), Image.Resampling.NEAREST)
             picture.paste(heat_map, (x + left, y + top))
@@ -59,4 +65,12 @@ def draw_heads(layers: Sequence[LayerAttention], text: str, cell: int = 9) -> An
                 middle = i * cell + cell // 2
                 pen.text((x + left + middle, y + top - cell), character, "black", font, "mm")
                 pen.text((x + left // 2, y + top + middle), character, "black", font, "mm")
+    # The scale.
+    y, bar = len(layers) * height, 10 * cell
+    ramp = Image.linear_gradient("L").rotate(90).resize((bar, cell))  # black at the left
+    picture.paste(ImageOps.colorize(ramp, *SHADES), (gap + left, y))
+    for weight in (0, 0.1, 0.5, 1):
+        place = gap + left + bar * weight**0.5
+        pen.text((place, y + 2 * cell), f"{weight:g}", "black", font, "mm")
+    pen.text((gap + left + bar + cell, y + cell // 2), "weight", "black", font, "lm")
     return picture.quantize(64, Image.Quantize.FASTOCTREE)

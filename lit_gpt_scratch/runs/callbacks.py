@@ -132,7 +132,7 @@ class AttentionRecorder(Recorder):
         data = trainer.datamodule
         start = data.splits.val.start
         text = data.tokenizer.decode(data.tokens[start : start + min(32, data.context)].cpu())
-        image = draw_heads(attention(pl_module, text), text)
+        image = draw_heads(attention(pl_module, text), text, cell=max(9, 160 // len(text)))
         path = self.folder / "attention" / f"step_{trainer.global_step:06}.png"
         with write_errors_as_input_errors(path):
             path.parent.mkdir(exist_ok=True)

@@ -1,7 +1,8 @@
 """`lit-gpt-scratch report`: writes one HTML file about runs; it needs no network and no account.
 
-Runs may come from untrusted sources and corpora may contain any text: the template `report.html`
-escapes all text, and its content security policy forbids network requests.
+Runs of one config are one group: the page shows their mean and range. Runs may come from untrusted
+sources and corpora may contain any text: the template `report.html` escapes all text, and its
+content security policy forbids network requests.
 """
 
 import math
@@ -12,7 +13,8 @@ from importlib import resources
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
+from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser
 from tqdm import tqdm
@@ -22,11 +24,15 @@ from lit_gpt_scratch.errors import InputError, exit_on_input_error
 from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.runs import reading
 from lit_gpt_scratch.runs.dashboard import AXES, PANELS
-from lit_gpt_scratch.runs.reading import Run, parse_number, subsample
+from lit_gpt_scratch.runs.groups import Group, make_groups, spread
+from lit_gpt_scratch.runs.reading import Columns, Run, parse_number, subsample
 from lit_gpt_scratch.shell import PROGRAM
 
 MAX_POINTS = 500  # of each curve
 MAX_SYMBOLS = 120  # the most frequent ones
+# The Okabe-Ito palette is safe for colour-blind readers; grey, as its black vanishes in dark mode.
+# Later groups repeat it with dashes, then with dots.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8f98")
 MAX_IMAGES, MAX_IMAGE_BYTES = 40, 1_000_000  # of all runs together
 FIRST_LINES = b"<!doctype html>\n<!-- lit_gpt_scratch report -->"
 
@@ -45,47 +51,97 @@ REFERENCE_TEXT = (TINY_SHAKESPEARE_SHA256, "0.1", "0.0")
 
 Statistic = Callable[[list[float]], float]
 last: Statistic = itemgetter(-1)
-# Columns of the scoreboard: metric, statistic of its values, format, best value of several runs.
-SCORES: dict[str, tuple[str, Statistic, str, Statistic | None]] = {
-    "parameters": ("parameters", last, "{:,.0f}", None),
-    "validation loss, last": ("val/loss", last, "{:.4f}", min),
-    "validation loss, best": ("val/loss", min, "{:.4f}", min),
-    "bits per character, best": ("val/bpc", min, "{:.3f}", min),
-    "seconds of training": ("train_seconds", last, "{:,.0f}", None),
-    "characters per second": ("chars_per_sec", median, "{:,.0f}", max),
-    "MFU": ("mfu", median, "{:.0%}", max),
+# Columns of the scoreboard: metric, statistic of its values, format, whether the least is the best.
+SCORES: dict[str, tuple[str, Statistic, str, bool]] = {
+    "validation loss, best": ("val/loss", min, "{:.4f}", True),
+    "validation loss, last": ("val/loss", last, "{:.4f}", True),
+    "bits per character, best": ("val/bpc", min, "{:.3f}", True),
+    "steps": ("step", max, "{:,.0f}", False),
+    "parameters": ("parameters", last, "{:,.0f}", False),
+    "seconds of training": ("train_seconds", max, "{:,.0f}", False),
+    "characters per second": ("chars_per_sec", median, "{:,.0f}", False),
+    "MFU": ("mfu", median, "{:.0%}", False),
 }
+
+
+class Score(NamedTuple):
+    """One cell of the scoreboard."""
+
+    mean: float | None
+    text: str  # of the mean
+    range: str  # of several runs: least and greatest
+    is_best: bool
 
 
 def compute_score(run: Run, metric: str, statistic: Statistic) -> float | None:
     """Return a statistic of a metric's known values, or None if the run has none."""
-    parameters = parse_number(run.about.get("parameters"))
-    columns = run.val | run.train | {"parameters": [parameters]}
-    known = [value for value in columns.get(metric, ()) if value is not None]
+    columns = {"parameters": [parse_number(run.about.get("parameters"))]}
+    tables = [run.train, run.val, columns]
+    known = [v for table in tables for v in table.get(metric, ()) if v is not None]
     return statistic(known) if known else None
 
 
-def make_scoreboard(runs: Sequence[Run]) -> list[list[tuple[str, bool]]]:
-    """Return each run's scores as text, and whether each is the best on the same text."""
-    board = []
-    for run in runs:
-        comparable = [other for other in runs if other.validation_text == run.validation_text]
-        row = []
-        for metric, statistic, form, best in SCORES.values():
-            value = compute_score(run, metric, statistic)
-            scores = [compute_score(other, metric, statistic) for other in comparable]
-            known = [score for score in scores if score is not None]
-            is_best = best is not None and len(known) > 1 and value == best(known)
-            row.append(("" if value is None else form.format(value), is_best))
-        board.append(row)
+def make_scoreboard(groups: Sequence[Group]) -> list[list[Score]]:
+    """Return each group's scores.
+
+    The best is the least mean on the same validation text, if the group has two seeds or more and
+    its range overlaps no other group's: a single seed may be luck.
+    """
+    board: list[list[Score]] = [[] for _ in groups]
+    for metric, statistic, form, is_compared in SCORES.values():
+        columns = [[compute_score(run, metric, statistic) for run in g.runs] for g in groups]
+        known = [[value for value in values if value is not None] for values in columns]
+        for group, row, values in zip(groups, board, known, strict=True):
+            text = group.runs[0].validation_text
+            pairs = zip(groups, known, strict=True)
+            others = [v for g, v in pairs if g is not group and g.runs[0].validation_text == text]
+            rivals = [value for other in others for value in other]
+            is_best = bool(
+                is_compared and group.seeds > 1 and values and rivals and max(values) < min(rivals)
+            )
+            several = len({form.format(value) for value in values}) > 1
+            ends = f"{form.format(min(values))} to {form.format(max(values))}" if several else ""
+            average = mean(values) if values else None
+            written = "" if average is None else form.format(average)
+            row.append(Score(average, written, ends, is_best))
     return board
 
 
-def find_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """Return the settings that differ between runs, with each run's value."""
-    names = sorted({name for run in runs for name in run.config})
-    values = [(name, [run.config.get(name, "") for run in runs]) for name in names]
+def find_differences(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
+    """Return the settings that differ between groups, with each group's value."""
+    names = sorted({name for group in groups for name in group.settings})
+    values = [(name, [group.settings.get(name, "") for group in groups]) for name in names]
     return [(name, row) for name, row in values if len(set(row)) > 1]
+
+
+def make_curves(group: Group) -> dict[str, Any]:
+    """Return the curves of a group: of its mean, its band, and each of several runs."""
+    several, curves = len(group.runs) > 1, dict[str, Any](label=group.label, runs=[])
+    for part in ("train", "val"):
+        tables = [columns for run in group.runs if (columns := getattr(run, part))]
+        if len(tables) > 1:
+            curves[part] = {name: shorten(columns) for name, columns in spread(tables).items()}
+        else:
+            curves[part] = {"mean": shorten(tables[0])} if tables else {"mean": {}}
+    for run in group.runs if several else ():
+        curves["runs"].append(
+            {"label": run.label, "train": shorten(run.train), "val": shorten(run.val)}
+        )
+    return curves
+
+
+def shorten(columns: Columns) -> Columns:
+    """Return at most `MAX_POINTS` rows of a table."""
+    return {key: subsample(column, MAX_POINTS) for key, column in columns.items()}
+
+
+def mean_symbols(group: Group, symbols: Sequence[str]) -> list[tuple[float, float] | None]:
+    """Return the count and the mean loss of each character over the runs that have it."""
+    found = [[run.symbols[s] for run in group.runs if s in run.symbols] for s in symbols]
+    return [
+        (cells[0][0], float(f"{mean(loss for _, loss in cells):.6g}")) if cells else None
+        for cells in found
+    ]
 
 
 def symbol_name(symbol: str) -> str:
@@ -106,34 +162,38 @@ def render_report(runs: Sequence[Run]) -> str:
         counts.update({symbol: round(count) for symbol, (count, _) in run.symbols.items()})
     symbols = [symbol for symbol, _ in counts.most_common(MAX_SYMBOLS)]
     references = REFERENCES if any(run.validation_text == REFERENCE_TEXT for run in runs) else {}
-    curves = [
-        {
-            "label": run.label,
-            "train": {key: subsample(column, MAX_POINTS) for key, column in run.train.items()},
-            "val": {key: subsample(column, MAX_POINTS) for key, column in run.val.items()},
-            "symbols": [run.symbols.get(symbol) for symbol in symbols],
-        }
-        for run in runs
-    ]
+    groups = make_groups(runs)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    source = resources.files("lit_gpt_scratch.runs").joinpath("report.html").read_text("utf-8")
+    folder = resources.files("lit_gpt_scratch.runs")
+    source, style, script = (
+        folder.joinpath(f"report.{kind}").read_text("utf-8") for kind in ("html", "css", "js")
+    )
     return environment.from_string(source).render(
-        runs=runs,
+        groups=groups,
+        count=len(runs),
+        several=len(runs) > len(groups),
+        colors=COLORS,
+        max_steps=reading.MAX_STEPS,
         titles=[*SCORES],
-        board=make_scoreboard(runs),
+        board=make_scoreboard(groups),
+        singles=[make_scoreboard([Group(run.label, [run]) for run in g.runs]) for g in groups],
         references={name: (loss, loss / math.log(2)) for name, loss in references.items()},
-        differences=find_differences(runs),
+        differences=find_differences(groups),
         sections=[(name, list(group)) for name, group in groupby(panels, lambda p: p.section)],
         axes=AXES,
         data={
-            "runs": curves,
+            "groups": [make_curves(g) | {"symbols": mean_symbols(g, symbols)} for g in groups],
             "panels": {panel.key: panel._asdict() for panel in panels},
             "references": references,
             "symbols": [symbol_name(symbol) for symbol in symbols],
+            "axes": AXES,
+            "colors": COLORS,
         },
+        style=Markup(style),
+        script=Markup(script),
         plotly=Markup(get_plotlyjs()),
     )
 

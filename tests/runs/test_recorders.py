@@ -114,6 +114,29 @@ def test_an_attention_image_shows_each_weight_of_each_head_in_its_place() -> Non
             assert len(set(bright)) == len(bright)
 
 
+def test_the_titles_of_heads_do_not_overlap_and_the_scale_is_that_of_the_weights() -> None:
+    """A name longer than a head is wide is written once; the bar has the shades of the cells."""
+    one_head = inspection.LayerAttention("blocks.0.attention", torch.eye(2)[None])
+    image = inspection.draw_heads([one_head], "ab").convert("RGB")
+    assert image.width > 18 * 6
+    cell, height = 20, 20 * (4 + 2 + 2)
+    for weight in (0.0, 0.1, 0.5, 1.0):
+        heads = torch.tensor([[[weight, 0], [0, 0]], [[0, 0], [0, 0]]])
+        image = inspection.draw_heads([inspection.LayerAttention("long " * 9, heads)], "ab", cell)
+        image = image.convert("RGB")
+        drawn = image.getpixel((4 * cell + cell // 2, 4 * cell + cell // 2))
+        place = 4 * cell + round(10 * cell * weight**0.5)
+        shown = image.getpixel((min(max(place, 4 * cell + 1), 14 * cell - 2), height + cell // 2))
+        assert shown == pytest.approx(drawn, abs=16)
+        titles = (
+            image.crop((0, 0, image.width, cell)),
+            image.crop((0, cell, image.width, 5 * cell // 2)),
+        )
+        ink = [part.convert("L").point(lambda v: 255 * (v < 128)).getbbox() for part in titles]
+        assert ink[0][2] > 8 * cell, "the layer's name is whole"
+        assert ink[1][2] < image.width, "the second head has a title of its own"
+
+
 def test_mfu_is_the_flops_of_the_passes_over_the_peak_of_the_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

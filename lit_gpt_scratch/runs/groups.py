@@ -1,0 +1,81 @@
+"""Groups runs that differ only in their seed, so that a report compares means instead of luck."""
+
+from collections.abc import Iterator, Sequence
+from statistics import mean
+from typing import NamedTuple
+
+from lit_gpt_scratch.runs.dashboard import AXES
+from lit_gpt_scratch.runs.reading import Columns, Run
+
+# Settings that change no result, or only by chance.
+SEEDS = ("seed_everything", "data.seed")
+NOISE = (
+    "name", "ckpt_path", "trainer.logger", "trainer.callbacks", "trainer.default_root_dir",
+    "trainer.model_registry", "trainer.profiler", *SEEDS,
+)  # fmt: skip
+NOISE_PREFIXES = ("wandb.", "trainer.enable_")
+
+
+class Group(NamedTuple):
+    """The runs of one config."""
+
+    label: str
+    runs: list[Run]
+
+    @property
+    def seeds(self) -> int:
+        """Number of different seeds."""
+        return len({tuple(run.config.get(name) for name in SEEDS) for run in self.runs})
+
+    @property
+    def network(self) -> str:
+        """Class name of the network."""
+        return self.runs[0].network
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return settings(self.runs[0])
+
+
+def settings(run: Run) -> dict[str, str]:
+    """Return the settings of a run that may change its result, without its seeds."""
+    return {
+        name: value
+        for name, value in run.config.items()
+        if name not in NOISE and not name.startswith(NOISE_PREFIXES)
+    }
+
+
+def make_groups(runs: Sequence[Run]) -> list[Group]:
+    """Return the runs of each folder NAME that have equal settings, in the order of the runs."""
+    found: dict[tuple[str, tuple[tuple[str, str], ...]], list[Run]] = {}
+    for run in runs:
+        name = run.label.rpartition("/")[0]
+        found.setdefault((name, tuple(sorted(settings(run).items()))), []).append(run)
+    names = [name for (name, _), members in found.items() if len(members) > 1]
+    return [
+        Group(name if len(members) > 1 and names.count(name) == 1 else members[0].label, members)
+        for (name, _), members in found.items()
+    ]
+
+
+def spread(tables: Sequence[Columns]) -> dict[str, Columns]:
+    """Return the `mean`, `low` and `high` of several runs' columns, at the steps they all have."""
+    by_step = [
+        dict(zip(columns.get("step", ()), _rows(columns), strict=True)) for columns in tables
+    ]
+    steps = [step for step in by_step[0] if all(step in rows for rows in by_step)]
+    result: dict[str, Columns] = {"mean": {}, "low": {}, "high": {}}
+    for key in tables[0]:
+        cells = [[rows[step].get(key) for rows in by_step] for step in steps]
+        known = [[v for v in values if v is not None] for values in cells]
+        full = [values if len(values) == len(tables) else [] for values in known]
+        for name, statistic in {"mean": mean, "low": min, "high": max}.items():
+            if name == "mean" or key not in AXES:
+                numbers = [statistic(values) if values else None for values in full]
+                result[name][key] = [v if v is None else float(f"{v:.6g}") for v in numbers]
+    return result
+
+
+def _rows(columns: Columns) -> Iterator[dict[str, float | None]]:
+    return (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
