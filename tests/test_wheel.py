@@ -57,7 +57,8 @@ def files(folder: Path) -> set[str]:
 def test_the_wheel_holds_the_package_with_the_configs_and_nothing_else(installed: Path) -> None:
     configs = {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
     package = files(ROOT / "lit_gpt_scratch")
-    assert {"py.typed", "runs/report.html"} <= package
+    pages = {f"runs/report.{kind}" for kind in ("html", "css", "js")}
+    assert {"py.typed", *pages} <= package
     assert configs
     assert files(installed / "lit_gpt_scratch") == package | configs
     [_, facts] = sorted(installed.iterdir())

@@ -70,8 +70,8 @@ HELP = {
     "0: no validation.",
     "overfit_batches": "Train on the same batches in every epoch, and validate on as many: a "
     "number or, as 0.5, a fraction.",
-    "val_check_interval": "Validate after this number of batches. With check_val_every_n_epoch, "
-    "0.5 is twice in an epoch.",
+    "val_check_interval": "Validate after this number of batches; before the first, also after "
+    "steps 1, 10, 30, 100, ... With check_val_every_n_epoch, 0.5 is twice in an epoch.",
     "check_val_every_n_epoch": "Validate only in epochs that are multiples of this number, where "
     "val_check_interval starts again. null: count the batches of all epochs.",
     "num_sanity_val_steps": "Batches to validate before training. -1: all.",

@@ -1,6 +1,6 @@
 """Groups runs that differ only in their seed, so that a report compares means instead of luck."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import mean
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ NOISE = (
     "name", "ckpt_path", "trainer.logger", "trainer.callbacks", "trainer.default_root_dir",
     "trainer.model_registry", "trainer.profiler", *SEEDS,
 )  # fmt: skip
+STATISTICS: dict[str, Callable[[list[float]], float]] = {"mean": mean, "low": min, "high": max}
 NOISE_PREFIXES = ("wandb.", "trainer.enable_")
 
 
@@ -70,7 +71,7 @@ def spread(tables: Sequence[Columns]) -> dict[str, Columns]:
         cells = [[rows[step].get(key) for rows in by_step] for step in steps]
         known = [[v for v in values if v is not None] for values in cells]
         full = [values if len(values) == len(tables) else [] for values in known]
-        for name, statistic in {"mean": mean, "low": min, "high": max}.items():
+        for name, statistic in STATISTICS.items():
             if name == "mean" or key not in AXES:
                 numbers = [statistic(values) if values else None for values in full]
                 result[name][key] = [v if v is None else float(f"{v:.6g}") for v in numbers]

@@ -94,6 +94,7 @@ function layout(panel, traces) {
     xaxis: isBar
       ? {type: "category", tickangle: 0, gridcolor: grid, title: {text: "characters, most frequent first"}}
       : {title: {text: axes[control("axis").value]}, gridcolor: grid, zeroline: false, hoverformat: ",.6~r",
+        minorloglabels: "none", spikecolor: quiet, spikethickness: 1,
         type: control("log").checked ? "log" : "linear", ...(zoom ? {range: [...zoom]} : {autorange: true})},
     yaxis: {
       title: {text: panel.unit}, gridcolor: grid, zeroline: false,
@@ -104,7 +105,8 @@ function layout(panel, traces) {
       type: "line", xref: "paper", x0: 0, x1: 1, y0: loss, y1: loss, layer: "below",
       line: {color: quiet, width: 1, dash: "dash"},
     })),
-    annotations: marks.map(([name, loss]) => ({
+    // On a narrow screen the names would hide the curves; the scoreboard has them.
+    annotations: innerWidth < 600 ? [] : marks.map(([name, loss]) => ({
       text: `${name}: ${loss}`, xref: "paper", x: 0, xanchor: "left", y: loss, yanchor: "bottom",
       showarrow: false, font: {size: 10}, borderpad: 0,
     })),

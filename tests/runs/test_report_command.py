@@ -8,7 +8,8 @@ from fake_runs import metric_rows, write_csv, write_fake_run
 
 from lit_gpt_scratch.data.corpus import TINY_SHAKESPEARE_SHA256
 from lit_gpt_scratch.runs import report
-from lit_gpt_scratch.runs.reading import Run, read_run
+from lit_gpt_scratch.runs.groups import Group, make_groups, spread
+from lit_gpt_scratch.runs.reading import Columns, Run, read_run
 
 
 @pytest.fixture
@@ -21,30 +22,73 @@ def read(folder: Path) -> Run:
 
 
 def test_the_scoreboard_has_the_values_of_the_files(tmp_path: Path) -> None:
-    """Best and last loss differ, and only runs validated on the same text are compared."""
+    """Best and last loss differ; a config has the mean and the range of its runs."""
     folders = [
         write_fake_run(tmp_path / name, scale) for name, scale in {"a": 1.5, "b": 1.4}.items()
     ]
     rows = [row for step in (100, 400, 900) for row in metric_rows(step, 1.5)]
     rows[3] |= {"val/loss": 1.25, "val/bpc": 1.25 / math.log(2)}  # at step 400; it rises again
     write_csv(folders[0] / "metrics.csv", rows)
-    other = write_fake_run(tmp_path / "c", 1.2)
-    config = (
-        (other / "config.yaml")
-        .read_text(encoding="utf-8")
-        .replace("test_fraction: 0.0", "test_fraction: 0.1")
-    )
-    (other / "config.yaml").write_text(config, encoding="utf-8")
-    board = report.make_scoreboard([read(folder) for folder in [*folders, other]])
+    runs = [read(folder) for folder in folders]
+    row, other = report.make_scoreboard([Group("a", runs[:1]), Group("b", runs[1:])])
     last_b = 1.4 * (1 + 3 / math.sqrt(1200))
     bits = [f"{loss / math.log(2):.3f}" for loss in (1.25, last_b)]
-    texts = [[text for text, _ in row] for row in board]
-    assert texts[0] == ["4,225", "1.6500", "1.2500", bits[0], "18", "10,002", "30%"]
-    assert texts[1][1:5] == [f"{last_b:.4f}", f"{last_b:.4f}", bits[1], "24"]
-    bold = [[best for _, best in row] for row in board]
-    assert bold[0] == [False, False, True, True, False, False, True]
-    assert bold[1] == [False, True, False, False, False, True, True]
-    assert bold[2] == [False] * 7
+    assert [score.text for score in row] == [
+        "1.2500", "1.6500", bits[0], "900", "4,225", "18", "10,002", "30%",
+    ]  # fmt: skip
+    assert [score.text for score in other][:4] == [f"{last_b:.4f}"] * 2 + [bits[1], "1,200"]
+    assert not any(score.range or score.is_best for score in [*row, *other])
+    [both] = report.make_scoreboard([Group("a", runs)])
+    assert both[0].text == f"{(1.25 + last_b) / 2:.4f}"
+    assert both[0].range == f"1.2500 to {last_b:.4f}"
+    assert both[4].range == "", "equal values have no range"
+
+
+def change(run: Run, **settings: str) -> Run:
+    return run._replace(config=run.config | {k.replace("__", "."): v for k, v in settings.items()})
+
+
+def test_only_losses_on_the_same_text_are_compared(run: Path, tmp_path: Path) -> None:
+    """The best needs two seeds, and a range below all others."""
+    good, bad = read(run), read(write_fake_run(tmp_path / "bad", 1.9))
+    one = Group("good", [good, change(good, seed_everything="2")])
+    repeated = Group("good", [good, good])
+    elsewhere = Group("bad", [change(bad, data__test_fraction="0.1")])
+    for groups, expected in [
+        ([one, Group("bad", [bad])], [True, False]),
+        ([one, Group("bad", [bad]), Group("equal", [good])], [False] * 3),
+        ([repeated, Group("bad", [bad])], [False, False]),
+        ([one, elsewhere], [False, False]),
+        ([one], [False]),
+    ]:
+        assert [row[0].is_best for row in report.make_scoreboard(groups)] == expected
+
+
+def test_runs_are_one_group_if_only_seeds_and_noise_differ(run: Path) -> None:
+    """And if their folder has one name; labels stay unique."""
+    first = read(run)._replace(label="gpt/version_0")
+    second = change(first, seed_everything="2", data__seed="2", wandb__mode="x", ckpt_path="y")
+    second = second._replace(label="gpt/version_1")
+    lower = change(first, model__optimizer__lr="0.1")._replace(label="gpt/version_2")
+    lower_too = lower._replace(label="gpt/version_3")
+    other = first._replace(label="other/version_0")
+    groups = make_groups([first, lower, second, other])
+    assert [(group.label, group.seeds) for group in groups] == [
+        ("gpt", 2), ("gpt/version_2", 1), ("other/version_0", 1),
+    ]  # fmt: skip
+    labels = [group.label for group in make_groups([first, lower, second, lower_too])]
+    assert labels == ["gpt/version_0", "gpt/version_2"]
+    assert report.find_differences(groups) == [("model.optimizer.lr", ["", "0.1", ""])]
+
+
+def test_a_mean_has_only_steps_that_all_runs_have() -> None:
+    one: Columns = {"step": [1, 2, 3], "tokens_seen": [8, 16, 24], "val/loss": [4, 3, 2]}
+    two: Columns = {"step": [1, 2], "tokens_seen": [8, 16], "val/loss": [2, None]}
+    assert spread([one, two]) == {
+        "mean": {"step": [1, 2], "tokens_seen": [8, 16], "val/loss": [3, None]},
+        "low": {"val/loss": [2, None]},
+        "high": {"val/loss": [4, None]},
+    }
 
 
 def test_the_help_calls_no_argument_required(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,11 +106,12 @@ def test_references_appear_only_with_runs_on_the_same_text(run: Path) -> None:
 
 
 def test_only_settings_that_differ_are_listed(tmp_path: Path) -> None:
-    runs = [
-        read(write_fake_run(tmp_path / name, scale)) for name, scale in {"a": 1.5, "b": 1.0}.items()
+    groups = [
+        Group(name, [read(write_fake_run(tmp_path / name, scale))])
+        for name, scale in {"a": 1.5, "b": 1.0}.items()
     ]
-    assert report.find_differences(runs) == [("model.net.width", ["96", "64"])]
-    assert report.find_differences(runs[:1]) == []
+    assert report.find_differences(groups) == [("model.net.width", ["96", "64"])]
+    assert report.find_differences(groups[:1]) == []
 
 
 def test_the_command_writes_one_file_and_prints_its_path(
