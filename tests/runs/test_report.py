@@ -19,7 +19,8 @@ from lit_gpt_scratch.runs.reading import MAX_STEPS
 RUNGS = ["bigram", "mean", "single_head", "multi_head", "transformer", "gpt_cpu_classic", "gpt_cpu"]
 EVIL = "</script><script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'>&amp;\u2028"
 ALL = "[...document.querySelectorAll"
-SECTIONS = list(dict.fromkeys(panel.section for panel in PANELS))
+DRAWN = [panel for panel in PANELS if panel.kind != "layers"]  # W&B shows these
+SECTIONS = list(dict.fromkeys(panel.section for panel in DRAWN))
 PLOTS = [panel for panel in PANELS if panel.kind in ("line", "bar")]
 
 
