@@ -321,7 +321,8 @@ def test_hostile_text_is_shown_and_not_executed(browser: Chromium, tmp_path: Pat
     page.evaluate("for (const p of plots) Plotly.Fx.hover(p, [{curveNumber: 0, pointNumber: 0}])")
     for place, text in {
         "#scores td": name, "[data-frames] h3": name, ".chips": name, ".settings": EVIL,
-        ".single td:last-child": EVIL, "pre": EVIL, "pre b": EVIL, ".hoverlayer": name[:15],
+        ".single td:last-child": EVIL, "pre": EVIL, "pre b": EVIL,
+        "[data-key='val/loss'] .hoverlayer": name[:-1],
         "[data-key=symbols] .xaxislayer-above": EVIL[:-1],
     }.items():  # fmt: skip
         found = page.evaluate(f"{ALL}({place!r})].map(part => part.textContent).join()")
