@@ -160,12 +160,14 @@ class ValidateAtEnd(Callback):
 class EarlyValidations(Callback):
     """Adds validations after 1, 10, 30, 100, 300, ... steps, so that a curve shows its fall.
 
-    They end where they would come close to the interval between validations. Epochs that are
-    counted (`check_val_every_n_epoch`) get none.
+    They end where they would come close to the interval between validations. A run that is
+    validated only at its end, or in epochs (`check_val_every_n_epoch`), gets none.
     """
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.interval = trainer.val_check_batch  # batches between two validations
+        batches = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
+        self.is_wanted = trainer.check_val_every_n_epoch is None and self.interval < batches
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         trainer.val_check_batch = self.interval
@@ -173,7 +175,7 @@ class EarlyValidations(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         parts, batches = trainer.accumulate_grad_batches, trainer.fit_loop.total_batch_idx + 1
         is_early = is_early_step(trainer.global_step) and batches == trainer.global_step * parts
-        if trainer.check_val_every_n_epoch is None and is_early and 3 * batches <= self.interval:
+        if self.is_wanted and is_early and 3 * batches <= self.interval:
             trainer.val_check_batch = batches  # Lightning validates at multiples of it
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
