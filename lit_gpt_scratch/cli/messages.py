@@ -57,6 +57,7 @@ WORDS_OF_OTHERS = {
 }
 MEANT = {word: flag for flag, words in WORDS_OF_OTHERS.items() for word in words.split()}
 
+PACKAGE = __name__.partition(".")[0]
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true, false", "str": "text"}
 
 
@@ -94,7 +95,8 @@ def explain(message: str, known: Sequence[str], plugin: ModuleType | None = None
         name = unknown[1].rstrip(".")
         if key and name[0].isupper():  # a class, perhaps of a module that the message names
             named = re.findall(rf"([\w.]+)\.{re.escape(name)}\b", text)
-            own = next((sys.modules[path] for path in named if path in sys.modules), plugin)
+            theirs = [p for p in named if p in sys.modules and not p.startswith(f"{PACKAGE}.")]
+            own = sys.modules[theirs[0]] if theirs else plugin
             classes = classes_for(key, own)
             by_name = {path.rpartition(".")[2]: path for path in classes}
             close = get_close_matches(name, by_name, 1, 0.5)

@@ -103,6 +103,7 @@ def test_a_plugin_that_cannot_be_used_is_refused(plugin: str, words: str, here: 
             f"{MODULE}.OwnAttention", "RotaryAttention", f"{MODULE}.FusedAttention",
         ),
         (["--model.net=GTP"], "GPT", "Bigram", "RotaryAttention"),
+        (["--model.net=lit_gpt_scratch.models.GTP"], "GPT", "Bigram", "RotaryAttention"),
         (["--model.optimizer=Moun"], "Muon", "AdamW", "LitCharLM"),
         (["--model.schedule=WarmupCosin"], "WarmupCosine", "WarmupStableDecay", "LitCharLM"),
         (
