@@ -51,7 +51,8 @@ def make_groups(runs: Sequence[Run]) -> list[Group]:
     """Return the runs of each folder NAME that have equal settings, in the order of the runs."""
     found: dict[tuple[str, tuple[tuple[str, str], ...]], list[Run]] = {}
     for run in runs:
-        name = run.label.rpartition("/")[0]
+        # Nothing is known about a run that has lost its config: it is a group of its own.
+        name = run.label.rpartition("/")[0] if run.config else run.label
         found.setdefault((name, tuple(sorted(settings(run).items()))), []).append(run)
     names = [name for (name, _), members in found.items() if len(members) > 1]
     return [

@@ -81,6 +81,14 @@ def test_runs_are_one_group_if_only_seeds_and_noise_differ(run: Path) -> None:
     assert report.find_differences(groups) == [("model.optimizer.lr", ["", "0.1", ""])]
 
 
+def test_runs_that_have_lost_their_config_are_groups_of_their_own(run: Path) -> None:
+    """A bigram and a GPT may be in one folder."""
+    lost = read(run)._replace(config={})
+    labels = [f"a/version_{i}" for i in range(2)]
+    groups = make_groups([lost._replace(label=label) for label in labels])
+    assert [group.label for group in groups] == labels
+
+
 def test_a_mean_has_only_steps_that_all_runs_have() -> None:
     one: Columns = {"step": [1, 2, 3], "tokens_seen": [8, 16, 24], "val/loss": [4, 3, 2]}
     two: Columns = {"step": [1, 2], "tokens_seen": [8, 16], "val/loss": [2, None]}
