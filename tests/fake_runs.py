@@ -25,6 +25,9 @@ def metric_rows(step: int, scale: float) -> list[dict[str, float]]:
     loss = scale * (1 + 3 / math.sqrt(step))
     at = {"step": step, "tokens_seen": 256.0 * step, "train_seconds": step / 50}
     val = {"val/loss": loss, "val/bpc": loss / math.log(2), "val/perplexity": math.exp(loss)}
+    norms = {"embed": 0.5 / loss, "blocks.0": 1 / loss, "unembed": 2 / loss}
+    for key in ("layer_grad_norm", "update_ratio", "attention_entropy"):
+        val |= {f"{key}/{layer}": norm for layer, norm in norms.items()}
     speed = {"chars_per_sec": 1e4 + step % 7, "mfu": 0.3, "lr": loss / 100, "grad_norm": 1 / loss}
     return [{"train/loss": loss - 0.1, **speed, **at}, {**val, "val/gap": 0.1, **at}]
 

@@ -15,6 +15,7 @@ NOISE = (
 )  # fmt: skip
 STATISTICS: dict[str, Callable[[list[float]], float]] = {"mean": mean, "low": min, "high": max}
 NOISE_PREFIXES = ("wandb.", "trainer.enable_")
+Seed = tuple[str | None, ...]  # the values of SEEDS
 
 
 class Group(NamedTuple):
@@ -22,11 +23,6 @@ class Group(NamedTuple):
 
     label: str
     runs: list[Run]
-
-    @property
-    def seeds(self) -> int:
-        """Number of different seeds."""
-        return len({tuple(run.config.get(name) for name in SEEDS) for run in self.runs})
 
     @property
     def network(self) -> str:
@@ -45,6 +41,11 @@ def settings(run: Run) -> dict[str, str]:
         for name, value in run.config.items()
         if name not in NOISE and not name.startswith(NOISE_PREFIXES)
     }
+
+
+def seed_of(run: Run) -> Seed:
+    """Return the run's seeds."""
+    return tuple(run.config.get(name) for name in SEEDS)
 
 
 def make_groups(runs: Sequence[Run]) -> list[Group]:

@@ -45,8 +45,8 @@ class Run(NamedTuple):
 
     def has_panel(self, panel: Panel) -> bool:
         """Return whether the run has data for a panel."""
-        if panel.kind == "layers":  # only W&B shows these
-            return False
+        if panel.kind == "layers":
+            return any(name.startswith(f"{panel.key}/") for name in self.val)
         if panel.kind == "line":
             return panel.key in self.train or panel.key in self.val
         return bool(getattr(self, panel.key))
@@ -128,6 +128,8 @@ def metric_columns(rows: Iterable[Row], required: str) -> Columns:
     """Return the metrics of all rows that have a value of `required`, without empty columns."""
     kept = [row for row in rows if row.get(required)]
     keys = [*AXES, *(panel.key for panel in PANELS if panel.kind == "line")]
+    prefixes = tuple(f"{panel.key}/" for panel in PANELS if panel.kind == "layers")
+    keys += [name for name in (kept[0] if kept else ()) if name.startswith(prefixes)]
     columns = {key: [parse_number(row.get(key)) for row in kept] for key in keys}
     return {key: column for key, column in columns.items() if any(v is not None for v in column)}
 

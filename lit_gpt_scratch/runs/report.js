@@ -23,34 +23,49 @@ function smooth(values, radius) {
   });
 }
 
+// Return a curve in the colour of a group.
+function line(index, name, x, y, width, more) {
+  const few = y.length <= 30;
+  return {
+    type: "scatter", mode: few ? "lines+markers" : "lines", connectgaps: true, visible: shown[index], meta: {index},
+    name: plain(name), x, y, line: {color: color(index), dash: dash(index), width}, marker: {size: 2 + 1.5 * width},
+    hovertemplate: "%{y:.5~g}%{customdata} at %{x:,.6~r}<extra>%{fullData.name}</extra>", customdata: y.map(() => ""), ...more,
+  };
+}
+
 function lines(panel) {
   return groups.flatMap((group, index) => {
     const part = ["train", "val"].find(part => panel.key in group[part].mean);
     if (!part) return [];
     const radius = part === "train" && panel.key !== "lr" ? Number(control("smooth").value) : 0;
-    const style = {type: "scatter", connectgaps: true, visible: shown[index], meta: {index}};
-    const line = (columns, name, width, more) => {
-      const y = smooth(columns[panel.key], radius), few = y.length <= 30;
-      return {
-        ...style, name: plain(name), x: against(columns), y, mode: few ? "lines+markers" : "lines",
-        line: {color: color(index), dash: dash(index), width}, marker: {size: 2 + 1.5 * width},
-        hovertemplate: "%{y:.5~g}%{customdata} at %{x:,.6~r}<extra>%{fullData.name}</extra>", ...more,
-      };
-    };
-    const {mean, low, high} = group[part];
-    if (!low) return [line(mean, group.label, 2, {customdata: mean[panel.key].map(() => "")})];
-    const [least, greatest] = [low, high].map(table => smooth(table[panel.key], radius)), x = against(mean);
+    const values = columns => smooth(columns[panel.key], radius);
+    const {mean, low, high} = group[part], x = against(mean);
+    if (!low) return [line(index, group.label, x, values(mean), 2)];
+    const least = values(low), greatest = values(high);
     const known = x.flatMap((at, i) => at === null || least[i] === null ? [] : [i]), back = known.toReversed();
     const band = {
-      ...style, x: [...known, ...back].map(i => x[i]), y: [...known.map(i => greatest[i]), ...back.map(i => least[i])],
+      type: "scatter", visible: shown[index], meta: {index},
+      x: [...known, ...back].map(i => x[i]), y: [...known.map(i => greatest[i]), ...back.map(i => least[i])],
       mode: "lines", line: {width: 0}, fill: "toself", fillcolor: color(index) + "38", hoverinfo: "skip",
     };
     const singles = control("singles")?.checked ? group.runs.filter(run => panel.key in run[part]) : [];
+    const ranges = least.map((value, i) => value === null ? "" : ` (${number(value)} to ${number(greatest[i])})`);
     return [
       band,
-      ...singles.map(run => line(run[part], run.label, 1, {opacity: .5, customdata: run[part][panel.key].map(() => "")})),
-      line(mean, group.label, 2, {customdata: least.map((value, i) => value === null ? "" : ` (${number(value)} to ${number(greatest[i])})`)}),
+      ...singles.map(run => line(index, run.label, against(run[part]), values(run[part]), 1, {opacity: .5})),
+      line(index, group.label, x, values(mean), 2, {customdata: ranges}),
     ];
+  });
+}
+
+// One curve for each layer: the mean of the group's runs. Later layers are darker.
+function layers(panel) {
+  return groups.flatMap((group, index) => {
+    const {mean} = group.val, keys = Object.keys(mean).filter(key => key.startsWith(`${panel.key}/`));
+    return keys.map((key, i) => {
+      const name = `${group.label}, ${key.slice(panel.key.length + 1)}`;
+      return line(index, name, against(mean), mean[key], 1.5, {opacity: .25 + .75 * (i + 1) / keys.length});
+    });
   });
 }
 
@@ -89,7 +104,7 @@ function layout(panel, traces) {
   return {
     font: {family: "system-ui, sans-serif", size: 12, color: quiet}, margin: {l: 58, r: 12, t: 8, b: 44},
     paper_bgcolor: "transparent", plot_bgcolor: "transparent", modebar: {bgcolor: "transparent", color: quiet, activecolor: ink},
-    hovermode: "x unified", hoverdistance: -1, showlegend: false,
+    hovermode: panel.kind === "layers" ? "closest" : "x unified", hoverdistance: -1, showlegend: false,
     hoverlabel: {namelength: -1, bgcolor: paper, font: {color: ink}},
     xaxis: isBar
       ? {type: "category", tickangle: 0, gridcolor: grid, title: {text: "characters, most frequent first"}}
@@ -114,7 +129,8 @@ function layout(panel, traces) {
 }
 
 const plots = all(".plot");
-const curves = plots.filter(plot => panels[plot.dataset.key].kind === "line");
+const tracesOf = {line: lines, layers, bar: bars};
+const curves = plots.filter(plot => panels[plot.dataset.key].kind !== "bar");
 // Leave out Plotly's default button that uploads the data.
 const options = {responsive: true, displaylogo: false, modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]]};
 let isDrawing = false, pending = 0;
@@ -122,7 +138,7 @@ let isDrawing = false, pending = 0;
 function draw(some) {
   isDrawing = true;
   for (const plot of some) {
-    const panel = panels[plot.dataset.key], traces = panel.kind === "bar" ? bars() : lines(panel);
+    const panel = panels[plot.dataset.key], traces = tracesOf[panel.kind](panel);
     Plotly.react(plot, traces, layout(panel, traces), options);
   }
   isDrawing = false;

@@ -8,7 +8,7 @@ content security policy forbids network requests.
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from itertools import groupby
 from operator import itemgetter
@@ -23,8 +23,9 @@ from lit_gpt_scratch.data.corpus import TINY_SHAKESPEARE_SHA256
 from lit_gpt_scratch.errors import InputError, exit_on_input_error
 from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.runs import reading
+from lit_gpt_scratch.runs.comparison import paired_difference
 from lit_gpt_scratch.runs.dashboard import AXES, PANELS
-from lit_gpt_scratch.runs.groups import Group, make_groups, spread
+from lit_gpt_scratch.runs.groups import Group, Seed, make_groups, seed_of, spread
 from lit_gpt_scratch.runs.reading import Columns, Run, parse_number, subsample
 from lit_gpt_scratch.shell import PROGRAM
 
@@ -81,24 +82,29 @@ def compute_score(run: Run, metric: str, statistic: Statistic) -> float | None:
     return statistic(known) if known else None
 
 
+def is_better(own: Mapping[Seed, float], other: Mapping[Seed, float]) -> bool:
+    """Return whether `compare` would call the own losses better, for the seeds that both have."""
+    seeds = [seed for seed in own if seed in other]
+    if not seeds:
+        return False
+    difference = paired_difference([other[seed] for seed in seeds], [own[seed] for seed in seeds])
+    return difference.verdict == "better"
+
+
 def make_scoreboard(groups: Sequence[Group]) -> list[list[Score]]:
     """Return each group's scores.
 
-    The best is the least mean on the same validation text, if the group has two seeds or more and
-    its range overlaps no other group's: a single seed may be luck.
+    The best is the group that is better than each other group with the same validation text.
     """
     board: list[list[Score]] = [[] for _ in groups]
     for metric, statistic, form, is_compared in SCORES.values():
-        columns = [[compute_score(run, metric, statistic) for run in g.runs] for g in groups]
-        known = [[value for value in values if value is not None] for values in columns]
-        for group, row, values in zip(groups, board, known, strict=True):
-            text = group.runs[0].validation_text
-            pairs = zip(groups, known, strict=True)
-            others = [v for g, v in pairs if g is not group and g.runs[0].validation_text == text]
-            rivals = [value for other in others for value in other]
-            is_best = bool(
-                is_compared and group.seeds > 1 and values and rivals and max(values) < min(rivals)
-            )
+        scores = [[(run, compute_score(run, metric, statistic)) for run in g.runs] for g in groups]
+        by_seed = [{seed_of(r): value for r, value in row if value is not None} for row in scores]
+        texts = [group.runs[0].validation_text for group in groups]
+        for i, row in enumerate(board):
+            rivals = [by_seed[j] for j in range(len(groups)) if j != i and texts[j] == texts[i]]
+            is_best = is_compared and bool(rivals) and all(is_better(by_seed[i], r) for r in rivals)
+            values = [value for _, value in scores[i] if value is not None]
             several = len({form.format(value) for value in values}) > 1
             ends = f"{form.format(min(values))} to {form.format(max(values))}" if several else ""
             average = mean(values) if values else None

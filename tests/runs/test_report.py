@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import yaml
@@ -19,9 +20,9 @@ from lit_gpt_scratch.runs.reading import MAX_STEPS
 RUNGS = ["bigram", "mean", "single_head", "multi_head", "transformer", "gpt_cpu_classic", "gpt_cpu"]
 EVIL = "</script><script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'>&amp;\u2028"
 ALL = "[...document.querySelectorAll"
-DRAWN = [panel for panel in PANELS if panel.kind != "layers"]  # W&B shows these
-SECTIONS = list(dict.fromkeys(panel.section for panel in DRAWN))
-PLOTS = [panel for panel in PANELS if panel.kind in ("line", "bar")]
+SECTIONS = list(dict.fromkeys(panel.section for panel in PANELS))
+PLOTS = [panel for panel in PANELS if panel.kind in ("line", "layers", "bar")]
+LAYERS = 3  # of a fake run
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
     browser = Chromium(tmp_path_factory.mktemp("profile"))
     yield browser
     browser.close()
+
+
+def traces(runs: int, bars: int | None = None) -> dict[str, int]:
+    """Return how many traces each plot has. Some runs may have no bars."""
+    counts = {"line": runs, "layers": LAYERS * runs, "bar": runs if bars is None else bars}
+    return {panel.key: counts[panel.kind] for panel in PLOTS}
 
 
 def choose(selector: str, value: str) -> str:
@@ -56,7 +63,7 @@ def test_every_panel_is_drawn_without_requests_or_console_messages(
     page = open_report(browser, tmp_path / "runs", tmp_path / "report.html")
     print(f"{len(names)} runs: made and drawn in {time.perf_counter() - start:.1f} s")
     assert (tmp_path / "report.html").stat().st_size < 8e6
-    assert page.count_traces() == {panel.key: len(names) for panel in PLOTS}
+    assert page.count_traces() == traces(len(names))
     titles = page.evaluate(f"{ALL}('h2, h3')].map(heading => heading.innerText)")
     assert {panel.title for panel in PLOTS} | set(SECTIONS[1:]) <= set(titles)
     assert page.evaluate("document.querySelectorAll('pre').length") == MAX_STEPS * len(names)
@@ -82,10 +89,10 @@ def write_seeds(folder: Path, scales: dict[int, float], **changes: str) -> None:
 
 @pytest.fixture(scope="module")
 def seeds(browser: Chromium, tmp_path_factory: pytest.TempPathFactory) -> Page:
-    """A report of two configs with two seeds each."""
+    """A report of two configs with three seeds each."""
     folder = tmp_path_factory.mktemp("seeds")
-    write_seeds(folder / "runs" / "better", {1: 1.4, 2: 1.5})
-    write_seeds(folder / "runs" / "worse", {1: 1.6, 2: 1.8})
+    write_seeds(folder / "runs" / "better", {1: 1.4, 2: 1.5, 3: 1.45})
+    write_seeds(folder / "runs" / "worse", {1: 1.6, 2: 1.8, 3: 1.7})
     return open_report(browser, folder / "runs", folder / "report.html")
 
 
@@ -109,10 +116,10 @@ def test_runs_of_one_config_are_a_mean_and_a_band(seeds: Page) -> None:
     seeds.evaluate(set_control("singles", "true"))
     names = [trace[0] for trace in seeds.evaluate(data)]
     assert [name for name in names if name and "version" in name] == [
-        f"{config}/version_{i}" for config in ("better", "worse") for i in (0, 1)
+        f"{config}/version_{i}" for config in ("better", "worse") for i in (0, 1, 2)
     ]
-    assert {color for _, _, color in seeds.evaluate(data)[1:4]} == {line[2]}
-    assert seeds.evaluate("all('tr.single').filter(row => !row.hidden).length") == 4
+    assert {color for _, _, color in seeds.evaluate(data)[1:5]} == {line[2]}
+    assert seeds.evaluate("all('tr.single').filter(row => !row.hidden).length") == 6
     seeds.evaluate(set_control("singles", "false"))
     assert len(seeds.evaluate(data)) == 4
 
@@ -201,12 +208,39 @@ def rungs(browser: Chromium, tmp_path_factory: pytest.TempPathFactory) -> Page:
     return open_report(browser, folder / "runs", folder / "report.html")
 
 
+def hidden_if(*runs: bool) -> list[list[bool]]:
+    """Return which traces of each plot are hidden, from the runs that are."""
+    return [
+        [is_hidden for is_hidden in runs for _ in range(LAYERS if panel.kind == "layers" else 1)]
+        for panel in PLOTS
+    ]
+
+
+def test_each_layer_is_a_curve_in_the_colour_of_its_config(seeds: Page) -> None:
+    """The mean of the runs; later layers are darker."""
+    plot = "plots.find(plot => plot.dataset.key === 'update_ratio')"
+    drawn = seeds.evaluate(f"{plot}.data.map(t => [t.name, t.line.color, t.opacity, t.y[0]])")
+    names, colors, opacities, first = zip(*drawn, strict=True)
+    assert names == tuple(
+        f"{config}, {layer}"
+        for config in ("better", "worse")
+        for layer in ("embed", "blocks.0", "unembed")
+    )
+    assert len(set(colors)) == 2
+    assert colors[0] == colors[2] != colors[3]
+    assert opacities == pytest.approx((0.5, 0.75, 1) * 2)
+    losses = [scale * (1 + 3 / math.sqrt(100)) for scale in (1.4, 1.5, 1.45)]
+    assert first[:3] == pytest.approx(
+        [mean(size / loss for loss in losses) for size in (0.5, 1, 2)], rel=1e-5
+    )
+
+
 def test_a_run_is_hidden_everywhere_at_once(rungs: Page) -> None:
     """In all plots, samples and images; it can be shown again."""
     hidden = f"{ALL}('.plot')].map(plot => plot.data.map(trace => trace.visible === false))"
     parts = f"{ALL}('[data-group]')].filter(part => part.hidden).map(part => part.dataset.group)"
     rungs.evaluate("document.querySelectorAll('.chips input')[1].click()")
-    assert rungs.evaluate(hidden) == [[False, True, False]] * len(PLOTS)
+    assert rungs.evaluate(hidden) == hidden_if(False, True, False)
     assert rungs.evaluate(parts) == ["1", "1"]
     assert rungs.evaluate(f"{ALL}('#scores .toggle')].map(box => box.checked)") == [
         True,
@@ -214,9 +248,9 @@ def test_a_run_is_hidden_everywhere_at_once(rungs: Page) -> None:
         True,
     ]
     rungs.evaluate("document.querySelector('button[value=none]').click()")
-    assert rungs.evaluate(hidden) == [[True, True, True]] * len(PLOTS)
+    assert rungs.evaluate(hidden) == hidden_if(True, True, True)
     rungs.evaluate("document.querySelector('button[value=all]').click()")
-    assert rungs.evaluate(hidden) == [[False, False, False]] * len(PLOTS)
+    assert rungs.evaluate(hidden) == hidden_if(False, False, False)
     assert rungs.evaluate(parts) == []
 
 
@@ -251,16 +285,25 @@ def test_long_curves_are_subsampled_and_keep_both_ends(browser: Chromium, tmp_pa
     assert "0.5000" in page.evaluate("document.getElementById('scores').innerText")
 
 
-def test_the_best_mean_is_bold_unless_ranges_overlap(
+def test_bold_is_what_compare_calls_better(
     seeds: Page, rungs: Page, browser: Chromium, tmp_path: Path
 ) -> None:
-    """Nor is a single seed bold."""
+    """By the seeds that two configs share: ranges may overlap. A single seed is never bold."""
     bold = f"{ALL}('#scores .group')].map(body => body.querySelectorAll('b').length)"
     assert seeds.evaluate(bold) == [3, 0]
     assert rungs.evaluate(bold) == [0, 0, 0]
-    write_seeds(tmp_path / "a", {1: 1.4, 2: 1.5})
-    write_seeds(tmp_path / "b", {1: 1.45, 2: 1.8})
-    assert open_report(browser, tmp_path, tmp_path / "report.html").evaluate(bold) == [0, 0]
+    a = {1: 1.4, 2: 1.6, 3: 1.8}
+    rivals = {
+        "paired": ({1: 1.44, 2: 1.65, 3: 1.85}, 3),
+        "noisy": ({1: 1.81, 2: 1.82, 3: 2.9}, 0),  # no overlap, but no clear difference either
+        "others": ({4: 2.4, 5: 2.65, 6: 2.85}, 0),
+        "one_shared": ({3: 2.4, 5: 2.65, 6: 2.85}, 0),
+    }
+    for name, (b, expected) in rivals.items():
+        write_seeds(tmp_path / name / "a", a)
+        write_seeds(tmp_path / name / "b", b)
+        page = open_report(browser, tmp_path / name, tmp_path / "report.html")
+        assert page.evaluate(bold) == [expected, 0], name
 
 
 def test_references_are_lines_that_can_be_switched_off_and_stretch_no_axis(rungs: Page) -> None:
@@ -357,10 +400,10 @@ def test_incomplete_runs_show_what_they_have(browser: Chromium, tmp_path: Path) 
         path.write_bytes(path.read_bytes()[:-99])
     page = open_report(browser, tmp_path / "runs", tmp_path / "report.html")
     assert page.console_messages() == []
-    assert page.count_traces() == {panel.key: 1 if panel.kind == "bar" else 2 for panel in PLOTS}
+    assert page.count_traces() == traces(2, bars=1)
     assert page.evaluate(f"[{ALL}('[data-frames]')].length, document.images.length]") == [1, 0]
     assert "started/version_0" in page.evaluate("document.getElementById('scores').innerText")
     page = open_report(browser, old, tmp_path / "report.html")
     assert page.console_messages() == []
-    assert page.count_traces() == {panel.key: 1 for panel in PLOTS if panel.kind == "line"}
-    assert page.evaluate(f"{ALL}('h2')].map(heading => heading.innerText)") == SECTIONS[1:3]
+    assert page.count_traces() == {key: n for key, n in traces(1, bars=0).items() if n}
+    assert page.evaluate(f"{ALL}('h2')].map(heading => heading.innerText)") == SECTIONS[1:4]
