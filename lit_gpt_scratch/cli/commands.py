@@ -117,10 +117,10 @@ class CharCLI(CheckpointCLI):
         Return the lock of the folder in rank 0, and None in other ranks.
         """
         config, data, checkpoint = self.config, self.datamodule, self.ckpt_path
-        data.open()
         first = Path(config.config[0].relative) if config.config and config.config[0] else None
         if first:
             run_folder.refuse_truncated_config(first)
+        data.open()
         require_divisible_batch(data.batch_size, self.trainer.num_devices * self.trainer.num_nodes)
         loggers.resolve_wandb_mode(self.config_init.wandb)
         default = run_folder.default_name(first, checkpoint) + "-sample" * data.fell_back

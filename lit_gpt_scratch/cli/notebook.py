@@ -18,10 +18,11 @@ from lit_gpt_scratch.cli import commands
 from lit_gpt_scratch.cli import compare as compare_command
 from lit_gpt_scratch.cli.compare import make_variants
 from lit_gpt_scratch.cli.display import LiveCurve, cell_display
+from lit_gpt_scratch.cli.recipes import flags_of
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.inspection import loading
 from lit_gpt_scratch.runs.comparison import Comparison
-from lit_gpt_scratch.runs.folder import last_checkpoint, read_mapping, read_rows
+from lit_gpt_scratch.runs.folder import last_checkpoint, read_mapping, validation_losses
 from lit_gpt_scratch.runs.listing import age, find_checkpoint, read_info
 from lit_gpt_scratch.runs.reading import runs_below
 from lit_gpt_scratch.training.module import LitCharLM
@@ -47,8 +48,7 @@ class FitRun:
     @property
     def losses(self) -> dict[int, float]:
         """Validation losses by step, in nats per character."""
-        _, rows = read_rows(self.folder / "metrics.csv")
-        return {int(row["step"]): float(row["val/loss"]) for row in rows if row.get("val/loss")}
+        return validation_losses(self.folder)
 
     def resume(self, **changes: Any) -> "FitRun":
         """Continue the run from its last checkpoint; `max_steps=...` makes a finished one longer.
@@ -191,7 +191,7 @@ def _text(value: Any) -> str:
 def _as_flags(config: str, changes: Mapping[str, Any]) -> list[str]:
     """Return changes as flags; a name without a dot is the last part of one flag of the config."""
     short = [name for name in changes if "." not in name]
-    known = compare_command.flags_of(config) if short else []
+    known = flags_of(config) if short else []
     flags = []
     for name, value in changes.items():
         found = [flag for flag in known if flag.rpartition(".")[2] == name] or [name]

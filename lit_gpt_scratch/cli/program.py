@@ -77,14 +77,16 @@ def find_command(args: Any = None) -> Callable[[], Any]:
     first = args[0] if args else "--help"
     if not args or (first.startswith("-") and ("--help" in args or "-h" in args)):
         return partial(print, overview())
+    is_help = any(arg == "-h" or arg.startswith("--help") for arg in args)
     if first in OTHER_COMMANDS:
         module, _ = OTHER_COMMANDS[first]
-        return partial(import_module(module).main, args[1:])
+        is_slow = first in ("compare", "check", "export") and not is_help
+        with loading_notice(first) if is_slow else contextlib.nullcontext():
+            return partial(import_module(module).main, args[1:])
     if first not in TRAINER_COMMANDS:
         close = get_close_matches(first, COMMANDS, 1)
         hint = f"did you mean {close[0]}?" if close else f"give one of {', '.join(COMMANDS)}."
         exit_with_error(PROGRAM, f"there is no command {first!r}: {hint}")
-    is_help = any(arg == "-h" or arg.startswith("--help") for arg in args)
     with contextlib.nullcontext() if is_help else loading_notice(first):
         from lit_gpt_scratch.cli import commands
 

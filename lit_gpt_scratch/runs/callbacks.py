@@ -3,6 +3,7 @@
 They record samples, losses of characters and attention images; only rank 0 writes.
 """
 
+import math
 import sys
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -172,7 +173,8 @@ class WandbCheckpoints(Callback):
             import wandb
 
             metrics = trainer.callback_metrics | {"best val/loss": best.best_model_score}
-            metadata = {name: float(value) for name, value in metrics.items()}
+            values = {name: float(value) for name, value in metrics.items()}
+            metadata = {name: value for name, value in values.items() if math.isfinite(value)}
             artifact = wandb.Artifact(f"checkpoint-{run.id}", "model", metadata=metadata)
             # Refer to the file in its place instead of copying it.
             artifact.add_file(best.best_model_path, policy="immutable", skip_cache=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from lit_gpt_scratch.runs.folder import read_mapping, read_rows
+from lit_gpt_scratch.runs.folder import read_mapping, read_rows, validation_losses
 
 # 0.975 quantiles of Student's t distribution for 1 to 30 degrees of freedom.
 T_QUANTILES = (
@@ -40,12 +40,10 @@ class Outcome(NamedTuple):
 
 def read_outcome(folder: Path, seed: int) -> Outcome:
     """Return the losses of a finished run. Raise ValueError if it has no validation."""
-    _, rows = read_rows(folder / "metrics.csv")
-    validations = [row for row in rows if row.get("val/loss")]
-    if not validations:
+    losses = [*validation_losses(folder).values()]
+    if not losses:
         raise ValueError(f"{folder} has no validation loss")
-    row = validations[-1]
-    losses = [float(row["val/loss"]) for row in validations]
+    row = [row for row in read_rows(folder / "metrics.csv")[1] if row.get("val/loss")][-1]
     return Outcome(
         seed=seed,
         folder=folder,
@@ -128,7 +126,7 @@ def explain(label: str, base: str, difference: Difference) -> str:
     if d.pairs == 1:
         return f"{label} is undecided: {text.partition(': ')[2]}, but one seed shows no spread."
     if d.verdict == "equal":
-        return f"{label} is equal to {base}: the same difference, {d.mean:+.4f}, for each seed."
+        return f"{label} has the same loss as {base} for each seed."
     text += f" (95 % interval {d.low:+.4f} to {d.high:+.4f}, {d.pairs} seeds)."
     if d.verdict != "undecided":
         return text
@@ -163,11 +161,11 @@ def unequal_settings(different: Different, varied: Sequence[str] = ()) -> dict[s
 
 
 def describe_unequal(unequal: Different) -> str:
-    """Return a warning that lists the settings and their values."""
+    """Return the predicate of a warning that lists the settings and their values."""
     listed = "; ".join(f"{name} ({', '.join(dict.fromkeys(r))})" for name, r in unequal.items())
     return (
-        f"the configs also differ in {listed}. A difference in loss may come from these: set them "
-        "equal, or compare one change at a time."
+        f"also differs from the first in {listed}. A difference in loss may come from these: set "
+        "them equal, or compare one change at a time."
     )
 
 
@@ -183,6 +181,7 @@ class Comparison(NamedTuple):
     different: Different  # settings
     warnings: list[str]
     machine: str
+    failures: Sequence[str] = ()  # variants that are left out, each with the reason
 
     def difference(self, label: str) -> Difference:
         """Return how a variant differs from the first."""
@@ -209,10 +208,10 @@ class Comparison(NamedTuple):
     def markdown(self) -> str:
         """Return the table, the verdicts, the warnings, and how all this was found."""
         base, runs = next(iter(self.outcomes.items()))
-        warnings = [f"**Warning:** {warning}" for warning in self.warnings]
+        warnings = [f"**Warning:** {warning}" for warning in self.notices()]
         note = (
-            "Loss in nats per character (lower is better) at the last step, on all characters of "
-            f"the validation split: mean (lowest to highest) of the seeds "
+            "Loss in nats per character (lower is better) at the last step, on the "
+            f"validation split: mean (lowest to highest) of the seeds "
             f"{', '.join(str(run.seed) for run in runs)}. Change: the mean difference from {base}, "
             "paired by seed. Interval: Student's t, at 95 % for each variant by itself: of 20 "
             "variants without an effect, about one looks different. Seconds: of training, mean; "
@@ -226,7 +225,12 @@ class Comparison(NamedTuple):
     def text(self) -> str:
         """Return the table and the verdicts for a terminal."""
         table = "\n".join("  ".join(row).rstrip() for row in align(self.rows()))
-        return "\n\n".join([table, *self.verdicts()])
+        warnings = [f"Warning: {warning}" for warning in self.notices()]
+        return "\n\n".join([table, *self.verdicts(), *warnings])
+
+    def notices(self) -> list[str]:
+        """Return all that weakens the verdicts."""
+        return [*self.warnings, *(f"left out: {failure}" for failure in self.failures)]
 
     def json(self, folder: Path) -> str:
         """Return everything as JSON; paths of runs are relative to `folder`, where the file is."""
@@ -237,5 +241,5 @@ class Comparison(NamedTuple):
             known = {k: v if math.isfinite(v) else None for k, v in values.items()}
             rows = [run._asdict() | {"folder": relative(run.folder, folder)} for run in runs]
             variants.append({"label": label, "verdict": d.verdict, **known, "runs": rows})
-        contents = {"variants": variants, "different": self.different, "warnings": self.warnings}
+        contents = {"variants": variants, "different": self.different, "warnings": self.notices()}
         return json.dumps(contents | {"machine": self.machine}, indent=1)

@@ -169,6 +169,13 @@ def read_rows(path: Path) -> tuple[list[str], list[Row]]:
     return columns, rows
 
 
+def validation_losses(folder: Path) -> dict[int, float]:
+    """Return a run's validation losses so far by step, in nats per character."""
+    _, rows = read_rows(folder / "metrics.csv")
+    known = (row for row in rows if row.get("val/loss") and row.get("step", "").isdecimal())
+    return {int(row["step"]): float(row["val/loss"]) for row in known}
+
+
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     """Replace a CSV file atomically; a column that a row lacks becomes an empty cell."""
     text = io.StringIO(newline="")

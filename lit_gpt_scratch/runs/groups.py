@@ -1,20 +1,19 @@
 """Groups runs that differ only in their seed, so that a report compares means instead of luck."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import mean
 from typing import NamedTuple
 
 from lit_gpt_scratch.runs.dashboard import AXES
 from lit_gpt_scratch.runs.reading import Columns, Run
 
-# Settings that change no result, or only by chance.
-SEEDS = ("seed_everything", "data.seed")
-NOISE = (
-    "name", "ckpt_path", "trainer.logger", "trainer.callbacks", "trainer.default_root_dir",
-    "trainer.model_registry", "trainer.profiler", *SEEDS,
+SEEDS = ("seed_everything", "data.seed")  # these settings change a result by chance only
+# Beginnings of settings that change no result.
+WITHOUT_EFFECT = (
+    "name", "ckpt_path", "wandb.", "trainer.default_root_dir", "trainer.enable_", "trainer.logger",
+    "trainer.model_registry", "trainer.profiler",
 )  # fmt: skip
 STATISTICS: dict[str, Callable[[list[float]], float]] = {"mean": mean, "low": min, "high": max}
-NOISE_PREFIXES = ("wandb.", "trainer.enable_")
 Seed = tuple[str | None, ...]  # the values of SEEDS
 
 
@@ -31,16 +30,17 @@ class Group(NamedTuple):
 
     @property
     def settings(self) -> dict[str, str]:
-        return settings(self.runs[0])
+        return without_seeds(self.runs[0].config)
 
 
-def settings(run: Run) -> dict[str, str]:
-    """Return the settings of a run that may change its result, without its seeds."""
-    return {
-        name: value
-        for name, value in run.config.items()
-        if name not in NOISE and not name.startswith(NOISE_PREFIXES)
-    }
+def with_effect(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings that change a run's result."""
+    return {name: value for name, value in settings.items() if not name.startswith(WITHOUT_EFFECT)}
+
+
+def without_seeds(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings that change a run's result other than by chance."""
+    return {name: value for name, value in with_effect(settings).items() if name not in SEEDS}
 
 
 def seed_of(run: Run) -> Seed:
@@ -54,7 +54,7 @@ def make_groups(runs: Sequence[Run]) -> list[Group]:
     for run in runs:
         # Nothing is known about a run that has lost its config: it is a group of its own.
         name = run.label.rpartition("/")[0] if run.config else run.label
-        found.setdefault((name, tuple(sorted(settings(run).items()))), []).append(run)
+        found.setdefault((name, tuple(sorted(without_seeds(run.config).items()))), []).append(run)
     names = [name for (name, _), members in found.items() if len(members) > 1]
     return [
         Group(name if len(members) > 1 and names.count(name) == 1 else members[0].label, members)

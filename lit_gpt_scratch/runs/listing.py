@@ -20,7 +20,7 @@ from lit_gpt_scratch.runs.folder import (
     version_order,
 )
 from lit_gpt_scratch.runs.reading import parse_number, runs_below
-from lit_gpt_scratch.shell import PROGRAM, in_shell, shell_name
+from lit_gpt_scratch.shell import PROGRAM, in_shell, quote, shell_name
 
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
@@ -167,5 +167,7 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"There are no runs yet: {shell_name()} fit trains one.")
     else:
         print(format_list(found))
-        path = in_shell(Path(found[-1].path))
-        print(f"\nUse a run by its path: {shell_name()} predict --ckpt_path {path}")
+        run = Path(found[-1].path)
+        plugin = read_mapping(run / "config.yaml").get("plugin")
+        flag = f" --plugin {quote(str(plugin))}" if plugin else ""
+        print(f"\nUse a run by its path: {shell_name()} predict --ckpt_path {in_shell(run)}{flag}")

@@ -18,7 +18,7 @@ from lit_gpt_scratch.runs.callbacks import printable_lines
 from lit_gpt_scratch.runs.folder import last_checkpoint, mark_finished
 from lit_gpt_scratch.runs.loggers import find_wandb_run
 from lit_gpt_scratch.runs.provenance import Code, code_sha256
-from lit_gpt_scratch.shell import in_shell, shell_name
+from lit_gpt_scratch.shell import in_shell, quote, shell_name
 from lit_gpt_scratch.training.checkpointing import best_checkpoint
 from lit_gpt_scratch.training.distributed import is_rank_zero
 from lit_gpt_scratch.training.optim import parameter_groups
@@ -167,7 +167,7 @@ def format_summary(
     checkpoints = [folder / "checkpoints" / "best.ckpt", last_checkpoint(folder)]
     if checkpoint := next(filter(Path.exists, checkpoints), None):
         program = shell_name()
-        path = in_shell(checkpoint) + (f" --plugin {plugin}" if plugin else "")
+        path = in_shell(checkpoint) + (f" --plugin {quote(plugin)}" if plugin else "")
         lines += [
             "Next:",
             f"  {program} predict --ckpt_path {path}{prompt}",

@@ -29,32 +29,36 @@ def is_rank_zero() -> bool:
 
 @contextlib.contextmanager
 def exit_with_parent() -> Iterator[None]:
-    """Inside this `with` block, end this rank soon after the process that started it has ended.
+    """Inside this `with` block, end this process soon after the one that started it has ended.
 
     Lightning's rank 0 starts the other ranks, torchrun starts all; both set LOCAL_RANK. Without
-    this, the surviving ranks would wait for half an hour. The environment is restored at the end.
+    this, the surviving ranks would wait for half an hour. A run that `compare` has started saves
+    first. The environment is restored at the end.
     """
-    if "LOCAL_RANK" not in os.environ:
-        os.environ[PARENT] = str(os.getpid())  # for ranks that Lightning starts from here
-        try:
-            yield
-        finally:
-            os.environ.pop(PARENT, None)
-        return
+    is_rank, given = "LOCAL_RANK" in os.environ, os.environ.get(PARENT)
     # getppid() is already wrong if the parent ended during start-up; the variable has its id.
-    parent = int(os.environ.get(PARENT, os.getppid()))
+    parent = int(given or os.getppid())
     done = threading.Event()
 
     def watch() -> None:
         while not done.wait(0.5):
             if os.getppid() != parent:
-                os._exit(1)
+                if is_rank:
+                    os._exit(1)
+                os.kill(os.getpid(), signal.SIGTERM)  # `fit` finishes its step, and saves
+                return
 
-    threading.Thread(target=watch, daemon=True).start()
+    if is_rank or given:
+        threading.Thread(target=watch, daemon=True).start()
+    if not is_rank:
+        os.environ[PARENT] = str(os.getpid())  # for ranks that Lightning starts from here
     try:
         yield
     finally:
         done.set()
+        if not is_rank:
+            os.environ.pop(PARENT)
+            os.environ.update({PARENT: given} if given else {})
 
 
 @contextlib.contextmanager

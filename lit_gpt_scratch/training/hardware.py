@@ -78,6 +78,11 @@ def measured_flops(dtype: torch.dtype, size: int = 768) -> float:
     return 2 * size**3 / seconds
 
 
+def is_small(net: nn.Module, characters: int) -> bool:
+    """Return whether one thread trains a network with batches of this size best."""
+    return count_parameters(net) * characters < SMALL
+
+
 @contextlib.contextmanager
 def one_thread_if_small(trainer: Any, net: nn.Module, characters: int) -> Iterator[None]:
     """In this `with` block, train a small network on one thread of the CPU; say so.
@@ -89,7 +94,7 @@ def one_thread_if_small(trainer: Any, net: nn.Module, characters: int) -> Iterat
     """
     threads, is_cpu = torch.get_num_threads(), trainer.strategy.root_device.type == "cpu"
     is_free = is_cpu and trainer.world_size == 1 and "OMP_NUM_THREADS" not in os.environ
-    if not is_free or threads == 1 or count_parameters(net) * characters >= SMALL:
+    if not is_free or threads == 1 or not is_small(net, characters):
         yield
         return
     print(f"threads      1 of {threads}: the network is small", file=sys.stderr)

@@ -107,7 +107,7 @@ def interrupt(*_: Any) -> None:
 def marked_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """Give a process state that differs from what Lightning and Python set themselves."""
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
-    monkeypatch.setenv("LIT_GPT_SCRATCH_PARENT", "of a caller")
+    monkeypatch.setenv("LIT_GPT_SCRATCH_PARENT", str(os.getppid()))
     monkeypatch.delenv("OMP_NUM_THREADS")  # then fit chooses the number of threads
     torch.set_num_threads(2)
     for level, name in enumerate(LIGHTNING_LOGGERS, start=11):

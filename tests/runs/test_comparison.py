@@ -96,7 +96,7 @@ def test_one_seed_decides_nothing() -> None:
         ([1.9, 1.91, 1.9], "b is better: 0.0967 nats lower than a (95 % interval"),
         ([2.1, 2.11, 2.1], "b is worse: 0.1033 nats higher than a (95 % interval"),
         ([2.0, 1.9, 2.0], "b is undecided: 0.0333 nats lower than a (95 % interval"),
-        ([2.0, 2.0, 2.0], "b is equal to a"),
+        ([2.0, 2.0, 2.0], "b has the same loss as a"),
         ([2.3, 2.0, 1.7], "100 seeds are too few"),
     ],
 )
