@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from laws import assert_causal
+from laws import assert_causal, parse
 
 from lit_gpt_scratch.runs.comparison import Outcome
+from lit_gpt_scratch.runs.reading import flatten
 
 FOLDER = Path(__file__).parent / "benchmarks"
 sys.path.insert(0, str(FOLDER))  # as Python does for the scripts in that folder
@@ -65,6 +66,31 @@ def test_every_variant_of_the_ablation_is_causal(variant: type[variants.Variant]
 def test_every_variant_is_in_the_table() -> None:
     listed = " ".join(flag for flags in ablation.VARIANTS.values() for flag in flags)
     assert all(f"variants.{variant.__name__}" in listed for variant in VARIANTS)
+
+
+# The settings behind the numbers in the labels of the ablation.
+NUMBERS: dict[str, dict[str, float]] = {
+    "AdamW (lr 0.004) instead of Muon": {"model.optimizer.lr": 0.004},
+    "cosine decay to 2 % of the peak, warm-up 20, instead of plateau and line": {
+        "model.schedule.final": 0.02,
+        "model.schedule.warmup": 20,
+    },
+    "1 head": {"model.net.attention.heads": 1},
+    "4 heads": {"model.net.attention.heads": 4},
+    "3 Newton-Schulz iterations": {"model.optimizer.iterations": 3},
+    "weight decay 0.1": {"model.optimizer.weight_decay": 0.1},
+    "dropout 0.1": {"model.net.dropout": 0.1},
+    "weights averaged over about 20 steps": {"trainer.callbacks.decay": 1 - 1 / 20},
+}
+
+
+@pytest.mark.parametrize("label", [k for k in ablation.VARIANTS if re.search(r"\d", k)])
+def test_a_variant_trains_with_the_numbers_of_its_label(label: str) -> None:
+    """Also where its class replaces another: it keeps values of the config."""
+    parsed = parse("--config=gpt_cpu", *ablation.VARIANTS[label]).config.as_dict()
+    [parsed["trainer"]["callbacks"]] = parsed["trainer"]["callbacks"] or [{}]
+    settings = dict(flatten(parsed))
+    assert {name: float(settings[name]) for name in NUMBERS[label]} == NUMBERS[label]
 
 
 def test_exponent_is_that_of_the_power_law() -> None:

@@ -23,8 +23,15 @@ COSINE = "lit_gpt_scratch.training.WarmupCosine"
 # The variants: a name, and the flags of `fit` that produce it. First, parts that gpt_cpu has.
 KEPT: dict[str, list[str]] = {
     "as it is": ["--model.net=variants.Variant"],
-    "AdamW (lr 0.004) instead of Muon": [f"--model.optimizer={ADAMW}"],
-    "cosine decay to 2 % of the peak instead of plateau and line": [f"--model.schedule={COSINE}"],
+    # A class that replaces another keeps the lr and the warm-up of gpt_cpu.yaml. Muon's lr is wrong
+    # for AdamW; the warm-up stays, so that only the decay differs.
+    "AdamW (lr 0.004) instead of Muon": [
+        f"--model.optimizer={ADAMW}",
+        "--model.optimizer.lr=0.004",
+    ],
+    "cosine decay to 2 % of the peak, warm-up 20, instead of plateau and line": [
+        f"--model.schedule={COSINE}"
+    ],
     "learned positions instead of rotary": ["--model.net=variants.LearnedPositions"],
     "no token shift": ["--model.net=variants.NoTokenShift"],
     "GELU instead of squared ReLU": ["--model.net=variants.GELUFeedForward"],
