@@ -23,7 +23,6 @@ from common import (
     callback_seconds,
     fit,
     logged,
-    markdown,
     median_and_range,
     publish,
     raw_loop,
@@ -44,6 +43,7 @@ from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.generation.sampling import SamplingSettings, generate
 from lit_gpt_scratch.models.attention import FusedAttention
 from lit_gpt_scratch.models.gpt import GPT
+from lit_gpt_scratch.runs.comparison import markdown_table
 from lit_gpt_scratch.training.hardware import fastest_precision, keep_freed_memory, measured_flops
 from lit_gpt_scratch.training.optim import parameter_groups
 
@@ -76,7 +76,7 @@ def step(peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
         [name, median_and_range(ms), f"{12 * 64000 / median(ms):,.0f}", f"{median(ms) / base:.2f}"]
         for name, ms in found.items()
     ]
-    return found, markdown(["step", "ms", "characters/s", "ratio"], table)
+    return found, markdown_table([["step", "ms", "characters/s", "ratio"], *table])
 
 
 def overhead(_peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
@@ -96,7 +96,9 @@ def overhead(_peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
         added = f"{trainer - raw:.2f} ms ({100 * (trainer / raw - 1):.1f} %)"
         table.append([config, *cells, added])
         found |= sides
-    return found, markdown(["config", "raw loop, ms", "under the Trainer, ms", "overhead"], table)
+    return found, markdown_table(
+        [["config", "raw loop, ms", "under the Trainer, ms", "overhead"], *table]
+    )
 
 
 def callbacks(_peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
@@ -114,7 +116,7 @@ def callbacks(_peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
         for name, spent in {**found, "together": together}.items()
     ]
     header = ["callback", "s", f"share of {median(training):.0f} s of training"]
-    return found | {"training": training}, markdown(header, table)
+    return found | {"training": training}, markdown_table([header, *table])
 
 
 # Time to a loss
@@ -151,7 +153,7 @@ def loss_table(found: Figures) -> str:
         ratio = f"{median(nanogpt) / median(times[0]):.1f}" if nanogpt and times[0] else ""
         losses = median_and_range(found[f"{name}: loss"], 4)
         table.append([name, *cells, ends, losses, ratio])
-    return markdown([*header, "nanoGPT's s in all / s to 1.886"], table)
+    return markdown_table([[*header, "nanoGPT's s in all / s to 1.886"], *table])
 
 
 # Generation
@@ -182,7 +184,7 @@ def generation(peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
             for name, v in speeds.items()
         ]
         found |= {f"batch {batch}: {name}": v for name, v in speeds.items()}
-    return found, markdown(["batch", "", "characters/s", "ratio"], table)
+    return found, markdown_table([["batch", "", "characters/s", "ratio"], *table])
 
 
 # Arithmetic
@@ -220,7 +222,7 @@ def arithmetic(_peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
         ],
         ["of the bf16 peak", f"{100 * speed / bf16:.0f} % of {bf16:.0f} GFLOP/s"],
     ]
-    return found | {"GFLOP": flops}, markdown(["gpt_cpu", ""], table)
+    return found | {"GFLOP": flops}, markdown_table([["gpt_cpu", ""], *table])
 
 
 PARTS = {

@@ -8,9 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
-from common import CONFIGS, QUICK, Figures, fit, markdown, median_and_range, rounds, seconds
+from common import CONFIGS, QUICK, Figures, fit, median_and_range, rounds, seconds
 from lightning.pytorch.callbacks import Callback
 
+from lit_gpt_scratch.runs.comparison import markdown_table
 from lit_gpt_scratch.training.checkpointing import SignalCheckpoint
 
 EVERY = 10  # steps between two checkpoints
@@ -75,4 +76,4 @@ def checkpoints(_peer: object, count: int) -> tuple[Figures, str]:
     table = [[name, median_and_range(values, 3)] for name, values in found.items()]
     share = 100 * max(TimedSaves.times) / (60 * MINUTES)
     table.insert(1, [f"of every {MINUTES} minutes, at most", f"{share:.3f} %"])
-    return found, markdown(["gpt_cpu", f"a checkpoint of {size:.1f} MB"], table)
+    return found, markdown_table([["gpt_cpu", f"a checkpoint of {size:.1f} MB"], *table])

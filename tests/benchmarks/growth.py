@@ -5,9 +5,10 @@ import subprocess
 import sys
 
 import torch
-from common import Figures, markdown, raw_loop
+from common import Figures, raw_loop
 from tqdm import tqdm
 
+from lit_gpt_scratch.runs.comparison import markdown_table
 from lit_gpt_scratch.training.hardware import keep_freed_memory
 
 AXES = {
@@ -49,7 +50,7 @@ def growth(_peer: object, _count: int) -> tuple[Figures, str]:
         for name, values in (("ms", ms), ("MiB", mib)):
             cells = ", ".join(f"{size}: {v:.0f}" for size, v in zip(sizes, values, strict=True))
             table.append([axis, name, cells, f"{exponent(sizes, values):.2f}"])
-    return found, markdown(["grows", "", "size: value", "exponent"], table)
+    return found, markdown_table([["grows", "", "size: value", "exponent"], *table])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from common import (
     QUICK,
     Figures,
     fit,
-    markdown,
     median_and_range,
     rounds,
     seconds,
@@ -24,6 +23,7 @@ from lit_gpt_scratch.data.corpus import open_corpus
 from lit_gpt_scratch.data.datamodule import CharDataModule
 from lit_gpt_scratch.data.token_cache import load_tokens
 from lit_gpt_scratch.data.tokenizer import CharTokenizer
+from lit_gpt_scratch.runs.comparison import markdown_table
 
 PROGRAM = [sys.executable, "-m", "lit_gpt_scratch"]
 SHAPES = {"gpt_cpu, 16 x 256": (16, 256), "large, 512 x 1024": (512, 1024)}
@@ -51,7 +51,7 @@ def throughput(_peer: object, count: int) -> tuple[Figures, str]:
     found = rounds(count, sides)
     base = median(found[taken])
     table = [[k, median_and_range(v, 0), f"{median(v) / base:,.0f}"] for k, v in found.items()]
-    return found, markdown(["shape of a batch", "characters/s", "ratio"], table)
+    return found, markdown_table([["shape of a batch", "characters/s", "ratio"], *table])
 
 
 def run(*command: str, cwd: Path | None = None) -> float:
@@ -95,4 +95,5 @@ def start(_peer: object, count: int) -> tuple[Figures, str]:
         },
     )
     found = throughput | started
-    return found, markdown(["", ""], [[k, median_and_range(v, 2)] for k, v in found.items()])
+    table = [[k, median_and_range(v, 2)] for k, v in found.items()]
+    return found, markdown_table([["", ""], *table])

@@ -9,12 +9,12 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 import torch
-from common import ROOT, SEEDS, markdown, publish, replace_section
+from common import ROOT, SEEDS, publish, replace_section
 
 from lit_gpt_scratch.cli.compare import compare, machine
 from lit_gpt_scratch.errors import exit_on_input_error
 from lit_gpt_scratch.inspection import load
-from lit_gpt_scratch.runs.comparison import Outcome, mean_and_range
+from lit_gpt_scratch.runs.comparison import Outcome, markdown_table, mean_and_range
 from lit_gpt_scratch.runs.folder import last_checkpoint
 from lit_gpt_scratch.runs.summary import sample_text
 
@@ -45,10 +45,8 @@ def run_all(corpus: str) -> dict[str, Sequence[Outcome]]:
     variants = {config: ["--config", config, *flags] for config in REFERENCE}
     small = {config: variants[config] for config in REFERENCE if config not in LARGE}
     outcomes: dict[str, Sequence[Outcome]] = {**compare(small, len(SEEDS), ROOT).outcomes}
-    for config in LARGE:
-        if config != "gpt" or torch.cuda.is_available():
-            outcomes |= compare({config: variants[config]}, 1, ROOT, at_once=1).outcomes
-    return outcomes
+    large = LARGE if torch.cuda.is_available() else LARGE[:-1]  # without gpt
+    return outcomes | compare({config: variants[config] for config in large}, 1, ROOT, 1).outcomes
 
 
 def row(config: str, runs: Sequence[Outcome], configs: str) -> list[str]:
@@ -83,7 +81,7 @@ def table(outcomes: Outcomes, configs: str = "configs") -> str:
         f"{', '.join(map(str, SEEDS))}; other cells are of seed {SEEDS[0]}. The time is that of "
         f"the slowest seed, without validation; small rungs use one thread each. {machine()}."
     )
-    return f"{markdown([*header, 'training time'], rows)}\n\n{note}"
+    return f"{markdown_table([[*header, 'training time'], *rows])}\n\n{note}"
 
 
 def samples(texts: Mapping[str, str]) -> str:

@@ -16,7 +16,6 @@ from common import (
     SEEDS,
     fit,
     logged,
-    markdown,
     median_and_range,
     publish,
 )
@@ -25,7 +24,7 @@ from tqdm import tqdm
 from lit_gpt_scratch.cli.compare import machine
 from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.models.gpt import count_parameters
-from lit_gpt_scratch.runs.comparison import mean_and_range
+from lit_gpt_scratch.runs.comparison import markdown_table, mean_and_range
 from lit_gpt_scratch.training.checkpointing import best_checkpoint
 
 # nanoGPT's published loss for a GPU, the best published loss of one network, and our goal.
@@ -84,11 +83,11 @@ def report(by_seed: dict[str, Run]) -> str:
         seconds, losses = [r.seconds[i] for r in runs], [r.losses[i] for r in runs]
         curve.append([f"{step:,}", f"{mean(seconds):.0f}", mean_and_range(losses)])
     lines = [
-        markdown(["gpt_cpu_long", ""], rows),
+        markdown_table([["gpt_cpu_long", ""], *rows]),
         f"Seeds {', '.join(by_seed)}. Nats per character, exact over the whole validation split, "
         f"mean and range; times without validation, median and range. {machine()}.",
         "<details><summary>The curve</summary>",
-        markdown(["step", "seconds", "validation"], curve),
+        markdown_table([["step", "seconds", "validation"], *curve]),
         "</details>",
     ]
     return "\n\n".join(lines)
