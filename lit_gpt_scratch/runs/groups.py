@@ -63,10 +63,14 @@ def make_groups(runs: Sequence[Run]) -> list[Group]:
 
 
 def spread(tables: Sequence[Columns]) -> dict[str, Columns]:
-    """Return the `mean`, `low` and `high` of several runs' columns, at the steps they all have."""
-    by_step = [
-        dict(zip(columns.get("step", ()), _rows(columns), strict=True)) for columns in tables
-    ]
+    """Return the `mean`, `low` and `high` of several runs' columns, at the steps they all have.
+
+    Tables without steps are left out: the files may be those of strangers.
+    """
+    tables = [columns for columns in tables if "step" in columns]
+    if not tables:
+        return {"mean": {}}
+    by_step = [dict(zip(columns["step"], _rows(columns), strict=True)) for columns in tables]
     steps = [step for step in by_step[0] if all(step in rows for rows in by_step)]
     result: dict[str, Columns] = {"mean": {}, "low": {}, "high": {}}
     for key in tables[0]:

@@ -18,7 +18,7 @@ from lit_gpt_scratch.errors import exit_on_input_error
 
 # Eight tenths of the corpus for training, one held out; the last is the validation split.
 SLICE = ["--data.val_fraction=0.1", "--data.test_fraction=0.1"]
-MUON, ADAMW = "lit_gpt_scratch.training.Muon", "lit_gpt_scratch.training.AdamW"
+ADAMW = "lit_gpt_scratch.training.AdamW"
 COSINE = "lit_gpt_scratch.training.WarmupCosine"
 # The variants: a name, and the flags of `fit` that produce it. First, parts that gpt_cpu has.
 KEPT: dict[str, list[str]] = {

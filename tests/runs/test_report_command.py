@@ -105,6 +105,17 @@ def test_a_mean_has_only_steps_that_all_runs_have() -> None:
     }
 
 
+def test_a_mean_leaves_out_runs_without_steps(run: Path) -> None:
+    """And a report of such runs, which may come from strangers, is written."""
+    whole: Columns = {"step": [1, 2], "val/loss": [4, 3]}
+    without: Columns = {"val/loss": [9]}
+    assert spread([without, whole]) == spread([whole])
+    assert spread([without, without]) == {"mean": {}}
+    rows = [row for step in (100, 200) for row in metric_rows(step, 1.5)]
+    write_csv(run / "metrics.csv", [{**row, "step": ""} for row in rows])
+    assert "gpt" in report.render_report([read(run)._replace(label=f"gpt/{i}") for i in range(2)])
+
+
 def test_the_help_calls_no_argument_required(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         report.main(["--help"])
