@@ -78,6 +78,7 @@ def test_a_committed_notebook_has_no_volatile_content(path: Path) -> None:
     assert "widgets" not in notebook.metadata
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == [*range(1, len(code) + 1)], "run in order"
+    assert not any("__file__" in cell.source for cell in code), "a wheel has other folders"
     outputs = [output for cell in code for output in cell.outputs]
     assert not [o for o in outputs if o.get("name") == "stderr"], "warnings hold paths"
     assert not [o for o in outputs if o.output_type == "error"]

@@ -59,9 +59,7 @@ MEANT = {word: flag for flag, words in WORDS_OF_OTHERS.items() for word in words
 
 PACKAGE = __name__.partition(".")[0]
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true, false", "str": "text"}
-
-
-# The argument that the classes for a flag take, and the classes for other flags do not.
+# The last part of a flag, and an argument that every class for this flag takes.
 KIND_OF_CLASS = {
     "net": "alphabet_size", "attention": "width", "optimizer": "params", "schedule": "optimizer"
 }  # fmt: skip

@@ -104,8 +104,8 @@ class CheckpointCLI(LightningCLI):
             parser.add_argument(f"--help.{page}", action=HelpPage)
         config_help = "A YAML file, or the name of a config of the program, such as multi_head."
         parser.add_argument("-c", "--config", action=ConfigAction, help=config_help)
-        ckpt_help = "A .ckpt file, or best or last: the newest such file in runs/."
-        ckpt_help += " fit resumes from it." if self.command == "fit" else " Required."
+        ckpt_help = "Resume from" if self.command == "fit" else "Required: an export,"
+        ckpt_help += " a .ckpt file, a run's folder, or best or last of the newest run in runs/."
         parser.add_argument("--ckpt_path", type=str | None, help=ckpt_help)
         if self.command == "predict":
             parser.add_class_arguments(PredictSettings, as_group=False)
@@ -113,9 +113,7 @@ class CheckpointCLI(LightningCLI):
         parser.add_argument("--name", type=str | None, help=name_help)
         seed_help = "Seed of all random numbers. true: a random seed. false: none for the weights."
         parser.add_argument("--seed_everything", type=bool | int, default=1337, help=seed_help)
-        plugin_help = (
-            "Your own module, or its file, which has classes that flags or checkpoints name."
-        )
+        plugin_help = "Your own module, or its file, with classes that flags or checkpoints name."
         parser.add_argument("--plugin", type=str | None, help=plugin_help)
         parser.add_lightning_class_args(CharDataModule, "data")
         parser.add_lightning_class_args(LitCharLM, "model")
