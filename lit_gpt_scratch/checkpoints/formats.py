@@ -70,7 +70,8 @@ def _load(path: Path) -> Any:
     """Load a file of plain data or an exported folder."""
     if not path.exists():
         raise InputError(
-            f"checkpoint {path}: no such file. Give an existing path, or best or last."
+            f"checkpoint {path}: no such file. Give a run's folder, a .ckpt file, or best or last; "
+            "lit-gpt-scratch runs lists the runs."
         )
     remedy = "use another; best.ckpt and last.ckpt of a run are independent"
     try:

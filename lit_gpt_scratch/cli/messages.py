@@ -25,6 +25,7 @@ MISSING_ARGUMENT = re.compile(
 )
 OTHER_KIND = re.compile(r"the following arguments are required: ([\w, ]+)")
 OTHER_CLASS = re.compile(r"Expected '(\S+)' to be a subclass of <class '(?:\w+\.)*(\w+)'>")
+SAME_NAME = re.compile(r"Multiple subclasses with name (\w+)\..*?: (.+)$")
 NO_MODULE = re.compile(r"[Nn]o module named '(\S+?)'")
 WRONG_VALUE = re.compile(
     r"(?:Expected an? |Subtypes: \[)(.+?)(?:\. Got|\] Errors: .* Given) value: (.*?)"
@@ -81,6 +82,9 @@ def explain(message: str, known: Sequence[str], plugin: ModuleType | None = None
         return f"--{key}: {problem[1]} needs {problem[2]}: add --{key}.{problem[2]}=..."
     if classes and (problem := OTHER_KIND.search(text)):
         return f"--{key}: this class needs {problem[1]}. Give one of {', '.join(classes)}."
+    if problem := SAME_NAME.search(text):
+        paths = problem[2].rstrip(".").split(", ")
+        return f"--{key} is {problem[1]}, a name of several classes: give {' or '.join(paths)}."
     if problem := OTHER_CLASS.search(text):
         return f"--{key} is {problem[1]}: it must be a kind of {problem[2]}."
     if problem := NO_MODULE.search(text):

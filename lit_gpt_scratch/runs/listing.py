@@ -19,7 +19,7 @@ from lit_gpt_scratch.runs.folder import (
     read_rows,
     version_order,
 )
-from lit_gpt_scratch.runs.reading import parse_number, runs_below
+from lit_gpt_scratch.runs.reading import parse_number, require_folder, runs_below
 from lit_gpt_scratch.shell import PROGRAM, in_shell, quote, shell_name
 
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
@@ -55,7 +55,7 @@ def read_info(folder: Path) -> RunInfo:
         step=max(steps, default=0),
         max_steps=most if isinstance(most, int) and most > 0 else None,
         seconds_ago=max(0.0, time.time() - max(path.stat().st_mtime for path in written)),
-        state=find_state(folder, bool(about.get("finished"))),
+        state=find_state(folder, about.get("finished") is True),
     )
 
 
@@ -104,6 +104,11 @@ def find_checkpoint(wanted: str, runs: Path, default: str = "best") -> Path:
     folder = path.parent if path.name == "checkpoints" else path
     versions = sorted(filter(is_run, folder.glob("version_*")), key=version_order)
     if not is_run(folder) and not versions:
+        if any(is_run(run) for run in folder.glob("*/version_*")):
+            raise InputError(
+                f"--ckpt_path {wanted} holds several runs: give one of them. "
+                f"{PROGRAM} runs {wanted} lists them."
+            )
         return path  # a file or an export; reading it says if it is neither
     found = [f / "checkpoints" / f"{default}.ckpt" for f in (versions or [folder])]
     found = [file for file in found if file.is_file()]
@@ -156,18 +161,21 @@ def main(args: Sequence[str] | None = None) -> None:
     with exit_on_input_error(parser.prog):
         options: Any = parser.parse_args(args)
         found = []
-        for folder in options.folders or [Path("runs")]:
-            if not folder.is_dir():
-                raise InputError(f"there is no folder {folder}: name another, or run fit first.")
+        folders = options.folders or [Path("runs")][: Path("runs").is_dir()]
+        for folder in folders:
+            require_folder(folder)
             found += [read_info(run) for run in runs_below(folder)]
     found.sort(key=lambda run: -run.seconds_ago)
     if options.json:
         print(json.dumps([run._asdict() for run in found], indent=1))
     elif not found:
-        print(f"There are no runs yet: {shell_name()} fit trains one.")
+        where = f" in {', '.join(map(str, folders))}" if folders else ""
+        print(f"There are no runs yet{where}: {shell_name()} fit trains one.")
     else:
         print(format_list(found))
-        run = Path(found[-1].path)
-        plugin = read_mapping(run / "config.yaml").get("plugin")
-        flag = f" --plugin {quote(str(plugin))}" if plugin else ""
-        print(f"\nUse a run by its path: {shell_name()} predict --ckpt_path {in_shell(run)}{flag}")
+        paths = (Path(info.path) for info in found)
+        for run in [path for path in paths if (path / "checkpoints" / "best.ckpt").is_file()][-1:]:
+            plugin = read_mapping(run / "config.yaml").get("plugin")
+            flag = f" --plugin {quote(str(plugin))}" if plugin else ""
+            command = f"{shell_name()} predict --ckpt_path {in_shell(run)}{flag}"
+            print(f"\nUse a run by its path: {command}")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_gpt_scratch.errors import InputError, describe_error
+from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.runs.dashboard import AXES, PANELS, Panel
 from lit_gpt_scratch.runs.folder import Row, is_run, read_mapping, read_rows, version_order
 
@@ -59,8 +59,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
         if path.suffix == ".json":
             found += runs_of_comparison(path)
             continue
-        if not path.is_dir():
-            raise InputError(f"runs folder {path} does not exist: name another, or run fit first.")
+        require_folder(path)
         below = list(runs_below(path.resolve()))
         if not below:
             raise InputError(f"folder {path} contains no run: give a folder such as runs/NAME.")
@@ -69,14 +68,25 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def require_folder(path: Path) -> None:
+    """Raise InputError if a folder of runs does not exist."""
+    if not path.is_dir():
+        fault = "is a file" if path.exists() else "does not exist"
+        raise InputError(f"folder {path} {fault}: name a folder of runs, or run fit first.")
+
+
 def runs_of_comparison(path: Path) -> list[Path]:
     """Return the runs that a table of `compare` in JSON names."""
     try:
         variants = json.loads(path.read_bytes())["variants"]
         runs = [path.parent / run["folder"] for variant in variants for run in variant["runs"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not runs:
+            raise ValueError("no runs")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}. Give a table that compare wrote.") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} is not a table of compare in JSON: {describe_error(error)}."
+            f"{path} is not a table that compare wrote: it does not name its runs."
         ) from error
     if missing := [run for run in runs if not is_run(run)]:
         raise InputError(f"{path} names the run {missing[0]}, which does not exist.")

@@ -47,6 +47,7 @@ FIT_MISTAKES = {
     "did you mean trainer.max_steps?": ["--trainer.max_step", "3"],
     "did you mean model.net.layers?": ["--model.net.layer", "3"],
     "did you mean model.net.attention.heads?": ["--model.net.attention.head", "3"],
+    "give torch.optim.AdamW or lit_gpt_scratch.training.AdamW": ["--model.optimizer", "AdamW"],
     "no 'GTP' for model.net: did you mean GPT?": ["--model.net", "lit_gpt_scratch.models.GTP"],
     "no 'Adamw' for model.optimizer: did you mean AdamW?": ["--model.optimizer", "Adamw"],
     "no 'ckpt_pat': did you mean ckpt_path?": ["--ckpt_pat", "last"],

@@ -91,7 +91,26 @@ def test_no_runs_yet_says_how_to_begin(here: Path, capsys: pytest.CaptureFixture
     assert "There are no runs yet" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["runs", "elsewhere"])
-    assert "there is no folder elsewhere" in capsys.readouterr().err
+    assert "folder elsewhere does not exist" in capsys.readouterr().err
+
+
+def test_the_command_for_the_newest_usable_run_names_its_plugin(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(here / "runs" / "a" / "version_0")
+    (here / "runs" / "a" / "version_0" / "config.yaml").write_text(
+        "plugin: my plugin.py\n", "utf-8"
+    )
+    make_run(here / "runs" / "newer" / "version_0", checkpoints="")
+    main(["runs"])
+    use = capsys.readouterr().out.splitlines()[-1]
+    assert use.endswith("predict --ckpt_path runs/a/version_0 --plugin 'my plugin.py'")
+
+
+def test_a_folder_of_several_names_is_no_checkpoint(tmp_path: Path) -> None:
+    make_run(tmp_path / "a" / "version_0")
+    with pytest.raises(InputError, match="holds several runs"):
+        find_checkpoint(str(tmp_path), tmp_path)
 
 
 def test_a_folder_means_the_best_of_its_newest_version(tmp_path: Path) -> None:

@@ -152,7 +152,10 @@ def test_the_command_writes_one_file_and_prints_its_path(
 
 
 ERRORS = {
-    "runs folder nowhere does not exist": ["nowhere"],
+    "folder nowhere does not exist": ["nowhere"],
+    "folder notes.html is a file": ["notes.html"],
+    "nowhere.json: No such file": ["nowhere.json"],
+    "bad.json is not a table that compare wrote": ["bad.json"],
     "folder empty contains no run": ["empty"],
     "output notes.html exists and is no report": ["runs", "--output=notes.html"],
     "output empty cannot be written (Is a directory)": ["runs", "--output=empty"],
@@ -172,6 +175,7 @@ def test_an_error_is_one_line_and_nothing_is_written(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.html").write_text("<p>mine</p>", encoding="utf-8")
+    (tmp_path / "bad.json").write_text('{"variants": []}', encoding="utf-8")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as stop:
         report.main(ERRORS[message])
