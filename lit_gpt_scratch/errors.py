@@ -54,8 +54,15 @@ def write_errors_as_input_errors(path: Path) -> Iterator[None]:
 
 
 def describe_error(error: BaseException) -> str:
-    """Return an exception's type, place and text in one line."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
+    """Return an exception's type, place and text in one line.
+
+    The place is the last line of the user's own code that it passed through, if there is one, else
+    the last line of this package.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [frame for frame in frames if is_users_file(Path(frame.filename))]
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
+    place = (users or ours or frames)[-1]
     where = f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}"
     return f"{where}: {' '.join(str(error).split())[:200]}"
 
@@ -68,10 +75,13 @@ def files_of(error: BaseException) -> list[Path]:
 
 def is_in_user_code(error: BaseException) -> bool:
     """Return whether an exception passed through a file outside the installed packages."""
-    return any(
-        not any(map(path.is_relative_to, INSTALLED)) and LIBRARIES.isdisjoint(path.parts)
-        for path in files_of(error)
-    )
+    return any(map(is_users_file, files_of(error)))
+
+
+def is_users_file(path: Path) -> bool:
+    """Return whether a file of a traceback is outside the installed packages."""
+    is_installed = any(map(path.is_relative_to, INSTALLED)) or not LIBRARIES.isdisjoint(path.parts)
+    return path.is_absolute() and not is_installed  # <frozen runpy> is no file
 
 
 def is_bug(error: BaseException, *rooms: str) -> bool:

@@ -59,6 +59,17 @@ def test_an_error_that_a_users_file_raises_is_a_bug(tmp_path: Path) -> None:
     assert describe_error(error).startswith("TypeError in mine.py, line 2: unsupported operand")
 
 
+def test_the_place_of_an_error_is_the_users_last_line(tmp_path: Path) -> None:
+    """Also if a library raises it. Without a user's line, it is the last line of this package."""
+    text = "from torch import nn\n\ndef fails(net=nn.Linear(2, 3)):\n    net.load_state_dict({})\n"
+    (tmp_path / "mine.py").write_text(text, encoding="utf-8")
+    error = caught(runpy.run_path(str(tmp_path / "mine.py"))["fails"])
+    assert describe_error(error).startswith("RuntimeError in mine.py, line 4: Error(s) in loading")
+    net = Bigram(alphabet_size=3, context=4)
+    ours = caught(partial(net, torch.full((1, 2), 7)))
+    assert describe_error(ours).startswith("IndexError in gpt.py, line ")
+
+
 def test_an_error_in_a_network_is_a_bug() -> None:
     """Also in one of this package, which a researcher may have edited."""
     net = Bigram(alphabet_size=3, context=4)

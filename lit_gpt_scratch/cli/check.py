@@ -16,7 +16,7 @@ from torch import nn
 from lit_gpt_scratch import models
 from lit_gpt_scratch.checkpoints.plugins import import_plugin, modules_of
 from lit_gpt_scratch.cli.messages import classes_for
-from lit_gpt_scratch.errors import InputError, exit_on_input_error
+from lit_gpt_scratch.errors import InputError, describe_error, exit_on_input_error
 from lit_gpt_scratch.inspection import laws
 from lit_gpt_scratch.models import GPT, count_parameters
 from lit_gpt_scratch.models.kv_cache import takes_cache
@@ -27,7 +27,10 @@ LAWS = {
     "shape": (laws.breaks_shape, "logits for every length, equal to those of a longer text"),
     "causal": (laws.breaks_causality, "no character changes an earlier prediction"),
     "weights": (laws.breaks_weights, "weights(x) has the right shape and only looks back"),
-    "gradients": (laws.breaks_gradients, "finite for every parameter, in fp32 and bf16"),
+    "gradients": (
+        laws.breaks_gradients,
+        "finite, and not all zero, for every parameter, in fp32 and bf16",
+    ),
     "cache": (laws.breaks_cache, "generation with a cache gives the same logits"),
     "start": (laws.breaks_start, "the loss before training is near log V"),
     "repeatable": (laws.breaks_determinism, "in evaluation, equal texts have equal logits"),
@@ -42,6 +45,11 @@ def find_class(name: str, plugin: ModuleType | None) -> Any:
         InputError: There is none.
     """
     path, _, last = name.rpartition(".")
+    if last == "py" or not all(map(str.isidentifier, name.split("."))):
+        raise InputError(
+            f"{name} is not the name of a class: give the class, and its file with --plugin, as in "
+            "MyAttention --plugin my_module.py."
+        )
     modules: list[Any] = [models, plugin]
     if path:
         try:
@@ -68,15 +76,14 @@ def build(kind: Any, arguments: dict[str, Any]) -> tuple[nn.Module, str]:
         InputError: The class is neither an attention nor a network, or lacks an argument.
     """
     taken = inspect.signature(kind).parameters
-    is_net = "alphabet_size" in taken
+    is_net = {"alphabet_size", "context"} <= taken.keys()
+    kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     if not is_net and "width" not in taken:
         raise InputError(
             f"{kind.__name__} takes {', '.join(taken)}: an attention takes width, a network takes "
             "alphabet_size and context."
         )
-    needed = {
-        n for n, p in taken.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
-    }
+    needed = {n for n, p in taken.items() if p.default is p.empty and p.kind in kinds}
     given = {"alphabet_size", "context"} if is_net else set()
     missing = needed - given - {"width"} - arguments.keys()
     unknown = arguments.keys() - (taken.keys() - given)
@@ -85,26 +92,43 @@ def build(kind: Any, arguments: dict[str, Any]) -> tuple[nn.Module, str]:
         problem = f"needs --{name}" if missing else f"has no argument {name}"
         raise InputError(f"{kind.__name__} {problem}: it takes {', '.join(taken)}.")
     torch.manual_seed(0)
-    width = arguments.pop("width", WIDTH)
+    values = {"width": WIDTH} | arguments
     if is_net:
-        if "width" in taken:
-            arguments["width"] = width
-        return kind(ALPHABET_SIZE, CONTEXT, **arguments), "as a network"
-    attention = partial(kind, **arguments)
+        values = {name: value for name, value in values.items() if name in taken}
+        return kind(alphabet_size=ALPHABET_SIZE, context=CONTEXT, **values), "as a network"
+    width = values.pop("width")
+    attention = partial(kind, **values)
     net = GPT(ALPHABET_SIZE, CONTEXT, layers=1, width=width, attention=attention)
     return net, f"as the attention of a GPT of one block, width {width}"
 
 
 def check(net: nn.Module) -> dict[str, str]:
-    """Return what breaks each law; empty: it holds. A law that does not apply is left out."""
+    """Return what breaks each law; empty: it holds. A law that does not apply is left out.
+
+    An exception breaks a law, too.
+    """
     found = {}
     for name, (law, _) in LAWS.items():
         if name == "cache" and not takes_cache(net):
             continue
         if name == "weights" and not any(hasattr(m, "weights") for m in net.modules()):
             continue
-        found[name] = law(net, ALPHABET_SIZE, CONTEXT)
+        try:
+            found[name] = law(net, ALPHABET_SIZE, CONTEXT)
+        except Exception as error:
+            found[name] = describe_error(error)
     return found
+
+
+def parse(name: str, text: str) -> Any:
+    """Return the value of an argument of the class, which is read as YAML."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: day 2000-13-01
+        raise InputError(
+            f"--{name} is {text[:100]!r}: give a number, true, false, a text, or a list such as "
+            "[1, 2]."
+        ) from error
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -128,7 +152,7 @@ def main(args: Sequence[str] | None = None) -> None:
         names = [word.removeprefix("--") for word in words[::2]]
         if len(words) % 2 or not all(word.startswith("--") for word in words[::2]):
             raise InputError(f"{' '.join(flags)}: give arguments of the class, as in --heads 8.")
-        arguments = dict(zip(names, map(yaml.safe_load, words[1::2]), strict=True))
+        arguments = {n: parse(n, text) for n, text in zip(names, words[1::2], strict=True)}
         net, what = build(find_class(options.name, import_plugin(options.plugin)), arguments)
     print(f"{options.name} {what}: {count_parameters(net):,} parameters")
     found = check(net)

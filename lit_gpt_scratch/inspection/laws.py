@@ -115,8 +115,9 @@ def breaks_weights(net: nn.Module, size: int, context: int) -> str:
             off = float((weights.sum(-1) - 1).abs().max())
             if off > 1e-5 or (weights < 0).any():
                 return (
-                    f"rows of weights(x) are no probabilities (a sum is off by {off:.3f}): if that "
-                    "is meant, set weights_sum_to_1 = False in the class"
+                    f"weights(x) are no probabilities (the smallest is {float(weights.min()):.3f}, "
+                    f"a sum is off by {off:.3f}): if that is meant, set weights_sum_to_1 = False "
+                    "in the class"
                 )
     return ""
 

@@ -1,5 +1,6 @@
 """`check` says which law a new attention breaks; for each law there is one that breaks it."""
 
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gpt_scratch.cli import main
-from lit_gpt_scratch.cli.check import LAWS, build, check
+from lit_gpt_scratch.cli.check import ALPHABET_SIZE, CONTEXT, LAWS, build, check
 from lit_gpt_scratch.models import MultiHeadAttention, causal_softmax
 from lit_gpt_scratch.models.kv_cache import KVCache
 
@@ -40,6 +41,29 @@ class OwnPast(MultiHeadAttention):
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         return super().forward(x)
+
+
+class FixedMask(MultiHeadAttention):
+    """Its mask has the size of the context; shorter texts raise an error."""
+
+    def head_outputs(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        past = torch.ones(CONTEXT, CONTEXT).tril() == 1
+        weights = (q @ k.mT).masked_fill(~past, -math.inf).softmax(-1)
+        return weights @ v  # PyTorch raises the error here
+
+
+class ByName(nn.Module):
+    """A network and its arguments in an order of its own."""
+
+    def __init__(self, context: int, *, alphabet_size: int) -> None:
+        super().__init__()
+        assert (alphabet_size, context) == (ALPHABET_SIZE, CONTEXT)
+        self.table = nn.Embedding(alphabet_size, alphabet_size)
+
+
+class KeywordOnly(MultiHeadAttention):
+    def __init__(self, *, width: int, power: int) -> None:
+        super().__init__(width)
 
 
 class Loud(nn.Module):
@@ -74,6 +98,16 @@ class Undeclared(Differential):
     weights_sum_to_1: ClassVar[bool] = True
 
 
+class Signed(MultiHeadAttention):
+    """Its rows sum to 1, but have negative weights: it subtracts the character before."""
+
+    def attend(self, q: Tensor, k: Tensor) -> Tensor:
+        now = torch.eye(k.size(-2))[-q.size(-2) :]
+        before = now.roll(-1, -1).tril(k.size(-2) - q.size(-2) - 1)
+        start = torch.eye(k.size(-2))[-q.size(-2) :] * (torch.arange(k.size(-2)) == 0)
+        return (2 * now - start - before).expand(*q.shape[:2], -1, -1)
+
+
 class Deaf(nn.Module):
     """A network that cannot learn: it gives all characters the same logit."""
 
@@ -94,8 +128,11 @@ def broken(kind: Any) -> dict[str, str]:
     ("kind", "law", "words"),
     [
         (OneLength, "shape", "has other logits than the same beginning of 12"),
+        (FixedMask, "shape", "RuntimeError in test_check.py, line "),
+        (FixedMask, "cache", "RuntimeError in test_check.py, line "),
         (WrongAxis, "causal", "changed the logits at"),
         (Undeclared, "weights", "set weights_sum_to_1 = False in the class"),
+        (Signed, "weights", "(the smallest is -1.000, a sum is off by 0.000)"),
         (Unused, "gradients", "forgotten gets no gradient"),
         (OwnPast, "cache", "a logit changed by"),
         (Loud, "start", "far from log V = 2.833"),
@@ -105,6 +142,19 @@ def broken(kind: Any) -> dict[str, str]:
 )
 def test_an_attention_that_breaks_a_law_is_told_which(kind: Any, law: str, words: str) -> None:
     assert words in broken(kind)[law]
+
+
+def test_an_exception_is_told_with_the_line_of_the_users_own_file() -> None:
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
+    said = broken(FixedMask)["shape"].partition(":")[0]
+    assert "raises the error here" in lines[int(said.rpartition(" ")[2]) - 1]
+
+
+def test_sizes_are_passed_by_name_as_in_fit() -> None:
+    assert build(ByName, {})[1] == "as a network"
+    given = {"width": 16, "power": 2}
+    build(KeywordOnly, given)
+    assert given == {"width": 16, "power": 2}, "the caller's arguments stay as they are"
 
 
 def test_every_law_has_an_attention_that_breaks_it() -> None:
@@ -120,6 +170,10 @@ from lit_gpt_scratch.models import MultiHeadAttention
 
 class Mine(MultiHeadAttention):
     """Equal to its parent."""
+
+class KeywordOnly(MultiHeadAttention):
+    def __init__(self, width, *, power):
+        super().__init__(width)
 
 class Bent(MultiHeadAttention):
     def forward(self, x, cache=None):
@@ -170,6 +224,10 @@ def test_a_broken_law_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None
         (["MultiHeadAttention", "--hed", "5"], "has no argument hed: it takes width, heads"),
         (["MultiHeadAttention", "--heads"], "give arguments of the class, as in --heads 8"),
         (["Block"], "Block needs --attention"),
+        (["./plugin_to_check.py"], "give the class, and its file with --plugin"),
+        (["plugin_to_check.py"], "give the class, and its file with --plugin"),
+        (["MultiHeadAttention", "--heads", "["], "--heads is '[': give a number"),
+        (["plugin_to_check.KeywordOnly"], "KeywordOnly needs --power"),
         (["GPT", "--context", "64"], "GPT has no argument context"),
     ],
 )
