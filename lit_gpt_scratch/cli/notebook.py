@@ -4,7 +4,8 @@
     run = lgs.fit("multi_head", max_steps=500, lr=0.02)
     model = lgs.load(run)
 
-Names of changes are flags, such as `**{"model.optimizer.lr": 0.02}`, or their last parts.
+Names of changes are flags, such as `**{"model.optimizer.lr": 0.02}`, or their last parts. `seed` is
+`seed_everything`.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from lit_gpt_scratch.cli import commands
 from lit_gpt_scratch.cli import compare as compare_command
 from lit_gpt_scratch.cli.compare import make_variants
 from lit_gpt_scratch.cli.display import LiveCurve, cell_display
+from lit_gpt_scratch.cli.messages import MEANT
 from lit_gpt_scratch.cli.recipes import flags_of
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.inspection import loading
@@ -65,7 +67,9 @@ class FitRun:
     def __repr__(self) -> str:
         step, loss = max(self.losses.items(), default=(0, None))
         known = "not validated" if loss is None else f"val/loss {loss:.4f} at step {step:,}"
-        state = "finished" if self.is_finished else "stopped: resume() continues it"
+        is_saved = last_checkpoint(self.folder).is_file()
+        state = "stopped: resume() continues it" if is_saved else "stopped, nothing is saved"
+        state = "finished" if self.is_finished else state
         return f"FitRun({self.folder.as_posix()}: {known}, {state})"
 
 
@@ -87,7 +91,8 @@ class NotebookCLI(commands.CharCLI):
         try:
             super().fit()
         except SystemExit:  # after an interrupt, when all is saved
-            print("The run is saved: resume() continues it.")
+            if last_checkpoint(self.folder).is_file():
+                print("The run is saved: resume() continues it.")
 
 
 def fit(config: str = "gpt_cpu", **changes: Any) -> FitRun:
@@ -111,14 +116,25 @@ def compare(
 ) -> Comparison:
     """Train configs, or one config with other values, for several seeds; return the verdicts.
 
+    Short names are those of the first config's flags.
+
     Args:
-        vary: Values to try for each flag, such as {"model.optimizer.lr": [0.01, 0.02]}.
+        configs: Names of configs of the program, or files; the default is gpt_cpu.
+        seeds: Number of seeds: 1337, 1338 and so on.
+        vary: Values to try for each flag, such as {"lr": [0.01, 0.02]}.
+        at_once: Number of runs at a time; the default is one for each core or GPU.
+        changes: Other values of flags, for all configs.
 
     Raises:
         InputError: A value is wrong, or a run has failed.
     """
-    varied = {flag: ",".join(map(_text, values)) for flag, values in (vary or {}).items()}
-    flags = _as_flags(configs[0] if configs else "gpt_cpu", changes)
+    configs = configs or ("gpt_cpu",)
+    tried, shared = _by_flag(configs[0], vary or {}), _by_flag(configs[0], changes)
+    for flag in (*tried, *shared):
+        if f"--{flag}" in compare_command.SET_HERE:
+            raise InputError(f"compare sets {flag} itself: leave it out. seeds=3 trains 3 seeds.")
+    varied = {flag: ",".join(map(_text, values)) for flag, values in tried.items()}
+    flags = _as_flags(shared)
     variants = {k: [*own, *flags] for k, own in make_variants(configs, varied).items()}
     folder = _root() / compare_command.FOLDER
     with _on_standard_output():
@@ -160,7 +176,8 @@ def load(checkpoint: str | Path | FitRun = "best", plugin: str | None = None) ->
     """
     if isinstance(checkpoint, FitRun):
         return checkpoint.model
-    return loading.load(find_checkpoint(str(checkpoint), _root() / "runs"), plugin)
+    with _on_standard_output():
+        return loading.load(find_checkpoint(str(checkpoint), _root() / "runs"), plugin)
 
 
 def _root() -> Path:
@@ -170,7 +187,7 @@ def _root() -> Path:
 
 def _train(flags: list[str], config: str, changes: Mapping[str, Any]) -> FitRun:
     with _on_standard_output():
-        cli = commands.run("fit", [*flags, *_as_flags(config, changes)], NotebookCLI)
+        cli = commands.run("fit", [*flags, *_as_flags(_by_flag(config, changes))], NotebookCLI)
     return FitRun(cli)
 
 
@@ -188,14 +205,20 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _as_flags(config: str, changes: Mapping[str, Any]) -> list[str]:
-    """Return changes as flags; a name without a dot is the last part of one flag of the config."""
-    short = [name for name in changes if "." not in name]
-    known = flags_of(config) if short else []
-    flags = []
-    for name, value in changes.items():
-        found = [flag for flag in known if flag.rpartition(".")[2] == name] or [name]
+def _as_flags(values: Mapping[str, Any]) -> list[str]:
+    """Return values by flag as on the command line."""
+    return [f"--{flag}={_text(value)}" for flag, value in values.items()]
+
+
+def _by_flag(config: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by flag; a name without a dot is the last part of one flag of the config."""
+    known = flags_of(config) if any("." not in name for name in values) else []
+    flags = {}
+    for name, value in values.items():
+        last = MEANT["seed"] if name == "seed" else name  # data.seed follows seed_everything
+        found = [flag for flag in known if flag.rpartition(".")[2] == last] or [name]
         if len(found) > 1:
-            raise InputError(f"{name} may be {' or '.join(found)}: give one, in **{{...}}.")
-        flags.append(f"--{found[0]}={_text(value)}")
+            example = f'{{"{found[0]}": ...}}'
+            raise InputError(f"{name} may be {' or '.join(found)}: give one, as in {example}.")
+        flags[found[0]] = value
     return flags

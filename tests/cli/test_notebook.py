@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from nbclient import NotebookClient
 
 import lit_gpt_scratch as lgs
-from lit_gpt_scratch.cli import display
+from lit_gpt_scratch.cli import compare, display
+from lit_gpt_scratch.cli.messages import suggestion
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.models import MeanAttention
+from lit_gpt_scratch.runs.folder import read_mapping
 
 SMALL = {
     "corpus": "sample", "sample_size": 20_000, "context": 8, "batch_size": 4, "max_steps": 4,
@@ -39,22 +41,60 @@ def test_fit_returns_the_run_and_its_model(capsys: pytest.CaptureFixture[str]) -
     assert "finished" in repr(run)
     assert capsys.readouterr().err == "", "a notebook shows standard error in red"
     best = lgs.load("best")
+    said = capsys.readouterr()
+    assert (said.out[:8], said.err) == ("best is ", "")
     assert torch.equal(best.net.table.weight, lgs.load(run).net.table.weight)
     longer = run.resume(max_steps=6, val_check_interval=2)
     assert [*longer.losses] == [2, 4, 6]
     assert longer.folder.resolve() == run.folder.resolve()
 
 
-def test_an_interrupt_saves_the_run_which_resume_continues() -> None:
+def test_an_interrupt_saves_the_run_which_resume_continues(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     arguments = {"step": 2, "name": "SIGINT"}
     callback = {"class_path": "extra_callbacks.SendSignal", "init_args": arguments}
     run = lgs.fit("bigram", **SMALL, callbacks=[callback])
     assert not run.is_finished
+    assert "The run is saved: resume() continues it." in capsys.readouterr().out
     assert "resume() continues it" in repr(run)
     assert (run.folder / "checkpoints" / "last.ckpt").exists()
     done = run.resume()
     assert done.is_finished
     assert [*done.losses] == [2, 4]
+
+
+def test_without_a_checkpoint_no_text_promises_that_resume_works(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    callback = {"class_path": "extra_callbacks.SendSignal", "init_args": {"step": 2}}
+    run = lgs.fit("bigram", **SMALL, callbacks=[callback], enable_checkpointing=False)
+    assert "stopped, nothing is saved" in repr(run)
+    assert "resume()" not in capsys.readouterr().out
+
+
+def test_seed_is_that_of_all_random_numbers() -> None:
+    """As the command line suggests for --seed. The data's seed follows it."""
+    run = lgs.fit("bigram", **SMALL, seed=3)
+    settings = read_mapping(run.folder / "config.yaml")
+    assert (settings["seed_everything"], settings["data"]["seed"]) == (3, 3)
+    assert suggestion("seed", ["data.seed", "seed_everything"]) == ": did you mean seed_everything?"
+
+
+def test_compare_takes_short_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(compare, "compare", lambda *given: calls.append(given))
+    lgs.compare("single_head", seeds=2, vary={"lr": [0.1, 0.2]}, at_once=1, context=8)
+    ((variants, *_, varied),) = calls
+    shared = ["--data.context=8"]
+    assert variants == {
+        f"lr={lr}": ["--config", "single_head", f"--model.optimizer.lr={lr}", *shared]
+        for lr in (0.1, 0.2)
+    }
+    assert varied == ("model.optimizer.lr",)
+    for wrong in ({"seed": 3}, {"vary": {"seed": [3, 4]}}):
+        with pytest.raises(InputError, match="compare sets seed_everything itself"):
+            lgs.compare("single_head", **wrong)
 
 
 @pytest.mark.parametrize(
