@@ -1,6 +1,7 @@
 """The user's own modules: `--plugin my_module`, or a file, `--plugin experiments/my_module.py`."""
 
 import contextlib
+import hashlib
 import importlib
 import sys
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ def import_plugin(plugin: str | None) -> ModuleType | None:
     """Import and return the module named with --plugin; a module may lie in the working directory.
 
     Raises:
-        InputError: There is no such module or file, or another module has the name of the file.
+        InputError: There is no such module or file, another module has the name of the file, or the
+            file has changed since it was imported.
     """
     if not plugin:
         return None
@@ -52,4 +54,23 @@ def import_plugin(plugin: str | None) -> ModuleType | None:
             f"--plugin {plugin}: another module is called {module.__name__} ({found or 'built in'})"
             ": rename the file."
         )
+    require_unchanged(module.__name__)
     return module
+
+
+def require_unchanged(name: str) -> None:
+    """Raise InputError if a module, or one inside it, has changed since the first call.
+
+    Python imports a module once: a later run in the same process would use the old code.
+    """
+    for each, module in [*sys.modules.items()]:
+        file, spec = getattr(module, "__file__", None), getattr(module, "__spec__", None)
+        if f"{each}.".startswith(f"{name}.") and file and spec:
+            source = Path(file).read_bytes() if Path(file).is_file() else b""
+            digest = hashlib.sha256(source).hexdigest()
+            # Kept in the spec, because a module that is imported again or reloaded has another one.
+            if vars(spec).setdefault("source_sha256", digest) != digest:
+                raise InputError(
+                    f"{file} has changed since it was imported: start this program again. In a "
+                    "notebook, restart the kernel."
+                )

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from lit_gpt_scratch.checkpoints.plugins import module_name
+from lit_gpt_scratch.checkpoints.plugins import module_name, require_unchanged
 
 PACKAGE = Path(__file__).parents[1]
 TRACKED = (PACKAGE.name, "configs")  # folders whose changes are kept
@@ -46,10 +46,15 @@ def git(*arguments: str) -> str:
 
 
 def code_sha256(plugin: str | None) -> str:
-    """Return the hash of the Python files that decide a run's result, and of the plugin's."""
+    """Return the hash of the Python files that decide a run's result, and of the plugin's.
+
+    Raises:
+        InputError: The plugin has changed since it was imported: its files are not what runs.
+    """
     rooms = ("models", "data", "training")
     files = [path for room in rooms for path in (PACKAGE / room).glob("*.py")]
     if plugin and (source := getattr(sys.modules.get(module_name(plugin)), "__file__", None)):
+        require_unchanged(module_name(plugin))
         is_package = Path(source).name == "__init__.py"
         files += Path(source).parent.rglob("*.py") if is_package else [Path(source)]
     digest = hashlib.sha256()

@@ -1,5 +1,6 @@
 """`compare`: real runs side by side, what is reused, resumed and refused, and the search."""
 
+import importlib
 import json
 import os
 import shutil
@@ -136,6 +137,7 @@ def test_code_hash_changes_with_the_plugin(tmp_path: Path, monkeypatch: pytest.M
     first = code_sha256("plugin_for_hash")
     assert first != code_sha256(None)
     source.write_text("x = 2\n", encoding="utf-8")
+    importlib.reload(sys.modules["plugin_for_hash"])
     assert code_sha256("plugin_for_hash") != first
 
 

@@ -1,5 +1,6 @@
 """Classes of one's own: found in the working directory and in files; suggested by their kind."""
 
+import importlib
 import shutil
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ import pytest
 import yaml
 from laws import train_small
 
-from lit_gpt_scratch.checkpoints.plugins import import_plugin
+from lit_gpt_scratch.checkpoints.plugins import import_plugin, modules_of
 from lit_gpt_scratch.cli import main
 from lit_gpt_scratch.cli.messages import classes_for
 from lit_gpt_scratch.errors import InputError
@@ -38,7 +39,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def forget() -> None:
     """Let the next command import the module as a new process does."""
-    sys.modules.pop(MODULE, None)
+    for name in (MODULE, f"{MODULE}.part"):
+        sys.modules.pop(name, None)
 
 
 def test_one_flag_swaps_the_attention_and_printed_commands_name_the_module(
@@ -77,6 +79,37 @@ def test_the_module_is_not_on_the_path_afterwards() -> None:
     before = [*sys.path]
     import_plugin(f"{MODULE}.py")
     assert sys.path == before
+
+
+def test_a_module_that_was_edited_after_its_import_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise a notebook would train the old class, and record the hash of the new file."""
+    train_small(here, *SMALL, SWAP)
+    file = here / f"{MODULE}.py"
+    file.write_text(f"{SOURCE}    edited = True\n", encoding="utf-8")
+    for flags in ([SWAP], [SWAP, f"--plugin={MODULE}"]):
+        with pytest.raises(SystemExit):
+            train_small(here, *SMALL, *flags)
+        assert f"{file} has changed since it was imported: start" in capsys.readouterr().err
+    assert [path.name for path in (here / "runs/gpt_cpu").iterdir()] == ["version_0"]
+    with modules_of(here):
+        importlib.reload(sys.modules[MODULE])
+    run = train_small(here, *SMALL, SWAP)
+    assert run.model.net.blocks[0].attention.edited
+
+
+def test_a_part_of_a_package_that_was_edited_is_refused(here: Path) -> None:
+    package = here / MODULE
+    package.mkdir()
+    (package / "__init__.py").write_text(f"from {MODULE} import part\n", encoding="utf-8")
+    (package / "part.py").touch()
+    import_plugin(MODULE)
+    (package / "unused.py").touch()
+    import_plugin(MODULE)
+    (package / "part.py").write_text("edited = True", encoding="utf-8")
+    with pytest.raises(InputError, match=r"part\.py has changed"):
+        import_plugin(MODULE)
 
 
 @pytest.mark.parametrize(
