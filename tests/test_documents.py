@@ -20,7 +20,7 @@ from laws import (
 
 from lit_gpt_scratch import models
 from lit_gpt_scratch.cli import compare, main
-from lit_gpt_scratch.runs.comparison import differing_settings, unequal_settings
+from lit_gpt_scratch.cli.recipes import plan
 from lit_gpt_scratch.training import LitCharLM
 
 ROOT = Path(__file__).parents[1]
@@ -70,8 +70,8 @@ def test_the_attention_of_the_readme_trains_and_is_causal(
     options, _ = compare.parse_args(compared.split()[1:])
     variants = compare.make_variants(options.configs, compare.parse_varied(options.vary))
     assert [*variants] == ["FusedAttention", "MyAttention"]
-    planned = {k: compare.plan([*v, "--data.corpus=sample"]) for k, v in variants.items()}
-    assert not unequal_settings(differing_settings(planned), ["model.net.attention"])
+    planned = {k: plan([*v, "--data.corpus=sample"]).settings for k, v in variants.items()}
+    assert not compare.find_unequal(planned, ["model.net.attention"])
     net = cli.model.net
     [attention] = [m for m in net.modules() if type(m).__name__ == "MyAttention"]
     size, context = len(cli.model.tokenizer), cli.model.context

@@ -95,7 +95,7 @@ class NotebookCLI(commands.CharCLI):
                 print("The run is saved: resume() continues it.")
 
 
-def fit(config: str = "gpt_cpu", **changes: Any) -> FitRun:
+def fit(config: str | Path = "gpt_cpu", **changes: Any) -> FitRun:
     """Train a config of the program, or a file, with some flags changed.
 
     The runs are in ./runs, or in ../runs if this folder is `notebooks`.
@@ -103,12 +103,13 @@ def fit(config: str = "gpt_cpu", **changes: Any) -> FitRun:
     Raises:
         InputError: A value is wrong. The message says what is allowed.
     """
+    name = _config_name(config)
     root = f"--trainer.default_root_dir={_root()}"
-    return _train(["--config", config, root], config, changes)
+    return _train(["--config", name, root], name, changes)
 
 
 def compare(
-    *configs: str,
+    *configs: str | Path,
     seeds: int = 3,
     vary: Mapping[str, Sequence[Any]] | None = None,
     at_once: int | None = None,
@@ -128,14 +129,20 @@ def compare(
     Raises:
         InputError: A value is wrong, or a run has failed.
     """
-    configs = configs or ("gpt_cpu",)
-    tried, shared = _by_flag(configs[0], vary or {}), _by_flag(configs[0], changes)
+    names = [_config_name(config) for config in configs or ("gpt_cpu",)]
+    for name, number in {"seeds": seeds, "at_once": 1 if at_once is None else at_once}.items():
+        if not isinstance(number, int):
+            raise InputError(f"{name} is {number!r}: it must be a whole number.")
+    lists = list(vary.values()) if isinstance(vary, Mapping) else [None] * (vary is not None)
+    if wrong := [values for values in lists if not isinstance(values, list | tuple) or not values]:
+        raise InputError(f'vary has {wrong[0]!r}: give values, as in vary={{"lr": [0.01, 0.02]}}.')
+    tried, shared = _by_flag(names[0], vary or {}), _by_flag(names[0], changes)
     for flag in (*tried, *shared):
         if f"--{flag}" in compare_command.SET_HERE:
             raise InputError(f"compare sets {flag} itself: leave it out. seeds=3 trains 3 seeds.")
     varied = {flag: ",".join(map(_text, values)) for flag, values in tried.items()}
     flags = _as_flags(shared)
-    variants = {k: [*own, *flags] for k, own in make_variants(configs, varied).items()}
+    variants = {k: [*own, *flags] for k, own in make_variants(names, varied).items()}
     folder = _root() / compare_command.FOLDER
     with _on_standard_output():
         return compare_command.compare(variants, seeds, folder, at_once, tuple(varied))
@@ -198,11 +205,23 @@ def _on_standard_output() -> Iterator[None]:
         yield
 
 
+def _config_name(config: object) -> str:
+    """Return a config as on the command line."""
+    if not isinstance(config, str | Path):
+        raise InputError(f"config is {config!r}: give the name of a config, or a file.")
+    return str(config)
+
+
 def _text(value: Any) -> str:
     """Return a value as on the command line; of a class, its path."""
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
-    return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, str | Path):
+        return str(value)
+    try:
+        return json.dumps(value.item() if hasattr(value, "item") else value)  # also NumPy's numbers
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{value!r} cannot be the value of a flag.") from error
 
 
 def _as_flags(values: Mapping[str, Any]) -> list[str]:

@@ -3,10 +3,12 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -113,6 +115,32 @@ def test_a_mistake_is_an_exception_with_the_line_of_the_command(
     with pytest.raises(InputError, match=re.escape(message)):
         lgs.fit(config, **{**SMALL, **changes})
     assert not any(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: lgs.fit(None), "config is None"),
+        (lambda: lgs.fit("bigram", lr=object()), "cannot be the value of a flag"),
+        (lambda: lgs.compare(["bigram", "mean"]), "config is ['bigram', 'mean']"),
+        (lambda: lgs.compare("bigram"), "there is one variant"),
+        (lambda: lgs.compare("bigram", "mean", seeds="1"), "seeds is '1'"),
+        (lambda: lgs.compare("bigram", "mean", seeds=0), "seeds is 0"),
+        (lambda: lgs.compare("bigram", vary={"lr": 0.01}), "vary has 0.01: give values"),
+        (lambda: lgs.compare("bigram", vary={"lr": "0.01"}), "vary has '0.01'"),
+        (lambda: lgs.compare("bigram", vary={"lr": []}), "vary has []"),
+        (lambda: lgs.compare("bigram", vary=["lr"]), "vary has None"),
+    ],
+)
+def test_a_wrong_type_is_an_input_error(call: Callable[[], object], words: str) -> None:
+    with pytest.raises(InputError, match=re.escape(words)):
+        call()
+
+
+def test_values_may_be_numbers_of_numpy_and_a_config_may_be_a_path(here: Path) -> None:
+    (here / "own.yaml").write_text("model: {net: Bigram}", encoding="utf-8")
+    run = lgs.fit(here / "own.yaml", **SMALL, lr=np.float32(0.5))
+    assert read_mapping(run.folder / "config.yaml")["model"]["optimizer"]["init_args"]["lr"] == 0.5
 
 
 def test_a_value_may_be_a_class() -> None:
