@@ -80,12 +80,20 @@ def label_characters(axes: Axes, text: str, size: int = 10, both: bool = False) 
         axis.set_ticks(range(len(text)), labels, family=FONTS, fontsize=size)
 
 
-def draw_weights(axes: Axes, weights: Tensor, text: str, size: int) -> AxesImage:
-    """Draw attention weights (T, T), with signs if some are negative; the future is grey."""
+def scale_of_weights(weights: Tensor) -> tuple[str, Normalize]:
+    """Return the colours and the scale of attention weights; negative ones have other colours."""
+    if (weights < 0).any():
+        return "RdBu", signed_scale(weights)
+    # From 0 to 1, so that models can be compared; the square root, because weights are small over a
+    # long text. Weights that are no probabilities may be larger.
+    return "Blues", PowerNorm(0.5, 0, max(1.0, weights.max().item()))
+
+
+def draw_weights(
+    axes: Axes, weights: Tensor, text: str, size: int, look: tuple[str, Normalize]
+) -> AxesImage:
+    """Draw attention weights (T, T) with colours and a scale; the future is grey."""
     future = torch.ones_like(weights, dtype=torch.bool).triu(1)
-    square_root = PowerNorm(0.5, 0, 1)  # because weights are small over a long text
-    has_signs = bool((weights < 0).any())
-    look = ("RdBu", signed_scale(weights)) if has_signs else ("Blues", square_root)
     image = draw(axes, weights.masked_fill(future, torch.nan), *look)
     axes.set_aspect("equal")
     label_characters(axes, text, size, both=True)

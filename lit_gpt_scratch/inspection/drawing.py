@@ -29,8 +29,9 @@ def draw_heads(layers: Sequence[LayerAttention], text: str, cell: int = 9) -> An
     """Draw weights (H, T, T) of each layer in a row, and return a PIL image; `cell` is in pixels.
 
     Row t of a head shows what character t attends to. Darker cells are larger weights, on a
-    square-root scale, which the bar at the bottom shows; red ones are negative, grey cells are
-    future characters. `plots.plot_heads` draws the same with matplotlib, in about 50 times as long.
+    square-root scale, which the bar at the bottom shows; weights above 1 are drawn as 1. Red ones
+    are negative, grey cells are future characters. `plots.plot_heads` draws the same with
+    matplotlib, with a scale that covers larger weights, in about 50 times as long.
     """
     import matplotlib as mpl  # Lightning has imported it already
     from PIL import Image, ImageDraw, ImageFont, ImageOps

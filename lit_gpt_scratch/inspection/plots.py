@@ -1,8 +1,9 @@
 """Plots the results of `inspection` with matplotlib; for notebooks.
 
 Each function draws into `axes` if given, otherwise into a new figure, and returns what it drew
-into. Darker means more. Where values have a sign, orange is positive and purple is negative. A
-colour scale covers all values that it shows.
+into. Darker means more. Where values have a sign, orange is positive and purple is negative; of
+attention weights with a sign, blue is positive and red is negative. A colour scale covers all
+values that it shows.
 Only `MAX_CHARACTERS` of a larger alphabet are drawn, evenly spaced.
 
 Shapes: T characters of a text, R rows and N columns of cells, C channels, V alphabet size,
@@ -32,6 +33,7 @@ from lit_gpt_scratch.inspection.cells import (
     label_characters,
     new_axes,
     new_grid,
+    scale_of_weights,
     signed_scale,
     write_cells,
 )
@@ -57,14 +59,18 @@ def plot_attention(weights: Tensor, text: str, axes: Axes | None = None) -> Axes
     """Plot one head's weights (T, T): row t is the query, columns are keys, the future is grey."""
     side = 1.5 + 0.2 * len(text)
     axes = axes or new_axes(side + 1, side)
-    image = draw_weights(axes, weights, text, size=11)
+    image = draw_weights(axes, weights, text, 11, scale_of_weights(weights))
     axes.set(xlabel="attended character (key)", ylabel="attending character (query)")
     axes.figure.colorbar(image, ax=axes, shrink=0.7, label="attention weight")
     return axes
 
 
 def plot_heads(layers: Sequence[LayerAttention], text: str) -> Figure:
-    """Plot the result of `attention`: a row for each layer, a column for each head."""
+    """Plot the result of `attention`: a row for each layer, a column for each head.
+
+    All heads have one colour scale.
+    """
+    look = scale_of_weights(torch.cat([layer.weights.flatten() for layer in layers]))
     columns = max(len(layer.weights) for layer in layers)
     labelled = len(text) <= 32
     side = max(2.2, 0.15 * len(text) + 0.5) if labelled else 2.2
@@ -73,7 +79,7 @@ def plot_heads(layers: Sequence[LayerAttention], text: str) -> Figure:
     for row, layer in zip(grid, layers, strict=True):
         row[0].set_ylabel(layer.layer.removesuffix(".attention"))
         for head, (axes, weights) in enumerate(zip(row, layer.weights, strict=False)):
-            image = draw_weights(axes, weights, text if labelled else "", size=9)
+            image = draw_weights(axes, weights, text if labelled else "", 9, look)
             axes.set_title(f"head {head}")
     figure.supxlabel("attended character (key)")
     figure.supylabel("attending character (query)")

@@ -107,6 +107,28 @@ def test_heads_are_a_grid_of_layers_and_heads_on_one_scale(length: int) -> None:
         assert labels(axes.xaxis) == (SHOWN if length == 6 else [])
 
 
+@pytest.mark.parametrize(
+    ("factors", "limits", "colours"),
+    [((1, 0.5), (0, 1), "Blues"), ((3, 1), (0, 3), "Blues"), ((-2, 1), (-2, 2), "RdBu")],
+)
+def test_the_colour_bar_is_that_of_every_head(
+    factors: tuple[float, ...], limits: tuple[float, float], colours: str
+) -> None:
+    """Also if the weights are no probabilities: large ones, or negative ones in one layer."""
+    eye = torch.eye(4)[None]
+    layers = [
+        inspection.LayerAttention(f"blocks.{i}.attention", factor * eye)
+        for i, factor in enumerate(factors)
+    ]
+    figure = plots.plot_heads(layers, "abcd")
+    images = [axes.get_images()[0] for axes in figure.axes if axes.get_images()]
+    assert len(images) == 2
+    for found in images:
+        assert found.get_clim() == limits
+        assert found.get_cmap().name == colours
+    assert plots.plot_attention(factors[0] * eye[0], "abcd").get_images()[0].get_clim() == limits
+
+
 def test_next_characters_are_ranked_and_the_correct_ones_are_framed() -> None:
     alphabet = "\t\n $ab"
     probabilities = random(6, 6).softmax(-1)
