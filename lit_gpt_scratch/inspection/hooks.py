@@ -62,7 +62,8 @@ def member(model: LitCharLM, index: int) -> LitCharLM:
 def attention(model: LitCharLM, text: str) -> list[LayerAttention]:
     """Return the attention weights of every layer and head, in the order in which layers run.
 
-    In weights (H, T, T), row t holds how much character t attends to each character; rows sum to 1.
+    In weights (H, T, T), row t holds how much character t attends to each character; rows sum to 1
+    unless the class says `weights_sum_to_1 = False`.
     For an ensemble, the layers of all members are returned.
     """
     ids = encode(model, text)

@@ -19,7 +19,7 @@ from lit_gpt_scratch.errors import InputError, describe_error, write_errors_as_i
 from lit_gpt_scratch.generation import SamplingSettings, default_prompt
 from lit_gpt_scratch.inspection import attention, draw_heads, visible
 from lit_gpt_scratch.runs.folder import append_rows, count_lines, last_checkpoint, read_rows
-from lit_gpt_scratch.runs.layers import LayerStatistics
+from lit_gpt_scratch.runs.layers import LayerStatistics, start_of_validation
 from lit_gpt_scratch.runs.loggers import find_wandb_run
 from lit_gpt_scratch.training.callbacks import EarlyValidations
 from lit_gpt_scratch.training.checkpointing import (
@@ -130,9 +130,7 @@ class AttentionRecorder(Recorder):
     def record(self, trainer: Any, pl_module: Any) -> None:
         if not any(hasattr(module, "weights") for module in pl_module.net.modules()):
             return
-        data = trainer.datamodule
-        start = data.splits.val.start
-        text = data.tokenizer.decode(data.tokens[start : start + min(32, data.context)].cpu())
+        text = start_of_validation(trainer.datamodule)
         image = draw_heads(attention(pl_module, text), text, cell=max(9, 160 // len(text)))
         path = self.folder / "attention" / f"step_{trainer.global_step:06}.png"
         with write_errors_as_input_errors(path):

@@ -15,7 +15,7 @@ from lit_gpt_scratch.errors import describe_error
 from lit_gpt_scratch.inspection import attention
 from lit_gpt_scratch.training.callbacks import is_log_step
 
-TEXT_LENGTH = 32  # characters whose attention is measured
+TEXT_LENGTH = 32  # characters whose attention is measured and drawn
 # The layer of a parameter: its name up to the first number, else the first part of the name.
 LAYER = re.compile(r".*?\.\d+|[^.]+")
 
@@ -27,7 +27,7 @@ class LayerStatistics(Callback):
     update_ratio/LAYER: 2-norm of that step's change of the weights over the norm of the weights.
     attention_entropy/LAYER: mean entropy in nats of the attention weights, over heads and
         positions, on the first characters of the validation text. 0: each position reads one
-        character.
+        character. Left out if the weights are no probabilities.
     """
 
     def __init__(self) -> None:
@@ -86,17 +86,22 @@ def layers(net: nn.Module) -> dict[str, list[nn.Parameter]]:
     return found
 
 
+def start_of_validation(data: Any) -> str:
+    """Return the first characters of the validation text."""
+    start = data.splits.val.start
+    ids = data.tokens[start : start + min(TEXT_LENGTH, data.context)]
+    return str(data.tokenizer.decode(ids.cpu()))
+
+
 def attention_entropies(trainer: Any, pl_module: Any) -> dict[str, float]:
     """Return the mean entropy of the attention weights of each layer; empty: there are none."""
     if not any(hasattr(module, "weights") for module in pl_module.net.modules()):
         return {}
-    data = trainer.datamodule
-    start = data.splits.val.start
-    text = data.tokenizer.decode(data.tokens[start : start + min(TEXT_LENGTH, data.context)].cpu())
     found: dict[str, list[float]] = {}
-    for name, weights in attention(pl_module, text):
-        if (weights < 0).any():  # they are no probabilities, and have no entropy
-            continue
+    for name, weights in attention(pl_module, start_of_validation(trainer.datamodule)):
+        module = pl_module.net.get_submodule(name)
+        if not getattr(module, "weights_sum_to_1", True) or (weights < 0).any():
+            continue  # they are no probabilities, and have no entropy
         entropy = -torch.special.xlogy(weights, weights).sum(-1).mean()
         layer = LAYER.match(name)
         found.setdefault(f"attention_entropy/{layer[0] if layer else name}", []).append(

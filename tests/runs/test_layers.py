@@ -11,6 +11,7 @@ from laws import train_small
 from lightning.pytorch.callbacks import Callback
 
 from lit_gpt_scratch.inspection import attention
+from lit_gpt_scratch.models import MultiHeadAttention
 from lit_gpt_scratch.runs import layers
 from lit_gpt_scratch.runs.layers import LayerStatistics
 
@@ -65,6 +66,21 @@ def test_values_are_those_of_the_last_step(tmp_path: Path, monkeypatch: pytest.M
     logged = float(row["attention_entropy/blocks.0"])
     assert logged == pytest.approx(float(entropy), rel=1e-4)
     assert 0 < logged < math.log(run.datamodule.context)
+
+
+class Halved(MultiHeadAttention):
+    weights_sum_to_1 = False
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return super().attend(q, k) / 2
+
+
+def test_weights_that_are_no_probabilities_have_no_entropy(tmp_path: Path) -> None:
+    flags = ["--model.net=GPT", "--model.net.layers=1", "--model.net.width=16", *OFTEN]
+    run = train_small(tmp_path, *flags, f"--model.net.attention={__name__}.Halved")
+    names = {name.partition("/")[0] for name in rows(run.folder)[-1]}
+    assert "layer_grad_norm" in names
+    assert "attention_entropy" not in names
 
 
 def test_training_is_the_same_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
