@@ -68,6 +68,47 @@ def run_in_pieces(module: nn.Module, x: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 @torch.no_grad()
+def breaks_forward(net: nn.Module, size: int, context: int) -> str:
+    """Attentions return x's shape, the network returns (B, T, V); all numbers are finite.
+
+    The other laws need this.
+    """
+    ids = random_ids(size, 2, context)
+    found: list[str] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        if not found and (wrong := wrong_output(module, output, inputs[0].shape)):
+            found.append(wrong)  # before it causes errors elsewhere
+
+    for tried in (copy.deepcopy(net).eval(), with_random_weights(net)):
+        for name, module in tried.named_modules():
+            if name.endswith("attention") or hasattr(module, "weights"):
+                module.register_forward_hook(look)
+        try:
+            logits = tried(ids)
+        except Exception:
+            if not found:
+                raise
+        if found:
+            return found[0]
+        if wrong := wrong_output(net, logits, (*ids.shape, size)):
+            return wrong
+    return ""
+
+
+def wrong_output(module: nn.Module, output: Any, shape: Sequence[int]) -> str:
+    """Return what is wrong in the output of a module that must return a shape; empty: nothing."""
+    forward = f"forward of {type(module).__name__}"
+    if not isinstance(output, Tensor):
+        return f"{forward} returns a {type(output).__name__}, it must return a tensor {(*shape,)}"
+    if output.shape != tuple(shape):
+        return f"{forward} returns {(*output.shape,)}, it must return {(*shape,)}"
+    if not output.isfinite().all():
+        return f"{forward} returns numbers that are not finite (NaN or infinite)"
+    return ""
+
+
+@torch.no_grad()
 def breaks_shape(net: nn.Module, size: int, context: int) -> str:
     """Logits (B, T, V) for every length T; they equal the first logits of a longer text."""
     net, ids = with_random_weights(net), random_ids(size, TEXTS, context)
@@ -112,12 +153,11 @@ def breaks_weights(net: nn.Module, size: int, context: int) -> str:
         if weights.triu(1).any():
             return "weights(x) gives weight to later positions"
         if getattr(attention, "weights_sum_to_1", True):
-            off = float((weights.sum(-1) - 1).abs().max())
-            if off > 1e-5 or (weights < 0).any():
+            off, least = float((weights.sum(-1) - 1).abs().max()), float(weights.min())
+            if not (off <= 1e-5 and least >= 0):  # also if one is nan
                 return (
-                    f"weights(x) are no probabilities (the smallest is {float(weights.min()):.3f}, "
-                    f"a sum is off by {off:.3f}): if that is meant, set weights_sum_to_1 = False "
-                    "in the class"
+                    f"weights(x) are no probabilities (the smallest is {least:.3f}, a sum is off "
+                    f"by {off:.3f}): if that is meant, set weights_sum_to_1 = False in the class"
                 )
     return ""
 
