@@ -39,17 +39,32 @@ class Recorder(Callback, ABC):
     prints a notice and stops recording; training continues.
     """
 
+    is_costly = False  # record at validations 1 to 4, 8, 16, 32, ... and at the last step only
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.validations = 0  # of this run so far
         self._table: Any = None
         self._has_failed = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self.validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.validations = int(state_dict["validations"])
 
     @abstractmethod
     def record(self, trainer: Any, pl_module: Any) -> None:
         """Write to the folder and to W&B."""
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        if self._has_failed or trainer.state.fn != "fit" or not trainer.is_global_zero:
+        if trainer.state.fn != "fit":
+            return
+        self.validations += 1
+        is_chosen = self.validations < 4 or self.validations.bit_count() == 1
+        is_last = trainer.should_stop or trainer.global_step >= trainer.max_steps > 0
+        is_due = is_chosen or is_last or not self.is_costly
+        if self._has_failed or not is_due or not trainer.is_global_zero:
             return
         try:
             self.record(trainer, pl_module)
@@ -75,7 +90,8 @@ class Recorder(Callback, ABC):
 class SampleRecorder(Recorder):
     """Writes samples to samples.csv and prints the first; prompt and seed are always the same."""
 
-    settings = SamplingSettings(max_new_tokens=100, temperature=0.8)
+    is_costly = True
+    settings = SamplingSettings(max_new_tokens=80, temperature=0.8)
     count = 2
 
     def record(self, trainer: Any, pl_module: Any) -> None:
@@ -126,6 +142,8 @@ class SymbolLossRecorder(Recorder):
 
 class AttentionRecorder(Recorder):
     """Draws each head's attention to the start of the validation text: attention/step_N.png."""
+
+    is_costly = True
 
     def record(self, trainer: Any, pl_module: Any) -> None:
         if not any(hasattr(module, "weights") for module in pl_module.net.modules()):

@@ -116,9 +116,9 @@ class FitSummary(Callback):
 
 
 def sample_text(model: Any, seed: int) -> str:
-    """Return a sample of 300 characters."""
+    """Return a sample of 200 characters."""
     prompt = model.tokenizer.encode(default_prompt(model.tokenizer))[None].to(model.device)
-    settings = SamplingSettings(max_new_tokens=300, temperature=0.8, seed=seed)
+    settings = SamplingSettings(max_new_tokens=200, temperature=0.8, seed=seed)
     text: str = model.generate(prompt, settings)[0]
     return text.strip()
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 import re
 import sys
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_gpt_scratch import inspection
+from lit_gpt_scratch.cli import main
 from lit_gpt_scratch.cli.commands import CharCLI
 from lit_gpt_scratch.generation import default_prompt
 from lit_gpt_scratch.runs.callbacks import SampleRecorder
@@ -43,6 +45,32 @@ def test_each_validation_draws_samples_with_the_same_prompt_and_seed(run: CharCL
     settings = replace(SampleRecorder.settings, seed=7)
     assert [row["text"] for row in found[2:]] == model.generate(prompt, settings)
     assert {row["prompt"] for row in found} == {default_prompt(model.tokenizer)}
+
+
+def test_many_validations_draw_few_samples_and_pictures(tmp_path: Path) -> None:
+    """Also if the run is stopped in between, and resumed."""
+    callback = {"class_path": "extra_callbacks.SendSignal", "init_args": {"step": 9}}
+    every = ["--trainer.val_check_interval=1", "--trainer.max_steps=14"]
+    expected = [1, 2, 3, 4, 8, 14]
+    whole = train_small(tmp_path / "whole", *every).folder
+    with pytest.raises(SystemExit):
+        train_small(tmp_path / "parts", *every, f"--trainer.callbacks={json.dumps([callback])}")
+    (parts,) = (tmp_path / "parts").glob("runs/*/*")
+    last = str(parts / "checkpoints" / "last.ckpt")
+    main(
+        [
+            "fit",
+            "--config",
+            str(parts / "config.yaml"),
+            "--ckpt_path",
+            last,
+            "--trainer.callbacks=null",
+        ]
+    )
+    for folder in (whole, parts):
+        assert [int(row["step"]) for row in rows(folder / "samples.csv")[::2]] == expected
+        assert [int(path.stem[-6:]) for path in sorted(folder.glob("attention/*"))] == expected
+        assert {int(row["step"]) for row in rows(folder / "symbols.csv")} == {*range(1, 15)}
 
 
 @torch.no_grad()
