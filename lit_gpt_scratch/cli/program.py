@@ -52,7 +52,7 @@ def overview() -> str:
         f"usage: {PROGRAM} COMMAND [options]\n\n"
         "Train, compare, sample and inspect character-level language models.\n\n"
         f"{listed}\n\n"
-        "To begin: train the default model, in about a minute on two cores, and generate text.\n"
+        "To begin: train the default model, in a minute or two on two cores, and generate text.\n"
         "Then train another config, and compare both runs in report.html.\n\n"
         f"  {program} fit\n"
         f"  {program} predict --ckpt_path best --prompt ROMEO:\n"
