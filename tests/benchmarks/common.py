@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 TABLES = ROOT / "tests" / "benchmarks" / "README.md"
 SEEDS = (1337, 1338, 1339)
-QUICK = ["--name=bench", "--wandb.mode=disabled", "--trainer.limit_val_batches=0"]
+TOY = [f"--trainer.default_root_dir={ROOT / 'toys'}"]  # so that `best` is never such a run
+QUICK = [*TOY, "--name=bench", "--wandb.mode=disabled", "--trainer.limit_val_batches=0"]
 Figures = dict[str, list[float]]  # name: one number for each round
 
 
@@ -140,7 +141,8 @@ def callback_seconds(config: str, *args: str) -> dict[str, float]:
 
     Lightning's profiler measures the callbacks.
     """
-    cli = fit(config, "--name=bench", "--wandb.mode=offline", "--trainer.profiler=simple", *args)
+    flags = ["--name=bench", "--wandb.mode=offline", "--trainer.profiler=simple"]
+    cli = fit(config, *TOY, *flags, *args)
     spent: dict[str, float] = {}
     for action, durations in cli.trainer.profiler.recorded_durations.items():  # type: ignore[attr-defined]
         name = action.removeprefix("[Callback]").partition(".")[0].partition("{")[0]

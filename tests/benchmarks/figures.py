@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, fit
+from common import ROOT, TOY, fit
 from ladder import REFERENCE
 from lightning.pytorch.callbacks import Callback
 from matplotlib import pyplot as plt
@@ -121,7 +121,8 @@ class AttentionFrames(Callback):
 
 def draw_attention() -> None:
     """Draw the animation: the weights of three heads before, during and after training."""
-    cli = fit("gpt_cpu_classic", "--name=figures", "--trainer.callbacks+=figures.AttentionFrames")
+    flags = ["--name=figures", "--trainer.callbacks+=figures.AttentionFrames"]
+    cli = fit("gpt_cpu_classic", *TOY, *flags)
     [recorder] = (c for c in cli.trainer.callbacks if type(c).__name__ == "AttentionFrames")
     recorded = recorder.frames  # type: ignore[attr-defined]
     _, *_, end = recorded.values()
