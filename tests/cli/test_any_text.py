@@ -28,7 +28,7 @@ from lit_gpt_scratch.cli import export_command as export
 from lit_gpt_scratch.cli.commands import CharCLI
 from lit_gpt_scratch.inspection import plots
 from lit_gpt_scratch.runs import report
-from lit_gpt_scratch.runs.callbacks import printable_lines
+from lit_gpt_scratch.runs.callbacks import SampleRecorder, printable_lines
 from lit_gpt_scratch.runs.folder import read_rows
 from lit_gpt_scratch.runs.summary import large_alphabet_notice
 from lit_gpt_scratch.training.module import LitCharLM
@@ -111,7 +111,7 @@ def test_each_validation_writes_tables_that_read_back_unchanged(trained: Trained
     assert [row["step"] for row in samples] == ["2", "2", "4", "4"]
     for row in samples:
         assert row["text"].startswith(row["prompt"])
-        assert len(row["text"]) == len(row["prompt"]) + 100
+        assert len(row["text"]) == len(row["prompt"]) + SampleRecorder.settings.max_new_tokens
         assert {*row["text"]} <= alphabet
     _, symbols = read_rows(folder / "symbols.csv")
     for step in ("2", "4"):

@@ -129,7 +129,7 @@ def test_runs_are_found_below_any_folder_and_by_default_the_newest_of_each_name(
 
 
 def test_a_missing_folder_or_one_without_runs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="none does not exist: name another, or run fit first"):
+    with pytest.raises(InputError, match="none does not exist: name a folder of runs"):
         reading.find_runs([tmp_path / "none"])
     with pytest.raises(InputError, match="contains no run: give a folder such as runs/NAME"):
         reading.find_runs([tmp_path])
