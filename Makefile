@@ -1,6 +1,6 @@
 # `make help` prints the comment behind each target.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-core report lab ladder ablation long bench figures faults fuzz lint format clean
+.PHONY: help setup train test test-core report playground lab ladder ablation long bench figures faults fuzz lint format clean
 
 CONFIG ?= gpt_cpu
 ARGS ?=
@@ -61,6 +61,9 @@ bench: $(READY)  ## Measure speed, also of a checkout NANOGPT=path of nanoGPT; w
 
 report: $(READY)  ## Write report.html of the newest run of each name, or of RUNS
 	$(BIN)/lit-gpt-scratch report $(RUNS) $(ARGS)
+
+playground: $(READY)  ## Write playground.html, in which the newest run of each name, or RUNS, can be tried
+	$(BIN)/lit-gpt-scratch playground $(RUNS) $(ARGS)
 
 lab: $(READY)  ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir notebooks $(ARGS)

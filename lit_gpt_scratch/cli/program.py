@@ -29,6 +29,10 @@ OTHER_COMMANDS = {  # each with the module whose `main` runs it
     ),
     "runs": ("lit_gpt_scratch.runs.listing", "List the runs on disk."),
     "report": ("lit_gpt_scratch.runs.report", "Write one HTML file that compares runs on disk."),
+    "playground": (
+        "lit_gpt_scratch.cli.playground_command",
+        "Write models into one HTML file, in which they run.",
+    ),
     "export": ("lit_gpt_scratch.cli.export_command", "Write a checkpoint without pickle."),
     "dashboard": ("lit_gpt_scratch.runs.dashboard", "Save the dashboard into a W&B project."),
 }
@@ -80,7 +84,7 @@ def find_command(args: Any = None) -> Callable[[], Any]:
     is_help = any(arg == "-h" or arg.startswith("--help") for arg in args)
     if first in OTHER_COMMANDS:
         module, _ = OTHER_COMMANDS[first]
-        is_slow = first in ("compare", "check", "export") and not is_help
+        is_slow = first in ("compare", "check", "export", "playground") and not is_help
         with loading_notice(first) if is_slow else contextlib.nullcontext():
             return partial(import_module(module).main, args[1:])
     if first not in TRAINER_COMMANDS:

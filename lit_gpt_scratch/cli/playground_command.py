@@ -1,0 +1,95 @@
+"""`lit-gpt-scratch playground`: trained models in one HTML file, in which they run."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from lit_gpt_scratch.errors import InputError, exit_on_input_error
+from lit_gpt_scratch.generation import SamplingSettings, default_prompt
+from lit_gpt_scratch.inspection import load
+from lit_gpt_scratch.inspection.playground import TEXT, describe, render_page, write_page
+from lit_gpt_scratch.runs import find_checkpoint
+from lit_gpt_scratch.runs.folder import is_run
+from lit_gpt_scratch.runs.listing import read_info
+from lit_gpt_scratch.runs.reading import find_runs
+from lit_gpt_scratch.shell import PROGRAM
+from lit_gpt_scratch.training.module import LitCharLM
+
+
+def newest_runs() -> list[Path]:
+    """Return the newest run of each name in ./runs with a checkpoint, the highest loss first."""
+    folders = [f for f in find_runs([]) if (f / "checkpoints" / "best.ckpt").is_file()]
+    if not folders:
+        raise InputError("no run in runs has a checkpoint yet: run fit first.")
+    return sorted(folders, key=lambda folder: -(read_info(folder).best or 0))
+
+
+def name_of(checkpoint: Path) -> str:
+    """Return the name of a checkpoint's run, or of an export."""
+    is_in_run = checkpoint.parent.name == "checkpoints" and is_run(checkpoint.parents[1])
+    return checkpoint.parents[2].name if is_in_run else checkpoint.stem
+
+
+def first_text(model: LitCharLM) -> str:
+    """Return the text that the page begins with: a sample if the alphabet has other characters."""
+    if set(TEXT) <= set(model.tokenizer.alphabet):
+        return TEXT
+    prompt = model.tokenizer.encode(default_prompt(model.tokenizer))[None]
+    return model.generate(prompt, SamplingSettings(max_new_tokens=60, temperature=0.8))[0].strip()
+
+
+def write_playground(
+    checkpoints: Sequence[str], output: Path, text: str | None = None, float32: bool = False
+) -> list[str]:
+    """Write the page; return the names of its models.
+
+    Args:
+        checkpoints: As for --ckpt_path; none: the newest run of each name in ./runs.
+        output: The HTML file.
+        text: The text that the page begins with.
+        float32: Store weights in 32 bits, which doubles the file.
+
+    Raises:
+        InputError: A checkpoint cannot be read, or the page does not know its network.
+    """
+    runs = Path("runs")
+    wanted = [*checkpoints] or [str(folder) for folder in newest_runs()]
+    descriptions, models = [], []
+    for checkpoint in wanted:
+        path = find_checkpoint(checkpoint, runs).resolve()
+        model = load(path)
+        try:
+            described = describe(model, name_of(path), "float32" if float32 else "float16")
+        except InputError as error:
+            if checkpoints:
+                raise
+            print(f"Notice: {error} It is left out.", file=sys.stderr)
+            continue
+        descriptions.append(described)
+        models.append(model)
+    if not models:
+        raise InputError("none of the runs can be shown: train a network of this program.")
+    page = render_page(descriptions, text or first_text(models[-1]), len(models) - 1)
+    write_page(page, output)
+    return [description["name"] for description in descriptions]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Write trained models into one HTML file, in which one can type, look inside and generate."""
+    parser = ArgumentParser(
+        prog=f"{PROGRAM} playground", description=main.__doc__, exit_on_error=False
+    )
+    where = "Runs, checkpoints or exports; else the newest run of each name in ./runs."
+    parser.add_argument("checkpoints", nargs="*", default=[], help=where)
+    parser.add_argument("--output", type=Path, default="playground.html", help="The HTML file.")
+    parser.add_argument("--text", help="The text that the page begins with.")
+    exact = "Store weights in 32 bits instead of 16: the file is twice as large."
+    parser.add_argument("--float32", action="store_true", help=exact)
+    with exit_on_input_error(parser.prog):
+        options = parser.parse_args(args)
+        names = write_playground(options.checkpoints, options.output, options.text, options.float32)
+    size = options.output.stat().st_size / 1e6
+    print(f"models: {', '.join(names)}", file=sys.stderr)
+    print(f"{options.output}  {size:.1f} MB")
