@@ -1,15 +1,17 @@
-"""Atomic writes, and locks between processes."""
+"""Atomic writes, locks between processes, and HTML pages of one file each."""
 
 import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from glob import escape
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from filelock import BaseFileLock, FileLock, Timeout
+
+from lit_gpt_scratch.errors import InputError
 
 LOCK = ".lock"  # the file in a folder that a process locks
 
@@ -75,3 +77,36 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)  # Windows renames no open file
+
+
+def render_html(template: str, **values: Any) -> str:
+    """Return the page of a Jinja template. All values but those of type Markup are escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    return environment.from_string(template).render(**values)
+
+
+def write_html(output: Path, kind: str, make: Callable[[], str]) -> None:
+    """Make a page, and write it.
+
+    Args:
+        output: The file. It may replace a page of the same kind.
+        kind: What the second line of the page says that it is, such as report.
+        make: Returns the page.
+
+    Raises:
+        InputError: Another file would be replaced (then no page is made), or cannot be written.
+    """
+    first_lines = f"<!doctype html>\n<!-- lit_gpt_scratch {kind} -->".encode()
+    try:
+        if output.exists() and not output.read_bytes().startswith(first_lines):
+            raise InputError(f"output {output} exists and is no {kind}: choose another --output.")
+        page = make()
+        with atomic_write(output) as file:
+            file.write(page.encode("utf-8", "replace"))
+    except OSError as error:
+        raise InputError(f"output {output} cannot be written ({error.strerror}).") from error

@@ -21,6 +21,11 @@ def in_shell(path: Path) -> str:
     return quote(path.as_posix())
 
 
+def checkpoint_flags(path: Path, plugin: str | None) -> str:
+    """Return the flags of a printed command that reads a checkpoint."""
+    return f"--ckpt_path {in_shell(path)}" + (f" --plugin {quote(plugin)}" if plugin else "")
+
+
 def shell_name(program: str = PROGRAM) -> str:
     """Return how the user's shell starts a program of this Python's environment.
 

@@ -63,9 +63,10 @@ def require_unchanged(name: str) -> None:
 
     Python imports a module once: a later run in the same process would use the old code.
     """
-    for each, module in [*sys.modules.items()]:
+    loaded = [*sys.modules.items()]
+    for module in [m for each, m in loaded if f"{each}.".startswith(f"{name}.")]:
         file, spec = getattr(module, "__file__", None), getattr(module, "__spec__", None)
-        if f"{each}.".startswith(f"{name}.") and file and spec:
+        if file and spec:
             source = Path(file).read_bytes() if Path(file).is_file() else b""
             digest = hashlib.sha256(source).hexdigest()
             # Kept in the spec, because a module that is imported again or reloaded has another one.

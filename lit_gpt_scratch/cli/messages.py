@@ -60,7 +60,7 @@ MEANT = {word: flag for flag, words in WORDS_OF_OTHERS.items() for word in words
 
 PACKAGE = __name__.partition(".")[0]
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true, false", "str": "text"}
-# The last part of a flag, and an argument that every class for this flag takes.
+# Key: the last part of a flag. Value: an argument that all classes of this flag take.
 KIND_OF_CLASS = {
     "net": "alphabet_size", "attention": "width", "optimizer": "params", "schedule": "optimizer"
 }  # fmt: skip

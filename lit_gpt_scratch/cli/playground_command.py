@@ -3,15 +3,17 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import ArgumentParser
 
 from lit_gpt_scratch.errors import InputError, exit_on_input_error
+from lit_gpt_scratch.files import write_html
 from lit_gpt_scratch.generation import SamplingSettings, default_prompt
 from lit_gpt_scratch.inspection import load
-from lit_gpt_scratch.inspection.playground import TEXT, describe, render_page, write_page
+from lit_gpt_scratch.inspection.playground import TEXT, describe, render_page
 from lit_gpt_scratch.runs import find_checkpoint
-from lit_gpt_scratch.runs.folder import is_run
+from lit_gpt_scratch.runs.folder import is_run, runs_folder
 from lit_gpt_scratch.runs.listing import read_info
 from lit_gpt_scratch.runs.reading import find_runs
 from lit_gpt_scratch.shell import PROGRAM
@@ -19,7 +21,7 @@ from lit_gpt_scratch.training.module import LitCharLM
 
 
 def newest_runs() -> list[Path]:
-    """Return the newest run of each name in ./runs with a checkpoint, the highest loss first."""
+    """Return each name's newest run in ./runs, the highest loss first; only with a best.ckpt."""
     folders = [f for f in find_runs([]) if (f / "checkpoints" / "best.ckpt").is_file()]
     if not folders:
         raise InputError("no run in runs has a checkpoint yet: run fit first.")
@@ -54,26 +56,29 @@ def write_playground(
     Raises:
         InputError: A checkpoint cannot be read, or the page does not know its network.
     """
-    runs = Path("runs")
-    wanted = [*checkpoints] or [str(folder) for folder in newest_runs()]
-    descriptions, models = [], []
-    for checkpoint in wanted:
-        path = find_checkpoint(checkpoint, runs).resolve()
-        model = load(path)
-        try:
-            described = describe(model, name_of(path), "float32" if float32 else "float16")
-        except InputError as error:
-            if checkpoints:
-                raise
-            print(f"Notice: {error} It is left out.", file=sys.stderr)
-            continue
-        descriptions.append(described)
-        models.append(model)
-    if not models:
-        raise InputError("none of the runs can be shown: train a network of this program.")
-    page = render_page(descriptions, text or first_text(models[-1]), len(models) - 1)
-    write_page(page, output)
-    return [description["name"] for description in descriptions]
+    names: list[str] = []
+
+    def make() -> str:
+        descriptions = []
+        for checkpoint in checkpoints or map(str, newest_runs()):
+            path = find_checkpoint(checkpoint, runs_folder(None)).resolve()
+            try:
+                model = load(path)
+                dtype: Literal["float16", "float32"] = "float32" if float32 else "float16"
+                descriptions.append(describe(model, name_of(path), dtype))
+            except InputError as error:  # for example, it needs a plugin
+                if checkpoints:
+                    raise
+                print(f"Notice: {error} It is left out.", file=sys.stderr)
+                continue
+            last = model
+        if not descriptions:
+            raise InputError("none of the runs can be shown: train a network of this program.")
+        names.extend(description["name"] for description in descriptions)
+        return render_page(descriptions, text or first_text(last), len(descriptions) - 1)
+
+    write_html(output, "playground", make)
+    return names
 
 
 def main(args: Sequence[str] | None = None) -> None:

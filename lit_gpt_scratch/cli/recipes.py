@@ -1,4 +1,4 @@
-"""What `fit` would train with some flags: all settings, checked, without training."""
+"""Checks the flags of `fit` and returns all settings of the run. It trains nothing."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,13 +10,6 @@ from lit_gpt_scratch.runs.groups import SEEDS
 from lit_gpt_scratch.runs.provenance import code_sha256
 from lit_gpt_scratch.runs.reading import flatten
 from lit_gpt_scratch.training.hardware import is_small, kind_of_device
-
-# Settings of the Trainer, and their values with which runs have no losses to compare.
-USELESS = {
-    "limit_val_batches": ("0", "0.0"),
-    "fast_dev_run": ("True", *map(str, range(1, 100))),
-    "logger": ("False",),
-}
 
 
 class Recipe(NamedTuple):
@@ -50,18 +43,23 @@ class Plan(CharCLI):
         """Do nothing: a Trainer would look for devices and start processes."""
 
     def recipe(self) -> Recipe:
-        data = self.datamodule
+        data, trainer = self.datamodule, self.config.trainer
+        useless = {
+            "limit_val_batches": trainer.limit_val_batches == 0,
+            "fast_dev_run": bool(trainer.fast_dev_run),
+            "logger": trainer.logger is False,
+        }
+        if any(useless.values()):
+            name = next(name for name, is_set in useless.items() if is_set)
+            raise InputError(
+                f"--trainer.{name} is {trainer[name]}: such runs have no losses that can be "
+                "compared. Leave it out."
+            )
         data.open()
         settings = dict(flatten(self.resolve_config()))
-        for name, useless in USELESS.items():
-            if (value := settings.get(f"trainer.{name}")) in useless:
-                raise InputError(
-                    f"--trainer.{name} is {value}: such runs have no losses that can be compared. "
-                    "Leave it out."
-                )
         settings["code_sha256"] = code_sha256(self.config.plugin)
         small = is_small(self.model.net, data.batch_size * data.context)
-        return Recipe(settings, self.seeds, small, kind_of_device(self.config.trainer.accelerator))
+        return Recipe(settings, self.seeds, small, kind_of_device(trainer.accelerator))
 
 
 class Flags(CharCLI):

@@ -48,7 +48,7 @@ class Trial(Job):
                 self.study.tell(trial, self.outcome.last)
 
     def has_ended(self) -> bool:
-        """Report new losses to the study, and how the run has ended."""
+        """Return whether the run has ended. Report its new losses and its end to the study."""
         if self.is_pruned:
             return self.process is None or self.process.poll() is not None
         if super().has_ended():

@@ -81,7 +81,7 @@ def label_characters(axes: Axes, text: str, size: int = 10, both: bool = False) 
 
 
 def scale_of_weights(weights: Tensor) -> tuple[str, Normalize]:
-    """Return the colours and the scale of attention weights; negative ones have other colours."""
+    """Return a colour map and a scale for attention weights. Negative weights get other colours."""
     if (weights < 0).any():
         return "RdBu", signed_scale(weights)
     # From 0 to 1, so that models can be compared; the square root, because weights are small over a

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from lit_gpt_scratch.errors import InputError, describe_error, write_errors_as_input_errors
 from lit_gpt_scratch.generation import SamplingSettings, default_prompt
 from lit_gpt_scratch.inspection import attention, draw_heads, visible
-from lit_gpt_scratch.runs.folder import append_rows, count_lines, last_checkpoint, read_rows
+from lit_gpt_scratch.runs.folder import append_rows, count_lines, last_checkpoint, validation_losses
 from lit_gpt_scratch.runs.layers import LayerStatistics, start_of_validation
 from lit_gpt_scratch.runs.loggers import find_wandb_run
 from lit_gpt_scratch.training.callbacks import EarlyValidations
@@ -177,8 +177,8 @@ class WandbCheckpoints(Callback):
         run = find_wandb_run(trainer)
         if run and trainer.state.fn == "fit":
             run.log({}, trainer.global_step, commit=True)
-            _, rows = read_rows(self.folder / "metrics.csv")  # also those before a resume
-            losses = [(float(r["val/loss"]), int(r["step"])) for r in rows if r.get("val/loss")]
+            before = validation_losses(self.folder)  # also those before a resume
+            losses = [(loss, step) for step, loss in before.items()]
             now = float(trainer.callback_metrics["val/loss"]), trainer.global_step
             loss, step = min([*losses, now])
             run.summarize({"best val/loss": loss, "best step": step})

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from lit_gpt_scratch.runs.folder import read_mapping, read_rows, validation_losses
+from lit_gpt_scratch.runs.folder import read_mapping, validations
 
 # 0.975 quantiles of Student's t distribution for 1 to 30 degrees of freedom.
 T_QUANTILES = (
@@ -40,10 +40,10 @@ class Outcome(NamedTuple):
 
 def read_outcome(folder: Path, seed: int) -> Outcome:
     """Return the losses of a finished run. Raise ValueError if it has no validation."""
-    losses = [*validation_losses(folder).values()]
-    if not losses:
+    rows = validations(folder)
+    if not rows:
         raise ValueError(f"{folder} has no validation loss")
-    row = [row for row in read_rows(folder / "metrics.csv")[1] if row.get("val/loss")][-1]
+    row, losses = rows[-1], [float(row["val/loss"]) for row in rows]
     return Outcome(
         seed=seed,
         folder=folder,

@@ -169,11 +169,15 @@ def read_rows(path: Path) -> tuple[list[str], list[Row]]:
     return columns, rows
 
 
+def validations(folder: Path) -> list[Row]:
+    """Return the rows of metrics.csv that a run's validations have logged so far."""
+    _, rows = read_rows(folder / "metrics.csv")
+    return [row for row in rows if row.get("val/loss") and row.get("step", "").isdecimal()]
+
+
 def validation_losses(folder: Path) -> dict[int, float]:
     """Return a run's validation losses so far by step, in nats per character."""
-    _, rows = read_rows(folder / "metrics.csv")
-    known = (row for row in rows if row.get("val/loss") and row.get("step", "").isdecimal())
-    return {int(row["step"]): float(row["val/loss"]) for row in known}
+    return {int(row["step"]): float(row["val/loss"]) for row in validations(folder)}
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:

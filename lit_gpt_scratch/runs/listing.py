@@ -20,7 +20,7 @@ from lit_gpt_scratch.runs.folder import (
     version_order,
 )
 from lit_gpt_scratch.runs.reading import parse_number, require_folder, runs_below
-from lit_gpt_scratch.shell import PROGRAM, in_shell, quote, shell_name
+from lit_gpt_scratch.shell import PROGRAM, checkpoint_flags, shell_name
 
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
@@ -175,7 +175,5 @@ def main(args: Sequence[str] | None = None) -> None:
         print(format_list(found))
         paths = (Path(info.path) for info in found)
         for run in [path for path in paths if (path / "checkpoints" / "best.ckpt").is_file()][-1:]:
-            plugin = read_mapping(run / "config.yaml").get("plugin")
-            flag = f" --plugin {quote(str(plugin))}" if plugin else ""
-            command = f"{shell_name()} predict --ckpt_path {in_shell(run)}{flag}"
-            print(f"\nUse a run by its path: {command}")
+            flags = checkpoint_flags(run, read_mapping(run / "config.yaml").get("plugin"))
+            print(f"\nUse a run by its path: {shell_name()} predict {flags}")

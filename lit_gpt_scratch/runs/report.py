@@ -20,8 +20,8 @@ from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 from lit_gpt_scratch.data.corpus import TINY_SHAKESPEARE_SHA256
-from lit_gpt_scratch.errors import InputError, exit_on_input_error
-from lit_gpt_scratch.files import atomic_write
+from lit_gpt_scratch.errors import exit_on_input_error
+from lit_gpt_scratch.files import render_html, write_html
 from lit_gpt_scratch.runs import reading
 from lit_gpt_scratch.runs.comparison import paired_difference
 from lit_gpt_scratch.runs.dashboard import AXES, PANELS
@@ -35,7 +35,6 @@ MAX_SYMBOLS = 120  # the most frequent ones
 # Later groups repeat it with dashes, then with dots.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8f98")
 MAX_IMAGES, MAX_IMAGE_BYTES = 40, 1_000_000  # of all runs together
-FIRST_LINES = b"<!doctype html>\n<!-- lit_gpt_scratch report -->"
 
 # Validation losses on Tiny Shakespeare in nats: the reference's at step 4,800, and those that
 # nanoGPT's README gives.
@@ -158,7 +157,6 @@ def symbol_name(symbol: str) -> str:
 
 def render_report(runs: Sequence[Run]) -> str:
     """Return the HTML page."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
@@ -169,15 +167,12 @@ def render_report(runs: Sequence[Run]) -> str:
     symbols = [symbol for symbol, _ in counts.most_common(MAX_SYMBOLS)]
     references = REFERENCES if any(run.validation_text == REFERENCE_TEXT for run in runs) else {}
     groups = make_groups(runs)
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     folder = resources.files("lit_gpt_scratch.runs")
     source, style, script = (
         folder.joinpath(f"report.{kind}").read_text("utf-8") for kind in ("html", "css", "js")
     )
-    return environment.from_string(source).render(
+    return render_html(
+        source,
         groups=groups,
         count=len(runs),
         several=len(runs) > len(groups),
@@ -215,15 +210,12 @@ def write_report(paths: Sequence[Path], output: Path) -> list[str]:
     size = MAX_IMAGE_BYTES // (images * len(folders))
     labels = reading.unique_labels(folders)
     labelled = list(zip(folders, labels, strict=True))
-    try:
-        if output.exists() and not output.read_bytes().startswith(FIRST_LINES):
-            raise InputError(f"output {output} exists and is no report: choose another --output.")
+
+    def make() -> str:
         bar = tqdm(labelled, desc="report", unit="run", disable=None)
-        runs = [reading.read_run(folder, label, images, size) for folder, label in bar]
-        with atomic_write(output) as file:
-            file.write(render_report(runs).encode("utf-8", "replace"))
-    except OSError as error:
-        raise InputError(f"output {output} cannot be written ({error.strerror}).") from error
+        return render_report([reading.read_run(f, label, images, size) for f, label in bar])
+
+    write_html(output, "report", make)
     return labels
 
 

@@ -18,7 +18,7 @@ from lit_gpt_scratch.runs.callbacks import printable_lines
 from lit_gpt_scratch.runs.folder import last_checkpoint, mark_finished
 from lit_gpt_scratch.runs.loggers import find_wandb_run
 from lit_gpt_scratch.runs.provenance import Code, code_sha256
-from lit_gpt_scratch.shell import in_shell, quote, shell_name
+from lit_gpt_scratch.shell import checkpoint_flags, in_shell, shell_name
 from lit_gpt_scratch.training.checkpointing import best_checkpoint
 from lit_gpt_scratch.training.distributed import is_rank_zero
 from lit_gpt_scratch.training.optim import parameter_groups
@@ -167,11 +167,11 @@ def format_summary(
     checkpoints = [folder / "checkpoints" / "best.ckpt", last_checkpoint(folder)]
     if checkpoint := next(filter(Path.exists, checkpoints), None):
         program = shell_name()
-        path = in_shell(checkpoint) + (f" --plugin {quote(plugin)}" if plugin else "")
+        flags = checkpoint_flags(checkpoint, plugin)
         lines += [
             "Next:",
-            f"  {program} predict --ckpt_path {path}{prompt}",
-            f"  {program} validate --ckpt_path {path}",
+            f"  {program} predict {flags}{prompt}",
+            f"  {program} validate {flags}",
             f"  {program} report {in_shell(folder)}",
         ]
     where = f"wandb/offline-run-*-{run.id}" if run else ""

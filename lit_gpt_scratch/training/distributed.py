@@ -29,7 +29,7 @@ def is_rank_zero() -> bool:
 
 @contextlib.contextmanager
 def exit_with_parent() -> Iterator[None]:
-    """Inside this `with` block, end this process soon after the one that started it has ended.
+    """End this process soon after its parent process has ended, as long as the `with` block runs.
 
     Lightning's rank 0 starts the other ranks, torchrun starts all; both set LOCAL_RANK. Without
     this, the surviving ranks would wait for half an hour. A run that `compare` has started saves

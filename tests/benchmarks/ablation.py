@@ -24,7 +24,7 @@ COSINE = "lit_gpt_scratch.training.WarmupCosine"
 KEPT: dict[str, list[str]] = {
     "as it is": ["--model.net=variants.Variant"],
     # A class that replaces another keeps the lr and the warm-up of gpt_cpu.yaml. Muon's lr is wrong
-    # for AdamW; the warm-up stays, so that only the decay differs.
+    # for AdamW, so it is set here. The warm-up is kept: only the decay differs.
     "AdamW (lr 0.004) instead of Muon": [
         f"--model.optimizer={ADAMW}",
         "--model.optimizer.lr=0.004",

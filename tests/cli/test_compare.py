@@ -145,7 +145,7 @@ def test_code_hash_changes_with_the_plugin(tmp_path: Path, monkeypatch: pytest.M
 def test_the_data_seed_follows_the_seed_unless_a_config_sets_it(
     fixed: list[str], expected: str
 ) -> None:
-    """Also if a config sets it to the seed: a run's own config.yaml does."""
+    """A run's own config.yaml sets data.seed to the seed. It stays there, too."""
     flags = ["--config", "bigram", *FOUR_STEPS, *fixed]
     planned = plan(flags).with_seed(5)
     assert (planned["seed_everything"], planned["data.seed"]) == ("5", expected)

@@ -19,6 +19,7 @@ from laws import CONFIGS, small
 from torch import nn
 
 from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.files import write_html
 from lit_gpt_scratch.generation import SamplingSettings, next_distribution
 from lit_gpt_scratch.generation.sampling import input_start
 from lit_gpt_scratch.inspection import attention, logit_lens, playground
@@ -85,7 +86,7 @@ def logits_of(model: LitCharLM, ids: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_logits_of_every_config_equal_those_of_pytorch(config: Path) -> None:
-    """Also of a text that is longer than the context."""
+    """The text is longer than the context."""
     model = small(config)
     model.net = with_random_weights(model.net)
     ids = random_ids(len(model.tokenizer), 21).tolist()
@@ -264,7 +265,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     folder = tmp_path_factory.mktemp("playground")
     models = {"bigram": Bigram, "gpt": NETS["gpt"], EVIL: NETS["modern"]}
     described = [playground.describe(make_model(net), name) for name, net in models.items()]
-    playground.write_page(playground.render_page(described, "aB b", 2), folder / "p.html")
+    write_html(
+        folder / "p.html", "playground", lambda: playground.render_page(described, "aB b", 2)
+    )
     browser = Chromium(folder / "profile")
     opened = Page(browser, folder / "p.html")
     opened.evaluate(READY)

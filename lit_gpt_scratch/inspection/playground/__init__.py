@@ -8,14 +8,13 @@ import base64
 import inspect
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from lit_gpt_scratch import models
 from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.files import atomic_write
+from lit_gpt_scratch.files import render_html
 from lit_gpt_scratch.training.module import LitCharLM
 
 # The classes that network.js knows.
@@ -26,7 +25,6 @@ ATTENTIONS = (
 )  # fmt: skip
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 TEXT = "ROMEO:\nWhat is the name of this good lady here?\n"
-FIRST_LINES = b"<!doctype html>\n<!-- lit_gpt_scratch playground -->"
 
 
 def describe(
@@ -37,8 +35,8 @@ def describe(
     Args:
         model: The model.
         name: What the page calls it.
-        dtype: How weights are stored. float16 halves the file; it changes the
-            validation losses of the ladder by 1.2e-5 nats at most.
+        dtype: How weights are stored. float16 halves the file, and changes the validation losses
+            of the ladder by 1.2e-5 nats at most.
 
     Raises:
         InputError: The network has a class that the page does not know.
@@ -85,16 +83,12 @@ def complete(spec: Mapping[str, Any], known: Sequence[str], name: str) -> dict[s
 
 def render_page(descriptions: list[dict[str, Any]], text: str = TEXT, model: int = 0) -> str:
     """Return the page of some models, which begins with a text and a model."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     folder = resources.files(__name__)
     source = {path.name: path.read_text("utf-8") for path in folder.iterdir() if path.is_file()}
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    return environment.from_string(source["page.html"]).render(
+    return render_html(
+        source["page.html"],
         names=[description["name"] for description in descriptions],
         descriptions=descriptions,
         start={"text": text, "model": model},
@@ -103,16 +97,3 @@ def render_page(descriptions: list[dict[str, Any]], text: str = TEXT, model: int
         worker=Markup(source["worker.js"]),
         script=Markup(source["page.js"] + source["panels.js"]),
     )
-
-
-def write_page(page: str, output: Path) -> None:
-    """Write a page. Raise InputError if a file that is no playground would be replaced."""
-    try:
-        if output.exists() and not output.read_bytes().startswith(FIRST_LINES):
-            raise InputError(
-                f"output {output} exists and is no playground: choose another --output."
-            )
-        with atomic_write(output) as file:
-            file.write(page.encode("utf-8", "replace"))
-    except OSError as error:
-        raise InputError(f"output {output} cannot be written ({error.strerror}).") from error

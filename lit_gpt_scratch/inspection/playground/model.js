@@ -108,9 +108,12 @@ class Model {
     return windows;
   }
 
+  // Return the window that predicts after a position.
+  windowOf(windows, position) { return windows.find(({from, end}) => from <= position && position < end); }
+
   // Return the logits (V) after a position.
   logits(windows, position) {
-    const {trace, start} = windows.find(({from, end}) => from <= position && position < end);
+    const {trace, start} = this.windowOf(windows, position);
     const size = this.alphabet.length, row = position - start;
     return trace.rows.get("logits").subarray(row * size, (row + 1) * size);
   }

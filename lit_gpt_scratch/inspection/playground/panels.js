@@ -21,11 +21,14 @@ function characters(text, heat, title, choosing) {
   });
 }
 
-// For each character of the text, its loss under a read; null: the model does not know the character.
-function lossesByCharacter({known, losses}) {
+// Return a value for each character of the text, from its position among the characters that the
+// model knows; null: it does not know the character.
+function byCharacter(known, valueAt) {
   let at = 0;
-  return known.map(isKnown => isKnown ? losses[at++] : null);
+  return known.map(isKnown => isKnown ? valueAt(at++) : null);
 }
+const lossesByCharacter = ({known, losses}) => byCharacter(known, at => losses[at]);
+const layerName = name => name.replace(/\.?attention$/, "") || "attention";
 
 function drawSurprise() {
   const texts = sides().map((index, side) => {
@@ -106,15 +109,13 @@ function drawAttention() {
   state.layer = Math.min(state.layer, layers.length - 1);
   const count = layers[state.layer].weights.length;
   state.head = Math.min(state.head, count > 1 ? count : 0);
-  fillMenu(byId("layer"), layers.map(({name}) => name.replace(/\.?attention$/, "") || "attention"), state.layer);
+  fillMenu(byId("layer"), layers.map(({name}) => layerName(name)), state.layer);
   fillMenu(byId("head"), [...Array.from({length: count}, (_, h) => `${h}`), ...(count > 1 ? ["mean of all"] : [])], state.head);
 
-  // Positions count the characters that the model knows.
-  const weights = chosenWeights(layers[state.layer].weights), known = [...state.text].map(character => DESCRIPTIONS[state.model].alphabet.includes(character));
-  let at = -1;
-  const weightOf = known.map(isKnown => { if (isKnown) at += 1; return isKnown ? weights[at - look.start] ?? null : null; });
-  byId("reads").replaceChildren(...characters(state.text, i => weightOf[i] === null || weightOf[i] === undefined ? null : Math.sqrt(weightOf[i]),
-    i => weightOf[i] === null || weightOf[i] === undefined ? "not read" : percent(weightOf[i])));
+  const weights = chosenWeights(layers[state.layer].weights);
+  const read = byCharacter(answers["read 0"].known, at => weights[at - look.start]), weightOf = i => read[i] ?? null;
+  byId("reads").replaceChildren(...characters(state.text, i => weightOf(i) === null ? null : Math.sqrt(weightOf(i)),
+    i => weightOf(i) === null ? "not read" : percent(weightOf(i))));
   byId("reads").children[state.position]?.classList.add("chosen");
 
   if (!whole) return;
@@ -123,7 +124,7 @@ function drawAttention() {
   byId("heads").replaceChildren(...whole.layers.flatMap(({name, heads}, layer) => heads.map((values, head) => {
     const canvas = element("canvas"), isChosen = layer === state.layer && head === state.head;
     paint(canvas, values, whole.rows, -1);
-    const title = `${name.replace(/\.?attention$/, "") || "attention"}, head ${head}`;
+    const title = `${layerName(name)}, head ${head}`;
     return element("button", {type: "button", title, ariaLabel: title, ariaPressed: String(isChosen), onclick: () => { Object.assign(state, {layer, head}); remember(); drawAttention(); }}, canvas);
   })));
 }

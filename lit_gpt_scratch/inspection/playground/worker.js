@@ -20,6 +20,12 @@ async function pause(kind, number) {
 
 const model = index => models[index] ??= new Model(descriptions[index]);
 
+// Read a text; return the model, its windows, and the window of a position.
+async function readAt({index, text, off, position}, rest) {
+  const reader = model(index), windows = await reader.read(reader.encode([...text]), off, rest);
+  return {reader, windows, ...reader.windowOf(windows, position)};
+}
+
 // Return the loss of each character in nats; NaN for those that nothing predicts.
 function losses(reader, windows, ids) {
   return Float32Array.from(ids, (id, position) => {
@@ -37,9 +43,8 @@ const requests = {
   },
 
   // What the network computes at a position, counted among the known characters.
-  async look({index, text, off, position}, rest) {
-    const reader = model(index), ids = reader.encode([...text]), windows = await reader.read(ids, off, rest);
-    const {trace, start} = windows.find(({from, end}) => from <= position && position < end);
+  async look(request, rest) {
+    const {reader, windows, trace, start} = await readAt(request, rest), {position} = request;
     const row = position - start, {network, context} = reader;
     const attention = network.attentions.map(({name, heads}) => {
       const weights = trace.rows.get(`${name}.weights`);
@@ -56,9 +61,8 @@ const requests = {
   },
 
   // All weights of every head in the window of a position, (rows, rows) each.
-  async heads({index, text, off, position}, rest) {
-    const reader = model(index), ids = reader.encode([...text]), windows = await reader.read(ids, off, rest);
-    const {trace, start, end} = windows.find(({from, end}) => from <= position && position < end);
+  async heads(request, rest) {
+    const {reader, trace, start, end} = await readAt(request, rest);
     const rows = end - start, {network: {attentions}, context} = reader;
     return {start, rows, layers: attentions.map(({name, heads}) => ({
       name, heads: Array.from({length: heads}, (_, h) => {
