@@ -23,7 +23,12 @@ def in_shell(path: Path) -> str:
 
 def checkpoint_flags(path: Path, plugin: str | None) -> str:
     """Return the flags of a printed command that reads a checkpoint."""
-    return f"--ckpt_path {in_shell(path)}" + (f" --plugin {quote(plugin)}" if plugin else "")
+    return f"--ckpt_path {in_shell(path)}" + plugin_flag(plugin)
+
+
+def plugin_flag(plugin: str | None) -> str:
+    """Return the end of a printed command that needs the user's module; nothing without one."""
+    return f" --plugin {quote(plugin)}" if plugin else ""
 
 
 def shell_name(program: str = PROGRAM) -> str:

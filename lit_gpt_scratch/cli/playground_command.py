@@ -9,15 +9,13 @@ from jsonargparse import ArgumentParser
 
 from lit_gpt_scratch.errors import InputError, exit_on_input_error
 from lit_gpt_scratch.files import write_html
-from lit_gpt_scratch.generation import SamplingSettings, default_prompt
 from lit_gpt_scratch.inspection import load
-from lit_gpt_scratch.inspection.playground import TEXT, describe, render_page
+from lit_gpt_scratch.inspection.playground import describe, first_text, render_page
 from lit_gpt_scratch.runs import find_checkpoint
 from lit_gpt_scratch.runs.folder import is_run, runs_folder
 from lit_gpt_scratch.runs.listing import read_info
 from lit_gpt_scratch.runs.reading import find_runs
 from lit_gpt_scratch.shell import PROGRAM
-from lit_gpt_scratch.training.module import LitCharLM
 
 
 def newest_runs() -> list[Path]:
@@ -34,16 +32,12 @@ def name_of(checkpoint: Path) -> str:
     return checkpoint.parents[2].name if is_in_run else checkpoint.stem
 
 
-def first_text(model: LitCharLM) -> str:
-    """Return the text that the page begins with: a sample if the alphabet has other characters."""
-    if set(TEXT) <= set(model.tokenizer.alphabet):
-        return TEXT
-    prompt = model.tokenizer.encode(default_prompt(model.tokenizer))[None]
-    return model.generate(prompt, SamplingSettings(max_new_tokens=60, temperature=0.8))[0].strip()
-
-
 def write_playground(
-    checkpoints: Sequence[str], output: Path, text: str | None = None, float32: bool = False
+    checkpoints: Sequence[str],
+    output: Path,
+    text: str | None = None,
+    float32: bool = False,
+    plugin: str | None = None,
 ) -> list[str]:
     """Write the page; return the names of its models.
 
@@ -52,6 +46,7 @@ def write_playground(
         output: The HTML file.
         text: The text that the page begins with.
         float32: Store weights in 32 bits, which doubles the file.
+        plugin: Your own module, if a checkpoint uses its classes.
 
     Raises:
         InputError: A checkpoint cannot be read, or the page does not know its network.
@@ -63,7 +58,7 @@ def write_playground(
         for checkpoint in checkpoints or map(str, newest_runs()):
             path = find_checkpoint(checkpoint, runs_folder(None)).resolve()
             try:
-                model = load(path)
+                model = load(path, plugin)
                 dtype: Literal["float16", "float32"] = "float32" if float32 else "float16"
                 descriptions.append(describe(model, name_of(path), dtype))
             except InputError as error:  # for example, it needs a plugin
@@ -92,9 +87,11 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--text", help="The text that the page begins with.")
     exact = "Store weights in 32 bits instead of 16: the file is twice as large."
     parser.add_argument("--float32", action="store_true", help=exact)
+    plugin = "Your own module, or its file, if a checkpoint uses its classes."
+    parser.add_argument("--plugin", help=plugin)
     with exit_on_input_error(parser.prog):
         options = parser.parse_args(args)
-        names = write_playground(options.checkpoints, options.output, options.text, options.float32)
+        names = write_playground(**vars(options))
     size = options.output.stat().st_size / 1e6
     print(f"models: {', '.join(names)}", file=sys.stderr)
     print(f"{options.output}  {size:.1f} MB")

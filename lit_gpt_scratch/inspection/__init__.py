@@ -33,11 +33,12 @@ from lit_gpt_scratch.inspection.hooks import (
 )
 from lit_gpt_scratch.inspection.loading import load
 from lit_gpt_scratch.inspection.patching import Patching, Trace, activation_patching, trace
+from lit_gpt_scratch.inspection.playground import Playground, show
 
 __all__ = [
-    "Attribution", "LayerAttention", "Lens", "Merge", "Patching", "Trace", "ablate_head",
-    "ablate_layer", "ablate_position", "activation_patching", "attention", "closest_pairs",
-    "clusters", "draw_heads", "embeddings", "head_costs", "layer_costs", "load",
-    "logit_attribution", "logit_lens", "member", "next_characters", "position_costs", "similarity",
-    "token_losses", "trace", "unembeddings", "visible",
+    "Attribution", "LayerAttention", "Lens", "Merge", "Patching", "Playground", "Trace",
+    "ablate_head", "ablate_layer", "ablate_position", "activation_patching", "attention",
+    "closest_pairs", "clusters", "draw_heads", "embeddings", "head_costs", "layer_costs", "load",
+    "logit_attribution", "logit_lens", "member", "next_characters", "position_costs", "show",
+    "similarity", "token_losses", "trace", "unembeddings", "visible",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.runs.dashboard import AXES, PANELS, Panel
 from lit_gpt_scratch.runs.folder import Row, is_run, read_mapping, read_rows, version_order
+from lit_gpt_scratch.shell import PROGRAM, in_shell, plugin_flag
 
 MAX_STEPS = 8  # number of steps whose samples and images a run shows
 
@@ -23,6 +24,7 @@ Columns = dict[str, list[float | None]]
 class Run(NamedTuple):
     """The contents of a run's folder."""
 
+    folder: Path
     label: str  # the end of the folder's path, long enough to be unique
     config: dict[str, str]  # settings by dotted name
     about: dict[str, Any]  # contents of about.yaml
@@ -42,6 +44,18 @@ class Run(NamedTuple):
         """What identifies the validation split: only losses on the same text are comparable."""
         names = ("sha256", "val_fraction", "test_fraction")
         return tuple(self.config.get(f"data.{name}") for name in names)
+
+    @property
+    def playground_command(self) -> str:
+        """The command that makes a page in which this run's model can be tried; "": it has none."""
+        best = self.folder / "checkpoints" / "best.ckpt"
+        if not best.is_file():
+            return ""
+        here = Path.cwd()
+        folder = self.folder.relative_to(here) if self.folder.is_relative_to(here) else self.folder
+        plugin = self.config.get("plugin", "null")
+        flag = "" if plugin == "null" else plugin_flag(plugin)
+        return f"{PROGRAM} playground {in_shell(folder)}{flag}"
 
     def has_panel(self, panel: Panel) -> bool:
         """Return whether the run has data for a panel."""
@@ -158,6 +172,7 @@ def read_run(folder: Path, label: str, max_images: int = MAX_STEPS, max_bytes: i
             symbols.setdefault(row.get("step", ""), {})[row.get("symbol", "")] = (count, loss)
     paths = subsample(sorted(folder.glob("attention/step_*.png")), max_images)
     return Run(
+        folder=folder,
         label=label,
         config=dict(flatten(read_mapping(folder / "config.yaml"))),
         about=read_mapping(folder / "about.yaml"),

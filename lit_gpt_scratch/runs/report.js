@@ -184,7 +184,7 @@ control("theme").onclick = () => {
 };
 
 // A click on a heading sorts by its column, a second click in the other direction.
-const headings = all("#scores th");
+const headings = all("#scores th:has(button)");
 headings.forEach((heading, column) => {
   heading.querySelector("button").onclick = () => {
     const sign = heading.ariaSort === "ascending" ? -1 : 1;
@@ -200,6 +200,15 @@ headings.forEach((heading, column) => {
     control("scores").tHead.after(...[...known, ...bodies.filter(([key]) => key === "")].map(([, body]) => body));
   };
 });
+
+// Show a run's command, and copy it where the browser allows it.
+for (const button of all(".try")) button.onclick = () => {
+  const {command} = button.dataset, [code, note] = control("command").children;
+  control("command").hidden = false;
+  code.textContent = command;
+  note.textContent = "";
+  navigator.clipboard?.writeText(command).then(() => { note.textContent = "(copied)"; }, () => {});
+};
 
 // Samples and images of all configs show the same part of their training.
 for (const slider of all(".moment")) slider.oninput = () => {

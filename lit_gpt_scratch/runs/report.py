@@ -175,6 +175,7 @@ def render_report(runs: Sequence[Run]) -> str:
         source,
         groups=groups,
         count=len(runs),
+        commands=any(run.playground_command for run in runs),
         several=len(runs) > len(groups),
         colors=COLORS,
         max_steps=reading.MAX_STEPS,

@@ -13,12 +13,13 @@ from lightning.pytorch.callbacks import Callback
 from lit_gpt_scratch.data.grammar import play_log_loss
 from lit_gpt_scratch.errors import InputError, describe_error
 from lit_gpt_scratch.generation import SamplingSettings, default_prompt
+from lit_gpt_scratch.inspection.playground import supports
 from lit_gpt_scratch.models import count_parameters
 from lit_gpt_scratch.runs.callbacks import printable_lines
 from lit_gpt_scratch.runs.folder import last_checkpoint, mark_finished
 from lit_gpt_scratch.runs.loggers import find_wandb_run
 from lit_gpt_scratch.runs.provenance import Code, code_sha256
-from lit_gpt_scratch.shell import checkpoint_flags, in_shell, shell_name
+from lit_gpt_scratch.shell import checkpoint_flags, in_shell, plugin_flag, shell_name
 from lit_gpt_scratch.training.checkpointing import best_checkpoint
 from lit_gpt_scratch.training.distributed import is_rank_zero
 from lit_gpt_scratch.training.optim import parameter_groups
@@ -174,6 +175,8 @@ def format_summary(
             f"  {program} validate {flags}",
             f"  {program} report {in_shell(folder)}",
         ]
+        if supports(model):
+            lines.append(f"  {program} playground {in_shell(checkpoint)}{plugin_flag(plugin)}")
     where = f"wandb/offline-run-*-{run.id}" if run else ""
     offline = sorted(Path(run.options["dir"]).glob(where)) if run else []
     return "\n".join(lines + [f"  {shell_name('wandb')} sync {in_shell(path)}" for path in offline])

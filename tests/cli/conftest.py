@@ -39,7 +39,7 @@ def refusal(
         said = capsys.readouterr()
         assert stop.value.code == 2
         assert said.out == ""
-        assert re.fullmatch(r"lit-gpt-scratch: error: [^\n]+\n", said.err)
+        assert re.fullmatch(r"lit-gpt-scratch( playground)?: error: [^\n]+\n", said.err)
         assert list(here.iterdir()) == [], "a file was written"
         return said.err
 

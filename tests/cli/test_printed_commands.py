@@ -89,6 +89,8 @@ def test_the_commands_of_the_summary_work(
     commands = printed(capsys.readouterr().out)
     begins = [f"{shell_name()} {name} " for name in ("predict", "validate", "report")]
     assert all(map(str.startswith, commands, begins))
+    is_known = "mine" not in str(flags) and "own.yaml" not in str(flags)
+    assert any(" playground " in command for command in commands) == is_known
     for command in commands:
         monkeypatch.delitem(sys.modules, "mine", raising=False)  # as in a new process
         run_here(command)
@@ -101,8 +103,9 @@ def test_the_commands_of_the_summary_work(
 def test_printed_commands_are_quoted_and_need_no_active_environment(tmp_path: Path) -> None:
     """As after `make train`: the shell finds neither this program nor wandb by its name."""
     fit = [sys.executable, "-m", "lit_gpt_scratch", "fit", *SMALL, *TINY_NET, "--name=a run's"]
-    *_, predict, _, _, sync = printed(run(tmp_path, fit))
+    *_, predict, _, _, playground, sync = printed(run(tmp_path, fit))
     run(tmp_path, predict)
+    assert "models: a run's" in run(tmp_path, playground)
     program, _, folder = sync.rpartition(" sync ")
     assert "offline" in run(tmp_path, f"{program} --help")
     (folder,) = run(tmp_path, f"ls -d {folder}").splitlines()

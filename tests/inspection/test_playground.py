@@ -285,6 +285,36 @@ def redo(action: str) -> str:
     return f"answers.ladder = null; {action}; {READY}"
 
 
+@pytest.fixture
+def notebook_output(page: Page, tmp_path: Path) -> Page:
+    """What `show` returns, in the HTML of a notebook."""
+    models = {"bigram": make_model(Bigram), EVIL: make_model(NETS["gpt"])}
+    shown = playground.show(models, "aB <b>", height=600)
+    (tmp_path / "notebook.html").write_text(
+        f"<!doctype html><body>{shown._repr_html_()}", encoding="utf-8"
+    )
+    return Page(page.browser, tmp_path / "notebook.html")
+
+
+def test_a_notebook_shows_the_page_at_the_text_that_it_gives(notebook_output: Page) -> None:
+    inside = "document.querySelector('iframe').contentDocument"
+    rows = f"{inside}.querySelectorAll('#ladder tbody tr')"
+    notebook_output.evaluate(f"new Promise(f => setInterval(() => {rows}.length == 2 && f(1), 20))")
+    assert notebook_output.evaluate(f"{inside}.querySelector('#text').value") == "aB <b>"
+    chosen = f"{inside}.querySelector('#models input:checked').parentElement.textContent"
+    assert notebook_output.evaluate(chosen) == EVIL
+    assert notebook_output.evaluate("document.querySelector('iframe').clientHeight") == 600
+    assert notebook_output.evaluate("window.pwned ?? 0") == 0
+    assert notebook_output.console_messages() == []
+    assert {url.partition(":")[0] for url in notebook_output.requested_urls()} <= {"blob"}
+
+
+def test_show_needs_a_model_and_its_text_for_terminals_names_the_models() -> None:
+    assert "Playground of Bigram" in repr(playground.show(make_model(Bigram)))
+    with pytest.raises(InputError, match="show needs a model"):
+        playground.show({})
+
+
 def test_the_page_needs_nothing_but_its_own_worker(page: Page) -> None:
     assert {url.partition(":")[0] for url in page.requested_urls()} <= {"blob"}
     assert page.console_messages() == []

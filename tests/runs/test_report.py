@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -171,6 +172,27 @@ def test_a_click_on_a_heading_sorts_the_scores(rungs: Page) -> None:
     assert ordered[3:] == before[3:]
     rungs.evaluate(click)
     assert rungs.evaluate(names) == before
+
+
+def test_a_button_writes_the_command_of_a_runs_playground(
+    browser: Chromium, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only for runs with a checkpoint; the path is relative to the working directory."""
+    for name in (EVIL.replace("/", ""), "none"):
+        write_fake_run(tmp_path / "runs" / name / "version_0")
+    (best,) = (tmp_path / "runs").glob("<*/version_0")
+    (best / "checkpoints").mkdir()
+    (best / "checkpoints" / "best.ckpt").touch()
+    monkeypatch.chdir(tmp_path)
+    page = open_report(browser, tmp_path / "runs", tmp_path / "report.html")
+    page.evaluate("document.querySelectorAll('.try').forEach(button => button.click())")
+    command = page.evaluate("document.querySelector('#command code').innerText")
+    expected = ["lit-gpt-scratch", "playground", best.relative_to(tmp_path).as_posix()]
+    assert shlex.split(command) == expected
+    assert page.evaluate("document.querySelectorAll('.try').length") == 1
+    page.evaluate("document.querySelectorAll('#scores th button')[1].click()")  # it still sorts
+    assert page.evaluate("window.pwned") is None
+    assert page.console_messages() == []
 
 
 def test_dark_mode_follows_the_system_and_the_switch(rungs: Page) -> None:

@@ -9,7 +9,7 @@ from laws import train_small
 from lit_gpt_scratch.runs.summary import format_loss, print_resume_command
 
 
-def test_the_summary_ends_with_commands_for_the_best_checkpoint_and_the_report(
+def test_the_summary_ends_with_commands_for_the_best_checkpoint_the_report_and_the_playground(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Paths are quoted for the shell."""
@@ -20,6 +20,7 @@ def test_the_summary_ends_with_commands_for_the_best_checkpoint_and_the_report(
         f"lit-gpt-scratch predict --ckpt_path {best} --prompt ROMEO:",
         f"lit-gpt-scratch validate --ckpt_path {best}",
         f"lit-gpt-scratch report {shlex.quote(folder.as_posix())}",
+        f"lit-gpt-scratch playground {best}",
     ]
 
 

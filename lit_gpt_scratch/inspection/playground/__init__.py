@@ -15,6 +15,7 @@ import torch
 from lit_gpt_scratch import models
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.files import render_html
+from lit_gpt_scratch.generation import SamplingSettings, default_prompt
 from lit_gpt_scratch.training.module import LitCharLM
 
 # The classes that network.js knows.
@@ -57,6 +58,15 @@ def describe(
     }
 
 
+def supports(model: LitCharLM) -> bool:
+    """Return whether the page knows all classes of a model's network."""
+    try:
+        complete(model.hparams["net"], NETWORKS, "it")
+    except InputError:
+        return False
+    return True
+
+
 def complete(spec: Mapping[str, Any], known: Sequence[str], name: str) -> dict[str, Any]:
     """Return a class and its arguments with all defaults.
 
@@ -81,7 +91,52 @@ def complete(spec: Mapping[str, Any], known: Sequence[str], name: str) -> dict[s
     return {"class_path": spec["class_path"], "init_args": arguments}
 
 
-def render_page(descriptions: list[dict[str, Any]], text: str = TEXT, model: int = 0) -> str:
+class Playground:
+    """The page of some models as the output of a notebook's cell. The page runs in the output."""
+
+    def __init__(self, page: str, names: Sequence[str], height: int) -> None:
+        self.page, self.names, self.height = page, list(names), height
+
+    def __repr__(self) -> str:
+        return f"Playground of {', '.join(self.names)}. Run this cell to open it."
+
+    def _repr_html_(self) -> str:
+        from markupsafe import escape
+
+        style = f"width: 100%; height: {self.height}px; border: 0"
+        return f'<iframe srcdoc="{escape(self.page)}" title="Playground" style="{style}"></iframe>'
+
+
+def show(
+    model: LitCharLM | Mapping[str, LitCharLM], text: str | None = None, height: int = 800
+) -> Playground:
+    """Return the page of a model, or of several by name, for the output of a notebook's cell.
+
+    Args:
+        model: A model, or models by name; the page begins with the last.
+        text: The text that the page begins with; default: one that suits the alphabet.
+        height: Height of the page in pixels.
+
+    Raises:
+        InputError: A network has a class that the page does not know.
+    """
+    models = {type(model.net).__name__: model} if isinstance(model, LitCharLM) else dict(model)
+    if not models:
+        raise InputError("show needs a model: give one, or a dictionary of models by name.")
+    described = [describe(each, name) for name, each in models.items()]
+    start = first_text([*models.values()][-1]) if text is None else text
+    return Playground(render_page(described, start, len(described) - 1), [*models], height)
+
+
+def first_text(model: LitCharLM) -> str:
+    """Return the text that the page begins with: a sample if the alphabet has other characters."""
+    if set(TEXT) <= set(model.tokenizer.alphabet):
+        return TEXT
+    prompt = model.tokenizer.encode(default_prompt(model.tokenizer))[None].to(model.device)
+    return model.generate(prompt, SamplingSettings(max_new_tokens=60, temperature=0.8))[0].strip()
+
+
+def render_page(descriptions: list[dict[str, Any]], text: str, model: int = 0) -> str:
     """Return the page of some models, which begins with a text and a model."""
     from markupsafe import Markup
 
