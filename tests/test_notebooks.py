@@ -5,8 +5,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from chromium import CHROMIUM, Chromium, Page
 from laws import CONFIGS, train_small
 from nbclient import NotebookClient
+from nbconvert import HTMLExporter
 
 from lit_gpt_scratch.runs import find_checkpoint
 
@@ -46,6 +48,20 @@ def test_a_notebook_runs_and_draws_a_plot_in_the_same_cells_as_when_committed(
     assert find_checkpoint("best", root / "runs") == checkpoint, "toys are in another folder"
     assert [cell for cell, _ in plots(notebook)] == [cell for cell, _ in committed]
     assert len({digest for _, digest in plots(notebook)}) == len(committed), "two plots are equal"
+    if CHROMIUM and any("inspection.show(" in cell.source for cell in notebook.cells):
+        assert_exported_page_runs(notebook, root / f"{path.stem}.html")
+
+
+def assert_exported_page_runs(notebook: nbformat.NotebookNode, file: Path) -> None:
+    """Check that the playground in a notebook's HTML has read its text, without the kernel."""
+    file.write_text(HTMLExporter().from_notebook_node(notebook)[0], encoding="utf-8")
+    browser = Chromium(file.with_suffix(".profile"))
+    inside = "document.querySelector('iframe[title=Playground]').contentDocument"
+    ready = f"{inside}.querySelectorAll('#ladder tbody tr').length"
+    page = Page(browser, file)
+    page.evaluate(f"new Promise(f => setInterval(() => {ready} && f(1), 50))")
+    assert "nats" in page.evaluate(f"{inside}.querySelector('#surprise').innerText")
+    browser.close()
 
 
 def plots(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
@@ -82,3 +98,4 @@ def test_a_committed_notebook_has_no_volatile_content(path: Path) -> None:
     outputs = [output for cell in code for output in cell.outputs]
     assert not [o for o in outputs if o.get("name") == "stderr"], "warnings hold paths"
     assert not [o for o in outputs if o.output_type == "error"]
+    assert "<iframe" not in str(outputs), "a page holds megabytes: keep its text/plain only"
