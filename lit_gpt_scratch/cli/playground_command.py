@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from jsonargparse import ArgumentParser
 
@@ -45,7 +44,7 @@ def write_playground(
         checkpoints: As for --ckpt_path; none: the newest run of each name in ./runs.
         output: The HTML file.
         text: The text that the page begins with.
-        float32: Store weights in 32 bits, which doubles the file.
+        float32: Store weights in 32 bits: the file is three times as large.
         plugin: Your own module, if a checkpoint uses its classes.
 
     Raises:
@@ -59,8 +58,7 @@ def write_playground(
             path = find_checkpoint(checkpoint, runs_folder(None)).resolve()
             try:
                 model = load(path, plugin)
-                dtype: Literal["float16", "float32"] = "float32" if float32 else "float16"
-                descriptions.append(describe(model, name_of(path), dtype))
+                descriptions.append(describe(model, name_of(path), float32))
             except InputError as error:  # for example, it needs a plugin
                 if checkpoints:
                     raise
@@ -85,7 +83,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("checkpoints", nargs="*", default=[], help=where)
     parser.add_argument("--output", type=Path, default="playground.html", help="The HTML file.")
     parser.add_argument("--text", help="The text that the page begins with.")
-    exact = "Store weights in 32 bits instead of 16: the file is twice as large."
+    exact = "Store weights in 32 bits instead of 16: the file is three times as large."
     parser.add_argument("--float32", action="store_true", help=exact)
     plugin = "Your own module, or its file, if a checkpoint uses its classes."
     parser.add_argument("--plugin", help=plugin)

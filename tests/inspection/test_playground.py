@@ -51,7 +51,7 @@ def make_model(net: Any, context: int = 8, seed: int = 0) -> LitCharLM:
     return model.eval()
 
 
-def run_js(script: str, model: LitCharLM, dtype: Any = "float32", **values: Any) -> Any:
+def run_js(script: str, model: LitCharLM, float32: bool = True, **values: Any) -> Any:
     """Return what an asynchronous JavaScript function returns, with the model and the values."""
     if not NODE:
         pytest.skip("needs Node: it is not installed")
@@ -59,9 +59,10 @@ def run_js(script: str, model: LitCharLM, dtype: Any = "float32", **values: Any)
     main = f"""
     const {{description, values}} = JSON.parse(require("fs").readFileSync(0, "utf8"));
     const run = async (model, values) => {{ {script} }};
-    run(new Model(description), values).then(found => console.log(JSON.stringify(found)));
+    const found = Model.open(description).then(model => run(model, values));
+    found.then(found => console.log(JSON.stringify(found)));
     """
-    given = {"description": playground.describe(model, "m", dtype), "values": values}
+    given = {"description": playground.describe(model, "m", float32), "values": values}
     done = subprocess.run(
         [NODE, "-e", "\n".join([*sources, main])],
         input=json.dumps(given), capture_output=True, text=True, encoding="utf-8", check=False,
@@ -171,7 +172,7 @@ def test_what_is_typed_later_changes_nothing_before_it_and_costs_its_own_positio
         const found = [];
         for (const ids of values.texts) {
             const windows = await model.read(ids);
-            const anew = new Model(description);
+            const anew = await Model.open(description);
             const again = await anew.read(ids);
             const both = i => [[...model.logits(windows, i)], [...anew.logits(again, i)]];
             found.push(ids.map((_, i) => both(i)));
@@ -228,12 +229,34 @@ def test_greedy_text_equals_that_of_predict(name: str) -> None:
     assert run_js(write, model, prompt=prompt.tolist()) == model.generate(prompt[None], greedy)[0]
 
 
-def test_half_precision_changes_logits_little() -> None:
+def test_weights_of_16_bits_change_logits_little() -> None:
     model = make_model(NETS["modern"])
     ids = random_ids(len(ALPHABET), 8).tolist()
-    found = torch.tensor(run_js(READ + "return logits;", model, "float16", ids=ids))
+    found = torch.tensor(run_js(READ + "return logits;", model, False, ids=ids))
     expected = logits_of(model, ids)
     assert 0 < (found - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+def test_stored_weights_are_within_half_a_step_and_infinite_ones_are_refused() -> None:
+    """A step is 1/200 of a matrix' size, or what lets the largest weight fit into 16 bits."""
+    model = make_model(NETS["gpt"])
+    with torch.no_grad():
+        model.net.embed.character.weight[0, 0] = 1000.0
+        model.net.unembed[0].weight.zero_()
+    script = """
+        const weights = Object.entries(await unpackWeights(description));
+        return Object.fromEntries(weights.map(([key, {data}]) => [key, [...data]]));
+    """
+    rounded, exact = (run_js(script, model, float32) for float32 in (False, True))
+    for key, weight in model.net.state_dict().items():
+        assert exact[key] == weight.flatten().tolist()
+        size = float(weight.square().mean().sqrt()) / 200 if weight.dim() > 1 else 0.0
+        step = max(size, float(weight.abs().max()) / 32767)
+        found = torch.tensor(rounded[key], dtype=torch.float32).view(weight.shape)
+        torch.testing.assert_close(found, weight, atol=step / 2 * 1.0001, rtol=0)
+    model.net.unembed[1].weight.data[0, 0] = float("nan")
+    with pytest.raises(InputError, match="m has weights that are not finite numbers"):
+        playground.describe(model, "m")
 
 
 def test_python_and_javascript_know_the_same_classes() -> None:

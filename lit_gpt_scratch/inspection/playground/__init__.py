@@ -6,11 +6,13 @@
 
 import base64
 import inspect
+import zlib
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from lit_gpt_scratch import models
 from lit_gpt_scratch.errors import InputError
@@ -24,38 +26,58 @@ ATTENTIONS = (
     "MeanAttention", "SingleHeadAttention", "MultiHeadAttention", "FusedAttention",
     "RotaryAttention",
 )  # fmt: skip
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
 TEXT = "ROMEO:\nWhat is the name of this good lady here?\n"
 
 
-def describe(
-    model: LitCharLM, name: str, dtype: Literal["float16", "float32"] = "float16"
-) -> dict[str, Any]:
+def describe(model: LitCharLM, name: str, float32: bool = False) -> dict[str, Any]:
     """Return what the page needs to know of a model: its network, alphabet and weights.
 
     Args:
         model: The model.
         name: What the page calls it.
-        dtype: How weights are stored. float16 halves the file, and changes the validation losses
-            of the ladder by 1.2e-5 nats at most.
+        float32: Store weights in 32 bits. Otherwise 16 bits are packed: a file of a third of the
+            size, in which the ladder's validation losses change by 1e-4 nats at most.
 
     Raises:
-        InputError: The network has a class that the page does not know.
+        InputError: The network has a class that the page does not know, or weights that are not
+            finite.
     """
     net = complete(model.hparams["net"], NETWORKS, name)
-    state = model.net.state_dict()
-    weights = [tensor.detach().cpu().to(DTYPES[dtype]).contiguous() for tensor in state.values()]
-    data = b"".join(tensor.numpy().tobytes() for tensor in weights)
+    state = {key: weight.detach().cpu().float() for key, weight in model.net.state_dict().items()}
+    if not all(weight.isfinite().all() for weight in state.values()):
+        raise InputError(f"{name} has weights that are not finite numbers: its training diverged.")
+    steps = {key: None if float32 else find_step(weight) for key, weight in state.items()}
     return {
         "name": name,
         "net": net,
         "alphabet": model.tokenizer.alphabet,
         "context": model.context,
-        "parameters": sum(tensor.numel() for tensor in weights),
-        "tensors": [[key, list(tensor.shape)] for key, tensor in state.items()],
-        "dtype": dtype,
-        "data": base64.b64encode(data).decode(),
+        "parameters": sum(weight.numel() for weight in state.values()),
+        "tensors": [[key, list(weight.shape), steps[key]] for key, weight in state.items()],
+        "data": base64.b64encode(zlib.compress(pack(state, steps), 9)).decode(),
     }
+
+
+def find_step(weight: Tensor) -> float:
+    """Return the step of which a tensor's stored weights are multiples.
+
+    It is 1/200 of the root mean square of a matrix: then the low bytes of the multiples are nearly
+    random, and the high bytes compress well. Vectors, which are few, have the least step.
+    """
+    least = weight.abs().max().item() / 32767  # a multiple fits into 16 bits
+    size = weight.square().mean().sqrt().item() if weight.dim() > 1 else 0.0
+    return max(least, size / 200) or 1.0
+
+
+def pack(state: Mapping[str, Tensor], steps: Mapping[str, float | None]) -> bytes:
+    """Return all weights in 32 bits, or the low bytes of their multiples, then the high bytes."""
+    numbers = []
+    for key, weight in state.items():
+        step = steps[key]
+        numbers.append((weight if step is None else (weight / step).round().short()).flatten())
+    data = torch.cat(numbers)
+    planes = data if data.dtype == torch.float32 else data.view(torch.uint8).view(-1, 2).T
+    return planes.contiguous().numpy().tobytes()
 
 
 def supports(model: LitCharLM) -> bool:

@@ -2,23 +2,20 @@
 
 const CHUNK = 32; // positions that are computed before other messages are answered
 
-// Return the number that 16 bits of a half-precision float stand for.
-function halfToNumber(bits) {
-  const sign = bits >> 15 ? -1 : 1, exponent = bits >> 10 & 31, fraction = bits & 1023;
-  if (exponent === 31) return fraction ? NaN : sign * Infinity;
-  return sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -14 * fraction / 1024);
-}
-
-// Return the tensors of a model by name. They lie in `data` (base64), one after the other.
-function unpackWeights({tensors, dtype, data}) {
-  const bytes = Uint8Array.from(atob(data), character => character.charCodeAt(0));
-  const values = dtype === "float16" ? Float32Array.from(new Uint16Array(bytes.buffer), halfToNumber) : new Float32Array(bytes.buffer);
+// Return the tensors of a model by name, from compressed bytes (base64). Each is stored as 32-bit
+// numbers, or as 16-bit multiples of its step: all low bytes, then all high bytes.
+async function unpackWeights({tensors, data}) {
+  const binary = atob(data), packed = new Uint8Array(binary.length);
+  for (let i = 0; i < packed.length; i++) packed[i] = binary.charCodeAt(i);
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const bytes = new Uint8Array(await new Response(stream).arrayBuffer()), half = bytes.length / 2;
   let start = 0;
-  return Object.fromEntries(tensors.map(([name, shape]) => {
-    const end = start + shape.reduce((product, size) => product * size, 1);
-    const tensor = {shape, data: values.subarray(start, end)};
-    start = end;
-    return [name, tensor];
+  return Object.fromEntries(tensors.map(([name, shape, step]) => {
+    const size = shape.reduce((product, side) => product * side, 1), values = new Float64Array(size);
+    if (step === null) values.set(new Float32Array(bytes.buffer, 4 * start, size));
+    else for (let i = 0; i < size; i++) values[i] = (bytes[half + start + i] << 24 >> 16 | bytes[start + i]) * step;
+    start += size;
+    return [name, {shape, data: values}];
   }));
 }
 
@@ -71,9 +68,10 @@ function draw(probabilities, uniform) {
 }
 
 class Model {
-  constructor(description) {
-    const {net, alphabet, context} = description;
-    Object.assign(this, {alphabet: [...alphabet], context, network: makeNetwork(net, unpackWeights(description))});
+  static async open(description) { return new Model(description, await unpackWeights(description)); }
+
+  constructor({net, alphabet, context}, weights) {
+    Object.assign(this, {alphabet: [...alphabet], context, network: makeNetwork(net, weights)});
     this.idOf = new Map(this.alphabet.map((character, id) => [character, id]));
     this.traces = new Map(); // of the text that was read last: by what is switched off, and start
   }

@@ -2,7 +2,7 @@
 //
 // Every part maps x, the vectors of `count` new positions one after the other, to as many vectors.
 // A Trace keeps what earlier positions have left: so a character that is typed at the end costs only
-// its own position. Numbers are stored in fp32; sums are added up in fp64.
+// its own position. Numbers have 64 bits: JavaScript has no other arithmetic, and converting takes time.
 //
 // Shapes: N new positions, T all positions so far, C channels, H heads, D head size, V alphabet size.
 
@@ -17,7 +17,7 @@ class Trace {
 
   // Return the rows (context, width) of a name.
   all(name, width) {
-    if (!this.rows.has(name)) this.rows.set(name, new Float32Array(this.context * width));
+    if (!this.rows.has(name)) this.rows.set(name, new Float64Array(this.context * width));
     return this.rows.get(name);
   }
 
@@ -29,44 +29,45 @@ class Trace {
   }
 }
 
-// Return x (N, I) times the transposed weight (O, I), plus a bias (O).
-// Four rows of x and two of the weight share what is loaded: this is three times as fast as one sum
-// after the other.
-function linear(x, count, {data: w, shape: [outputs, inputs]}, bias) {
-  const y = new Float32Array(count * outputs);
-  const dot = (t, o) => {
-    let sum = 0;
-    for (let i = 0, a = t * inputs, b = o * inputs; i < inputs; i++) sum += x[a + i] * w[b + i];
-    y[t * outputs + o] = sum;
-  };
-  const even = outputs - outputs % 2, fours = count - count % 4;
-  for (let t = 0; t < fours; t += 4) {
-    const x0 = t * inputs, x1 = x0 + inputs, x2 = x1 + inputs, x3 = x2 + inputs;
-    for (let o = 0; o < even; o += 2) {
-      const w0 = o * inputs, w1 = w0 + inputs;
+// Return x (N, I) times the transposed weight (O, I), plus a bias (O). Rows of the weight begin every
+// `stride` numbers.
+// Two rows of x and four of the weight share what is loaded: this is four times as fast as one sum
+// after the other. Where rows are missing at the end, the last one is computed again.
+function linear(x, count, {data: w, shape: [outputs, inputs], stride = inputs}, bias) {
+  const y = new Float64Array(count * outputs);
+  for (let t = 0; t < count; t += 2) {
+    const u = Math.min(t + 1, count - 1), x0 = t * inputs, x1 = u * inputs;
+    for (let o = 0; o < outputs; o += 4) {
+      const p = Math.min(o + 1, outputs - 1), q = Math.min(o + 2, outputs - 1), r = Math.min(o + 3, outputs - 1);
+      const w0 = o * stride, w1 = p * stride, w2 = q * stride, w3 = r * stride;
       let a0 = 0, a1 = 0, a2 = 0, a3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0;
       for (let i = 0; i < inputs; i++) {
-        const a = w[w0 + i], b = w[w1 + i], p = x[x0 + i], q = x[x1 + i], r = x[x2 + i], s = x[x3 + i];
-        a0 += p * a; a1 += q * a; a2 += r * a; a3 += s * a;
-        b0 += p * b; b1 += q * b; b2 += r * b; b3 += s * b;
+        const a = x[x0 + i], b = x[x1 + i], c = w[w0 + i], d = w[w1 + i], e = w[w2 + i], f = w[w3 + i];
+        a0 += a * c; a1 += a * d; a2 += a * e; a3 += a * f;
+        b0 += b * c; b1 += b * d; b2 += b * e; b3 += b * f;
       }
-      const y0 = t * outputs + o, y1 = y0 + outputs, y2 = y1 + outputs, y3 = y2 + outputs;
-      y[y0] = a0; y[y1] = a1; y[y2] = a2; y[y3] = a3;
-      y[y0 + 1] = b0; y[y1 + 1] = b1; y[y2 + 1] = b2; y[y3 + 1] = b3;
+      const y0 = t * outputs, y1 = u * outputs;
+      y[y0 + o] = a0; y[y0 + p] = a1; y[y0 + q] = a2; y[y0 + r] = a3;
+      y[y1 + o] = b0; y[y1 + p] = b1; y[y1 + q] = b2; y[y1 + r] = b3;
     }
-    if (even < outputs) for (let k = 0; k < 4; k++) dot(t + k, even);
   }
-  for (let t = fours; t < count; t++) for (let o = 0; o < outputs; o++) dot(t, o);
   if (bias) for (let i = 0; i < y.length; i++) y[i] += bias.data[i % outputs];
   return y;
 }
 
+// Return `size` columns of x (N, width), from column `first` on.
+function columns(x, width, first, size) {
+  const y = new Float64Array(x.length / width * size);
+  for (let from = first, to = 0; to < y.length; from += width, to += size) y.set(x.subarray(from, from + size), to);
+  return y;
+}
+
 const add = (x, y) => x.map((value, i) => value + y[i]);
-const zeros = x => new Float32Array(x.length);
+const zeros = x => new Float64Array(x.length);
 
 // Scale each vector (width) to a root mean square of 1 (RMSNorm without a gain).
 function rmsNorm(x, width) {
-  const y = new Float32Array(x.length);
+  const y = new Float64Array(x.length);
   for (let t = 0; t < x.length; t += width) {
     let squares = 0;
     for (let i = 0; i < width; i++) squares += x[t + i] ** 2;
@@ -78,7 +79,7 @@ function rmsNorm(x, width) {
 
 // Shift each vector to a mean of 0, scale it to a variance of 1, and multiply by the gain.
 function layerNorm(x, {data: gain, shape: [width]}) {
-  const y = new Float32Array(x.length);
+  const y = new Float64Array(x.length);
   for (let t = 0; t < x.length; t += width) {
     let mean = 0, variance = 0;
     for (let i = 0; i < width; i++) mean += x[t + i] / width;
@@ -103,34 +104,31 @@ const squaredRelu = x => Math.max(x, 0) ** 2;
 function softmax(values) {
   let most = -Infinity, sum = 0;
   for (const value of values) most = Math.max(most, value);
-  const exp = Float64Array.from(values, value => Math.exp(value - most));
+  const exp = values.map(value => Math.exp(value - most));
   for (const value of exp) sum += value;
   return exp.map(value => value / sum);
 }
 
-// Return how the new queries (N, C) read the values of all positions so far; keep the weights as
-// rows (H, context) under `name`.weights. Position t sees positions 0 to t.
+// Return what the new queries (N, C) read from the values of all positions so far; keep the weights
+// as rows (H, context) under `name`.weights. Position t sees positions 0 to t.
 function attend(name, q, k, v, width, heads, trace) {
-  const size = width / heads, start = trace.length, {context} = trace, scale = 1 / Math.sqrt(size);
-  const keys = trace.keep(`${name}.keys`, k, width), values = trace.keep(`${name}.values`, v, width);
-  const weights = trace.all(`${name}.weights`, heads * context), y = new Float32Array(q.length);
-  const off = Array.from({length: heads}, (_, h) => trace.off.has(`${name}.${h}`));
-  for (let n = 0; n < q.length / width; n++) for (let h = 0; h < heads; h++) {
-    const query = n * width + h * size, seen = start + n + 1, row = ((start + n) * heads + h) * context;
-    let most = -Infinity, sum = 0;
-    for (let t = 0; t < seen; t++) {
-      let score = 0;
-      for (let i = 0, key = t * width + h * size; i < size; i++) score += q[query + i] * keys[key + i];
-      weights[row + t] = score * scale;
-      most = Math.max(most, weights[row + t]);
+  const size = width / heads, count = q.length / width, start = trace.length, {context} = trace;
+  const total = start + count, scale = 1 / Math.sqrt(size), y = new Float64Array(q.length);
+  const weights = trace.all(`${name}.weights`, heads * context);
+  for (let h = 0; h < heads; h++) {
+    const ofHead = x => columns(x, width, h * size, size);
+    const keys = trace.keep(`${name}.keys.${h}`, ofHead(k), size);
+    const values = trace.all(`${name}.values.${h}`, size); // (D, context): transposed
+    ofHead(v).forEach((value, j) => { values[j % size * context + start + Math.floor(j / size)] = value; });
+    const scores = linear(ofHead(q), count, {data: keys, shape: [total, size]});
+    for (let n = 0; n < count; n++) {
+      const seen = start + n + 1, row = softmax(scores.subarray(n * total, n * total + seen).map(score => score * scale));
+      scores.fill(0, n * total, (n + 1) * total).set(row, n * total);
+      weights.set(row, ((start + n) * heads + h) * context);
     }
-    for (let t = 0; t < seen; t++) sum += weights[row + t] = Math.exp(weights[row + t] - most);
-    for (let t = 0; t < seen; t++) weights[row + t] /= sum;
-    if (off[h]) continue; // its output stays zero
-    for (let t = 0; t < seen; t++) {
-      const weight = weights[row + t];
-      for (let i = 0, value = t * width + h * size; i < size; i++) y[query + i] += weight * values[value + i];
-    }
+    if (trace.off.has(`${name}.${h}`)) continue; // its output stays zero
+    const read = linear(scores, count, {data: values, shape: [size, total], stride: context});
+    for (let n = 0; n < count; n++) y.set(read.subarray(n * size, (n + 1) * size), n * width + h * size);
   }
   return y;
 }
@@ -163,11 +161,9 @@ class MultiHeadAttention {
   }
 
   forward(x, count, trace) {
-    const {width} = this, qkv = linear(x, count, this.qkv), parts = [0, 1, 2].map(() => new Float32Array(count * width));
-    for (let t = 0; t < count; t++) parts.forEach((part, i) => {
-      part.set(qkv.subarray((3 * t + i) * width, (3 * t + i + 1) * width), t * width);
-    });
-    const [q, k, v] = parts, prepare = part => this.prepare(part, trace.length);
+    const {width} = this, qkv = linear(x, count, this.qkv);
+    const [q, k, v] = [0, 1, 2].map(part => columns(qkv, 3 * width, part * width, width));
+    const prepare = part => this.prepare(part, trace.length);
     return linear(attend(this.name, prepare(q), prepare(k), v, width, this.heads, trace), count, this.output);
   }
 
@@ -178,10 +174,13 @@ class MultiHeadAttention {
 class RotaryAttention extends MultiHeadAttention {
   prepare(x, start) {
     const {width, heads} = this, size = width / heads, y = rmsNorm(x, size);
-    for (let j = 0; j < y.length; j += 2) {
-      const position = start + Math.floor(j / width), frequency = Math.fround(10000 ** -(j % size / size));
-      const angle = Math.fround(position * frequency), [cos, sin] = [Math.cos(angle), Math.sin(angle)];
-      [y[j], y[j + 1]] = [y[j] * cos - y[j + 1] * sin, y[j] * sin + y[j + 1] * cos];
+    for (let t = 0; t < y.length / width; t++) for (let i = 0; i < size; i += 2) {
+      const angle = Math.fround((start + t) * Math.fround(10000 ** -(i / size))), cos = Math.cos(angle), sin = Math.sin(angle);
+      for (let j = t * width + i; j < (t + 1) * width; j += size) {
+        const first = y[j], second = y[j + 1];
+        y[j] = first * cos - second * sin;
+        y[j + 1] = first * sin + second * cos;
+      }
     }
     return y;
   }
@@ -198,12 +197,11 @@ class FeedForward {
 
 // Replace the first half of the channels by those of the previous position (token shift).
 function tokenShift(name, x, width, trace) {
-  const half = Math.ceil(width / 2), count = x.length / width, first = new Float32Array(count * half), y = x.slice();
-  for (let t = 0; t < count; t++) first.set(x.subarray(t * width, t * width + half), t * half);
-  const history = trace.keep(name, first, half);
+  const half = Math.ceil(width / 2), count = x.length / width, y = x.slice();
+  const history = trace.keep(name, columns(x, width, 0, half), half);
   for (let t = 0; t < count; t++) {
     const previous = trace.length + t - 1;
-    y.set(previous < 0 ? new Float32Array(half) : history.subarray(previous * half, (previous + 1) * half), t * width);
+    y.set(previous < 0 ? new Float64Array(half) : history.subarray(previous * half, (previous + 1) * half), t * width);
   }
   return y;
 }
@@ -240,7 +238,7 @@ class ModernBlock extends Block {
 
 // Return the rows of a table (V, C) for ids.
 function lookUp({data, shape: [, width]}, ids) {
-  const x = new Float32Array(ids.length * width);
+  const x = new Float64Array(ids.length * width);
   ids.forEach((id, t) => x.set(data.subarray(id * width, (id + 1) * width), t * width));
   return x;
 }

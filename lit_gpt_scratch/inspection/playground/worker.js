@@ -18,11 +18,11 @@ async function pause(kind, number) {
   if (newest[kind] !== number) throw new Replaced();
 }
 
-const model = index => models[index] ??= new Model(descriptions[index]);
+const model = index => models[index] ??= Model.open(descriptions[index]); // a promise
 
 // Read a text; return the model, its windows, and the window of a position.
 async function readAt({index, text, off, position}, rest) {
-  const reader = model(index), windows = await reader.read(reader.encode([...text]), off, rest);
+  const reader = await model(index), windows = await reader.read(reader.encode([...text]), off, rest);
   return {reader, windows, ...reader.windowOf(windows, position)};
 }
 
@@ -37,7 +37,7 @@ const requests = {
   start(request) { descriptions = request.descriptions; },
 
   async read({index, text, off}, rest) {
-    const reader = model(index), characters = [...text], ids = reader.encode(characters);
+    const reader = await model(index), characters = [...text], ids = reader.encode(characters);
     const windows = await reader.read(ids, off, rest);
     return {known: characters.map(character => reader.idOf.has(character)), losses: losses(reader, windows, ids)};
   },
@@ -75,7 +75,7 @@ const requests = {
 
   // Draw the next character.
   async next({index, text, off, settings, uniform}, rest) {
-    const reader = model(index), ids = reader.encode([...text]), windows = await reader.read(ids, off, rest);
+    const reader = await model(index), ids = reader.encode([...text]), windows = await reader.read(ids, off, rest);
     const probabilities = nextDistribution(reader.logits(windows, ids.length - 1), settings);
     return {character: reader.alphabet[draw(probabilities, uniform)], probabilities};
   },
