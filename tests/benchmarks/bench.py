@@ -33,6 +33,7 @@ from common import (
 from growth import growth
 from input_and_start import start, throughput
 from nanogpt import NanoGPT
+from playground_speed import playground
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -227,7 +228,16 @@ def arithmetic(_peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
 
 PARTS = {
     part.__name__: part
-    for part in (step, time_to_loss, generation, overhead, callbacks, arithmetic, growth)
+    for part in (
+        step,
+        time_to_loss,
+        generation,
+        overhead,
+        callbacks,
+        arithmetic,
+        growth,
+        playground,
+    )
 } | {"input": throughput, "start": start, "checkpoints": checkpoints}
 
 

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,11 @@ from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.training.optim import parameter_groups
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tests"))  # the folder of chromium.py
+from chromium import CHROMIUM as CHROMIUM  # noqa: E402
+from chromium import Chromium as Chromium  # noqa: E402
+from chromium import Page as Page  # noqa: E402
+
 CONFIGS = ROOT / "configs"
 TABLES = ROOT / "tests" / "benchmarks" / "README.md"
 SEEDS = (1337, 1338, 1339)

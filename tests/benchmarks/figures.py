@@ -5,20 +5,23 @@ animation, a small GPT is trained again and its attention is recorded during tra
 """
 
 import argparse
+import base64
 import io
+import tempfile
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, TOY, fit
+from common import CHROMIUM, ROOT, TOY, Chromium, Page, fit
 from ladder import REFERENCE
 from lightning.pytorch.callbacks import Callback
 from matplotlib import pyplot as plt
 from PIL import Image
 from tqdm import tqdm
 
+from lit_gpt_scratch.cli.playground_command import write_playground
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.inspection.hooks import LayerAttention, attention
@@ -159,6 +162,27 @@ def draw_attention() -> None:
         )  # fmt: skip
 
 
+def draw_playground() -> None:
+    """Take a picture of the playground of all rungs in headless Chromium."""
+    if not CHROMIUM:
+        raise InputError("the picture of the playground needs Chromium: install it.")
+    runs = [str(newest(rung).folder) for rung in RUNGS]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "playground.html"
+        write_playground(runs, file, text="The king is dead;\nlong live the king!\n")
+        browser = Chromium(Path(folder) / "profile")
+        page = Page(browser, file)
+        page.evaluate(
+            "new Promise(f => setInterval(() => answers.ladder && answers.heads && f(1), 50))"
+        )
+        page.evaluate("choose(32); new Promise(f => setTimeout(f, 1000))")
+        shot = page.call("Page.captureScreenshot", format="png")["data"]
+        browser.close()
+    image = Image.open(io.BytesIO(base64.b64decode(shot)))
+    with atomic_write(FIGURES / "playground.png") as saved:
+        image.convert("RGB").quantize(64).save(saved, "PNG", optimize=True)
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Draw the pictures from the command line."""
     parser = argparse.ArgumentParser(prog="make figures", description=__doc__)
@@ -172,6 +196,7 @@ def main(args: Sequence[str] | None = None) -> None:
     draw_ladder(runs)
     draw_samples(runs)
     draw_attention()
+    draw_playground()
     for path in sorted(FIGURES.iterdir()):
         print(f"{Path(path).relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB")
 

@@ -1,0 +1,89 @@
+"""A part of `make bench`: the size and the speed of the playground, in headless Chromium."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from common import CHROMIUM, QUICK, Chromium, Figures, Page, fit, median_and_range
+from tqdm import tqdm
+
+from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.inspection.laws import with_random_weights
+from lit_gpt_scratch.inspection.playground import describe, render_page
+from lit_gpt_scratch.runs.comparison import markdown_table
+
+# The seven models of `make ladder`; the page begins with the last.
+MODELS = (
+    "bigram", "mean", "single_head", "multi_head", "transformer", "gpt_cpu_classic", "gpt_cpu",
+)  # fmt: skip
+# Each text differs from the one before in its first character, so that nothing is reused.
+SCRIPT = """(async () => {
+  const wait = done => new Promise(resolve => {
+    const timer = setInterval(() => { if (done()) { clearInterval(timer); resolve(); } }, 5);
+  });
+  await wait(() => answers.ladder);
+  const index = state.model, letters = "abcdefghijklmnopqrstuvwxyz".repeat(10);
+  const read = text => ask("read 0", {name: "read", index, text, off: []});
+  const milliseconds = async (texts, from = performance.now()) => {
+    for (const text of texts) await read(text);
+    return (performance.now() - from) / texts.length;
+  };
+  const texts = [...Array(10).keys()].map(i => letters.slice(i, i + 256));
+  await milliseconds(texts.slice(5)); // compiles the code
+  const whole = await milliseconds(texts.slice(0, 5));
+  const prefix = texts[0].slice(0, 200), rest = [...Array(50).keys()];
+  await read(prefix);
+  const typed = await milliseconds(rest.map(i => texts[0].slice(0, 201 + i)));
+  state.speed = 1e6; // no pauses
+  Object.assign(state, {text: "ROMEO:"});
+  byId("write").click();
+  const from = performance.now();
+  await wait(() => written.length >= 600 || performance.now() - from > 20000);
+  const speed = 1000 * written.length / (performance.now() - from);
+  byId("write").click();
+  return {whole, typed, speed};
+})()"""
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """In this `with` block, new processes run on one core, where the system can do that."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else set()
+    if cores:
+        os.sched_setaffinity(0, {max(cores)})
+    yield
+    if cores:
+        os.sched_setaffinity(0, cores)
+
+
+def playground(_peer: object, count: int) -> tuple[Figures, str]:
+    """The page of the models of `make ladder` in headless Chromium on one core, with gpt_cpu."""
+    if not CHROMIUM:
+        raise InputError("the part playground needs Chromium: install it, or leave it out.")
+    descriptions = []
+    for name in MODELS:
+        model = fit(name, *QUICK, "--trainer.max_steps=1").model
+        model.net = with_random_weights(model.net)  # untrained weights compress too well
+        descriptions.append(describe(model, name))
+    names = (
+        "MB of the file",
+        "ms for 256 characters",
+        "ms for a typed one",
+        "characters/s written",
+    )
+    found: Figures = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "playground.html"
+        file.write_text(render_page(descriptions, "ROMEO:", len(MODELS) - 1), encoding="utf-8")
+        for number in tqdm(range(count), desc="playground", leave=False):
+            with one_core():
+                browser = Chromium(Path(folder) / f"profile {number}")
+            measured = Page(browser, file).evaluate(SCRIPT)
+            browser.close()
+            row = [file.stat().st_size / 1e6, *(measured[k] for k in ("whole", "typed", "speed"))]
+            for name, value in zip(names, row, strict=True):
+                found[name].append(value)
+    table = [[name, median_and_range(values)] for name, values in found.items()]
+    return found, markdown_table([["playground", ""], *table])
