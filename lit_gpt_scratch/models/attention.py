@@ -164,6 +164,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Te
         scores = torch.baddbmm(future.expand(len(q), -1, -1), q, k.mT, alpha=scale)
         output = F.dropout(scores.softmax(dim=-1), dropout) @ v
         return output.view(*batch_and_heads, queries, -1)
-    is_causal = queries == keys  # the kernel's own mask needs Q = T; a single query needs none
+    # The kernel's own mask needs Q = T; a single query needs none. In an export, sizes are symbols.
+    is_causal = bool(queries == keys)
     mask = None if is_causal or queries == 1 else causal_mask(queries, keys, q.device)
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)

@@ -59,17 +59,21 @@ def rms_norm(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return _RMSNorm.apply(x, dtype)  # type: ignore[no-untyped-call]
 
 
+def rotation_angles(start: int, end: int, head_size: int, device: torch.device) -> Tensor:
+    """Return angles (T, 1, D / 2) of positions start to end: p * 10000 ** (-2i / D) for pair i."""
+    frequencies = 10_000.0 ** -(torch.arange(0, head_size, 2, device=device) / head_size)
+    return torch.outer(torch.arange(start, end, device=device), frequencies)[:, None]
+
+
 @lru_cache
 @torch.inference_mode(False)  # tensors of inference mode cannot be used in training
 def rotation_table(positions: int, head_size: int, device: torch.device) -> Tensor:
-    """Return rotations as complex numbers (positions, 1, D / 2): one per position and pair.
+    """Return rotations (positions, 1, D / 2): cos(a) + j sin(a) for each angle a.
 
-    Entry (p, i) is cos(a) + j sin(a) with the angle a = p * 10000 ** (-2i / D), j the imaginary
-    unit. Multiplication by it rotates the channels 2i and 2i + 1 by that angle.
+    j is the imaginary unit. Multiplication by this number rotates a pair of channels by a.
     """
-    frequencies = 10_000.0 ** -(torch.arange(0, head_size, 2, device=device) / head_size)
-    angles = torch.outer(torch.arange(positions, device=device), frequencies)
-    return torch.polar(torch.ones_like(angles), angles)[:, None]
+    angles = rotation_angles(0, positions, head_size, device)
+    return torch.polar(torch.ones_like(angles), angles)
 
 
 def apply_rope(x: Tensor, start: int) -> Tensor:
@@ -80,10 +84,14 @@ def apply_rope(x: Tensor, start: int) -> Tensor:
     positions themselves (RoPE: Su et al. 2021). Positions come before heads here.
     """
     end = start + x.size(1)
+    pairs = x.view(*x.shape[:-1], -1, 2)
+    if torch.compiler.is_compiling():  # ONNX has no complex numbers, Inductor does not fuse them
+        angles = rotation_angles(start, end, x.size(-1), x.device)
+        cos, sin, (a, b) = angles.cos(), angles.sin(), pairs.unbind(-1)
+        return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
     # The length is rounded up to a power of two, so that few tables are computed.
     table = rotation_table(1 << (end - 1).bit_length(), x.size(-1), x.device)[start:end]
-    pairs = torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * table).flatten(-2)
+    return torch.view_as_real(torch.view_as_complex(pairs) * table).flatten(-2)
 
 
 class RotaryAttention(FusedAttention):

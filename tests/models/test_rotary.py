@@ -4,6 +4,7 @@ Shapes: B batch, T time, C channels, H heads, D head size.
 """
 
 import cmath
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -77,6 +78,21 @@ def test_a_table_computed_in_inference_mode_works_in_training() -> None:
         apply_rope(x, 0)
     apply_rope(x, 0).square().sum().backward()
     torch.testing.assert_close(x.grad, 2 * x.detach())
+
+
+@given(st.integers(1, 40), st.integers(0, 300), st.sampled_from([2, 4, 10]))
+def test_rope_in_real_numbers_equals_rope_in_complex_numbers(
+    length: int, start: int, size: int
+) -> None:
+    """Compilers and exports use real numbers. Gradients are equal, too."""
+    inputs = [normal(2, length, 3, size, seed=start).requires_grad_() for _ in range(2)]
+    outputs = [apply_rope(inputs[0], start)]
+    with patch("torch.compiler.is_compiling", return_value=True):
+        outputs.append(apply_rope(inputs[1], start))
+    for y in outputs:
+        (y * normal(*y.shape, seed=1)).sum().backward()
+    torch.testing.assert_close(outputs[1], outputs[0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad, atol=1e-6, rtol=0)
 
 
 def with_large_weights(module: RotaryAttention) -> RotaryAttention:
