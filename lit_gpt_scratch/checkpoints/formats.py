@@ -1,13 +1,15 @@
 """The two formats of a checkpoint: the .ckpt file of `fit`, and the folder that `export` makes.
 
 Both are read without running code from them. A folder holds safetensors and JSON, without the
-optimizer's state and everything else that only `fit` needs.
+optimizer's state and everything else that only `fit` needs. The formats of `export` for other
+programs are not read.
 """
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ HYPERPARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # the files of an exported folder
 FORMAT = f"{PACKAGE} 1"
+FOR_OTHERS = {"onnx": "ONNX", "huggingface": "Hugging Face"}  # exports that are not read here
 MAX_JSON_BYTES = 1 << 22  # of config.json and of the weights' header; the longest alphabet fits
 
 
@@ -98,18 +101,22 @@ def _load(path: Path) -> Any:
 def _load_folder(folder: Path) -> dict[str, Any]:
     """Load an exported folder, with a checkpoint's keys."""
     config, weights = folder / CONFIG, folder / WEIGHTS
-    for file in (config, weights):
-        if file.is_symlink() or not file.is_file():
-            raise InputError(
-                f"checkpoint {folder} is a folder but not an export of {PACKAGE}: a regular file "
-                f"{file.name} is missing. Give an exported folder or a .ckpt file."
-            )
-    with weights.open("rb") as opened:
-        header_bytes = int.from_bytes(opened.read(8), "little")
-    if max(header_bytes, config.stat().st_size) > MAX_JSON_BYTES:
+    _require_file(folder, config)
+    if config.stat().st_size > MAX_JSON_BYTES:
         raise ValueError("too large")
     contents = json.loads(config.read_bytes(), parse_constant=int)  # int raises for NaN
     found = contents.get("format") if isinstance(contents, dict) else None
+    for kind, title in FOR_OTHERS.items():
+        if found == format_of(kind):
+            raise InputError(
+                f"checkpoint {folder} is an export for {title}, which only other programs read: "
+                "give the .ckpt file, or export that again without --format."
+            )
+    _require_file(folder, weights)
+    with weights.open("rb") as opened:
+        header_bytes = int.from_bytes(opened.read(8), "little")
+    if header_bytes > MAX_JSON_BYTES:
+        raise ValueError("too large")
     if found != FORMAT:
         raise InputError(
             f"checkpoint {folder} was not written by this version of {PACKAGE}.export: its format "
@@ -119,34 +126,71 @@ def _load_folder(folder: Path) -> dict[str, Any]:
     return parts | {"state_dict": load_file(weights)}
 
 
+def _require_file(folder: Path, file: Path) -> None:
+    """Raise `InputError` if a file of an exported folder is missing or a link."""
+    if file.is_symlink() or not file.is_file():
+        raise InputError(
+            f"checkpoint {folder} is a folder but not an export of {PACKAGE}: a regular file "
+            f"{file.name} is missing. Give an exported folder or a .ckpt file."
+        )
+
+
 def write_export(contents: dict[str, Any], checkpoint: Path, output: Path) -> None:
     """Write what `read_checkpoint` read into a new folder, which appears when it is complete.
 
     Raises `InputError` if the contents do not fit into JSON or the folder cannot be written.
     """
-    step, val_loss = contents.get("global_step", 0), _best_loss(checkpoint, contents)
-    config: dict[str, Any] = {"format": FORMAT, "global_step": step, "val_loss": val_loss}
+    config: dict[str, Any] = {"format": FORMAT, **_training_facts(contents, checkpoint)}
     for part in HYPERPARAMETERS:
         config[part] = {k: v for k, v in contents[part].items() if k != INSTANTIATOR_KEY}
-    # Tied weights share memory, which safetensors refuses.
-    weights = {
-        name: weight.clone(memory_format=torch.contiguous_format)
-        for name, weight in contents["state_dict"].items()
-    }
     try:
         text = json.dumps(config, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"checkpoint {checkpoint} does not fit into JSON: {error}.") from error
+    write_folder(output, {CONFIG: text.encode(), WEIGHTS: as_safetensors(contents["state_dict"])})
+
+
+def as_safetensors(
+    weights: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
+) -> bytes:
+    """Return the contents of a safetensors file, in which tied weights are stored twice."""
+    # They share memory, which safetensors refuses.
+    copies = {k: w.clone(memory_format=torch.contiguous_format) for k, w in weights.items()}
+    return save(copies, metadata)
+
+
+def write_folder(output: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into a new folder, which appears when it is complete.
+
+    Raises `InputError` if the folder cannot be written.
+    """
     try:
         with staging_dir(output) as staging:
             folder = staging / output.name
             folder.mkdir()
-            for name, content in {CONFIG: text.encode(), WEIGHTS: save(weights)}.items():
+            for name, content in files.items():
                 with atomic_write(folder / name) as file:
                     file.write(content)
             folder.rename(output)
     except OSError as error:
         raise InputError(f"output {output} cannot be written: {error.strerror}.") from error
+
+
+def format_of(kind: str) -> str:
+    """Return what an export for other programs calls its format; `kind` is a key of FOR_OTHERS."""
+    return f"{PACKAGE} {kind} 1"
+
+
+def facts_for_others(kind: str, contents: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """Return what every export for other programs says of its checkpoint, for its JSON file."""
+    facts = {"format": format_of(kind), "version": version(PACKAGE)}
+    return facts | _training_facts(contents, checkpoint)
+
+
+def _training_facts(contents: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """Return the optimizer steps of a checkpoint, and its validation loss if it is a best.ckpt."""
+    loss = _best_loss(checkpoint, contents)
+    return {"global_step": contents.get("global_step", 0), "val_loss": loss}
 
 
 def _best_loss(checkpoint: Path, contents: dict[str, Any]) -> float | None:

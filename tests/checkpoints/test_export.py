@@ -180,10 +180,10 @@ def test_tied_and_transposed_weights_are_exported(tmp_path: Path) -> None:
 def test_a_failed_export_leaves_no_files(
     one: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> bytes:
+    def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(formats, "save", fail)
+    monkeypatch.setattr(formats, "atomic_write", fail)
     with pytest.raises(InputError, match="other cannot be written: No space left"):
         export.export(one.checkpoint, tmp_path / "deep" / "other")
     assert list((tmp_path / "deep").iterdir()) == []
