@@ -33,7 +33,10 @@ OTHER_COMMANDS = {  # each with the module whose `main` runs it
         "lit_gpt_scratch.cli.playground_command",
         "Write models into one HTML file, in which they run.",
     ),
-    "export": ("lit_gpt_scratch.cli.export_command", "Write a checkpoint without pickle."),
+    "export": (
+        "lit_gpt_scratch.cli.export_command",
+        "Write a checkpoint as safetensors, as ONNX, or for Hugging Face.",
+    ),
     "dashboard": ("lit_gpt_scratch.runs.dashboard", "Save the dashboard into a W&B project."),
 }
 COMMANDS = TRAINER_COMMANDS | {name: text for name, (_, text) in OTHER_COMMANDS.items()}
