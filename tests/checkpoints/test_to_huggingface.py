@@ -91,6 +91,7 @@ def test_the_config_has_our_facts_and_no_dropout(tmp_path: Path) -> None:
     config = AutoModelForCausalLM.from_pretrained(write(tmp_path, make(dropout=0.5))).config
     assert (config.val_loss, config.n_positions, config.n_inner) == (1.5, CONTEXT, 64)
     assert config.resid_pdrop == config.embd_pdrop == config.attn_pdrop == 0
+    assert config.tie_word_embeddings is False  # older versions would tie them
     assert config.bos_token_id is config.eos_token_id is config.pad_token_id is None
 
 
@@ -106,6 +107,8 @@ def test_tied_weights_are_written_twice(tmp_path: Path) -> None:
 
 def test_transformers_reads_the_tokenizer(tmp_path: Path) -> None:
     found = AutoTokenizer.from_pretrained(write(tmp_path, make()))
+    written = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
+    assert written["model_input_names"] == found.model_input_names  # older versions have more
     text = ALPHABET[::-1] + "  a  A 's n't .\n\n "
     ids = CharTokenizer(ALPHABET).encode(text)
     encoded = found(text, return_tensors="pt")

@@ -98,7 +98,9 @@ def own(net: Any, context: int = CONTEXT) -> LitCharLM:
     return model
 
 
-MODELS = {config.stem: partial(tiny, config) for config in CONFIGS}
+# These have the same parts as others, in other sizes.
+SLOW = {"gpt", "gpt_cpu_short", "gpt_gpu"}
+MODELS: dict[str, Any] = {config.stem: partial(tiny, config) for config in CONFIGS}
 MODELS["a plugin's attention"] = partial(own, partial(GPT, layers=1, width=16, attention=Distant))
 
 
@@ -117,7 +119,10 @@ class Exported:
         return dict(zip(self.names, map(torch.tensor, found), strict=True))
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(m, marks=pytest.mark.slow if m in SLOW else ()) for m in MODELS],
+)
 def exported(request: pytest.FixtureRequest) -> Exported:
     return Exported(MODELS[request.param]())
 
@@ -187,10 +192,13 @@ def test_the_file_names_no_folder_of_this_computer(exported: Exported) -> None:
     assert b"stack_trace" not in exported.files["model.onnx"]
 
 
-def test_the_model_is_left_as_it_was(exported: Exported) -> None:
+def test_no_hook_is_left(exported: Exported) -> None:
     for module in exported.model.net.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
+
+
+def test_the_mode_of_the_model_is_left_as_it_was() -> None:
     model = own(Plain)
     model.net.train()
     onnx_files(model, {})
