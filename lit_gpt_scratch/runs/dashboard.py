@@ -57,7 +57,7 @@ def build_workspace(project: str, entity: str) -> Any:
         wr = import_module("wandb_workspaces.reports.v2")
     except ImportError as error:
         raise InputError(
-            "wandb-workspaces is not installed: pip install 'lit_gpt_scratch[dashboard]'."
+            "wandb-workspaces is not installed: pip install wandb-workspaces."
         ) from error
 
     def wandb_panels(panel: Panel) -> list[Any]:

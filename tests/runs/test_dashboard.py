@@ -105,4 +105,4 @@ def test_an_error_is_one_line(
     assert "entity" in refusal(capsys)
     assert "wandb login" in refusal(capsys, "--entity", "nobody")
     monkeypatch.setitem(sys.modules, "wandb_workspaces.workspaces", None)
-    assert "pip install 'lit_gpt_scratch[dashboard]'" in refusal(capsys, "--entity", "nobody")
+    assert "pip install wandb-workspaces" in refusal(capsys, "--entity", "nobody")
