@@ -302,6 +302,8 @@ READY = (
     "new Promise(f => { const wait = () => answers.ladder ? f(1) : setTimeout(wait, 20); wait() })"
 )
 
+LINK_CHANGED = "new Promise(f => setTimeout(f, 400))"  # it changes 200 ms after the last change
+
 
 def redo(action: str) -> str:
     """Return JavaScript that does something, and waits until the page has read the text anew."""
@@ -369,7 +371,7 @@ def test_every_panel_follows_the_position(page: Page) -> None:
 
 def test_a_part_that_is_switched_off_changes_the_loss(page: Page) -> None:
     page.evaluate(redo("switchPart('blocks.0.attention', false)"))
-    assert "Without blocks.0.attention" in page.evaluate("byId('cost').textContent")
+    assert "Without blocks.0 (attention)" in page.evaluate("byId('cost').textContent")
     page.evaluate(redo("byId('restore').click()"))
     assert "All parts are on" in page.evaluate("byId('cost').textContent")
 
@@ -388,9 +390,10 @@ def test_text_is_written_character_by_character_with_alternatives(page: Page) ->
 
 def test_the_link_keeps_the_state(page: Page) -> None:
     page.evaluate(redo("changeModel(0)"))
-    page.evaluate("choose(2)")
+    page.evaluate(f"choose(2); {LINK_CHANGED}")
     kept = page.evaluate("location.hash")
     page.evaluate(redo("changeModel(1)"))
+    page.evaluate(LINK_CHANGED)
     page.evaluate(redo(f"location.hash = {kept!r}"))
     assert page.evaluate("[state.model, state.position]") == [0, 2]
     assert page.console_messages() == []

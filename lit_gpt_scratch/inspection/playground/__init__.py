@@ -1,7 +1,7 @@
 """Writes trained models into one HTML file in which they run: no network, no server, no Python.
 
 `network.js` and `model.js` compute what the networks and the sampling of this package compute;
-`worker.js` runs them beside the page; `page.js` and `panels.js` are the page.
+`worker.js` runs them beside the page; the other files are the page.
 """
 
 import base64
@@ -26,6 +26,7 @@ ATTENTIONS = (
     "MeanAttention", "SingleHeadAttention", "MultiHeadAttention", "FusedAttention",
     "RotaryAttention",
 )  # fmt: skip
+PAGE = ("drawing", "page", "panels", "tour")  # its sources, in this order
 TEXT = "ROMEO:\nWhat is the name of this good lady here?\n"
 
 
@@ -172,5 +173,5 @@ def render_page(descriptions: list[dict[str, Any]], text: str, model: int = 0) -
         style=Markup(source["page.css"]),
         engine=Markup(source["network.js"] + source["model.js"]),
         worker=Markup(source["worker.js"]),
-        script=Markup(source["page.js"] + source["panels.js"]),
+        script=Markup("".join(source[f"{part}.js"] for part in PAGE)),
     )

@@ -1,20 +1,9 @@
 // The state of the page, its controls, and the requests to the worker. panels.js draws the answers.
 
-const all = selector => [...document.querySelectorAll(selector)];
-const byId = id => document.getElementById(id);
 const SLIDERS = {temperature: 1, topK: 65, topP: 1, minP: 0, speed: 30};
 const DEFAULTS = {model: 0, other: "", text: START.text, position: -1, layer: 0, head: 0, off: [], seed: 1337, ...SLIDERS};
 const state = {...DEFAULTS, model: START.model};
 const answers = {}; // the newest answers, by kind and side
-
-// A text in the page is always text: never HTML.
-function element(tag, properties = {}, ...children) {
-  const {style = {}, dataset = {}, ...others} = properties, made = Object.assign(document.createElement(tag), others);
-  for (const [name, value] of Object.entries(style)) made.style.setProperty(name, value);
-  Object.assign(made.dataset, dataset);
-  made.append(...children);
-  return made;
-}
 
 // The worker, from the sources in this page.
 const sources = ["engine", "worker"].map(id => byId(id).textContent).join("\n");
@@ -69,8 +58,10 @@ async function look() {
     const answer = position < 0 ? null : await ask(`look ${side}`, {name: "look", index, text, off, position});
     answers[`look ${side}`] = answer && {index, position, ...answer};
   }));
-  const position = positionOf(state.model);
-  answers.heads = position < 0 ? null : await ask("heads", {index: state.model, text, off: state.off, position});
+  // All positions of a window share the matrices of its heads.
+  const {model: index, off} = state, chosen = answers["look 0"], key = chosen && JSON.stringify([index, text, off, chosen.start]);
+  if (!chosen) answers.heads = null;
+  else if (answers.heads?.key !== key) answers.heads = {key, ...await ask("heads", {index, text, off, position: chosen.position})};
   drawPosition();
 }
 
@@ -79,7 +70,8 @@ async function climb() {
   const {text} = state;
   const found = [];
   for (const index of DESCRIPTIONS.keys()) found.push(await ask(`ladder ${index}`, {name: "read", index, text, off: []}));
-  answers.ladder = found;
+  if (text !== state.text) return;
+  Object.assign(answers, {ladder: found, ladderText: text});
   drawLadder();
 }
 
@@ -99,8 +91,14 @@ function choose(position) {
   look().catch(report);
 }
 
-// The link of the page keeps what differs from the defaults, so that it can be sent.
+// The link of the page keeps what differs from the defaults, so that it can be sent. Browsers slow
+// down pages that change it often: it changes once nothing has changed for a while.
+let later = 0;
 function remember() {
+  clearTimeout(later);
+  later = setTimeout(changeLink, 200);
+}
+function changeLink() {
   const changed = Object.entries(state).filter(([key, value]) => JSON.stringify(value) !== JSON.stringify(DEFAULTS[key]));
   try {
     history.replaceState(null, "", changed.length ? `#${encodeURIComponent(JSON.stringify(Object.fromEntries(changed)))}` : "#");
@@ -119,7 +117,7 @@ function recall() {
 // Controls.
 function showControls() {
   byId("text").value = state.text;
-  byId("models").replaceChildren(...DESCRIPTIONS.map(({name}, index) => element("label", {},
+  redraw(byId("models"), ...DESCRIPTIONS.map(({name}, index) => element("label", {},
     element("input", {type: "radio", name: "model", value: index, checked: index === state.model, onchange: () => changeModel(index)}), name)));
   byId("other").replaceChildren(element("option", {value: ""}, "nothing"), ...DESCRIPTIONS.map(({name}, index) => element("option", {value: index}, name)));
   byId("other").value = state.other;
@@ -143,6 +141,7 @@ function changeModel(index) {
 byId("other").onchange = ({target}) => { state.other = target.value; readText().catch(report); };
 byId("text").oninput = ({target}) => {
   state.text = target.value;
+  hold(false);
   state.position = [...state.text.slice(0, target.selectionEnd)].length - 1;
   readSoon();
 };
@@ -173,7 +172,23 @@ byId("measure").onclick = async () => {
   }
 };
 
-// Keys: arrows move through the characters.
+// Pointing at a character chooses it, unless a click holds another one. Arrows move, too.
+let held = false;
+function hold(isHeld) { byId("surprise").classList.toggle("held", held = isHeld); }
+function pointedAt({target}) {
+  const {position} = target.dataset ?? {};
+  return position === undefined ? null : Number(position);
+}
+byId("surprise").onpointerover = event => {
+  const position = pointedAt(event);
+  if (position !== null && position !== state.position && !held) choose(position);
+};
+byId("surprise").onclick = event => {
+  const position = pointedAt(event);
+  if (position === null) return;
+  hold(!held || position !== state.position);
+  choose(position);
+};
 byId("surprise").onkeydown = event => {
   const step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -20, ArrowDown: 20, Home: -1e9, End: 1e9}[event.key];
   if (!step) return;
@@ -192,7 +207,7 @@ async function writeOne() {
   const now = writing, answer = await ask("next", {index, text: text || "\n", off, settings, uniform: uniform()});
   if (now !== writing) return;
   written.push(answer);
-  drawWritten();
+  drawWrittenSoon();
 }
 async function write() {
   const now = writing += 1;
@@ -206,7 +221,7 @@ async function write() {
   }
   if (now === writing) stopWriting();
 }
-function clearWritten() { stopWriting(); written.length = 0; uniform = null; drawWritten(); }
+function clearWritten() { stopWriting(); written.length = 0; uniform = null; inspected = -1; drawWritten(); }
 byId("write").onclick = () => { if (byId("write").textContent === "stop") stopWriting(); else write().catch(report); };
 byId("step").onclick = () => { stopWriting(); writeOne().catch(report); };
 byId("clear").onclick = clearWritten;
@@ -223,4 +238,5 @@ byId("theme").onclick = () => {
   const root = document.documentElement.style, prefersDark = matchMedia("(prefers-color-scheme: dark)").matches;
   root.colorScheme = (root.colorScheme || (prefersDark ? "dark" : "light")) === "dark" ? "light" : "dark";
   drawAttention();
+  drawLadderPosition();
 };

@@ -1,26 +1,7 @@
 // Draws the panels from the state and the worker's answers.
 
 const MOST_SURPRISE = 6; // nats; the end of the colour scale
-const nats = value => `${value.toFixed(2)} nats`;
-const percent = value => value >= .0995 ? `${(100 * value).toFixed(0)} %` : `${(100 * value).toFixed(1)} %`;
-const visible = character => ({"\n": "⏎", " ": "␣", "\t": "⇥"}[character] ?? character);
 const nameOf = index => DESCRIPTIONS[index].name;
-const meanLoss = losses => {
-  const known = [...losses].filter(Number.isFinite);
-  return known.length ? known.reduce((sum, loss) => sum + loss) / known.length : NaN;
-};
-
-// Return an element for each character of a text. `heat` is a number from 0 to 1, or null: unknown.
-function characters(text, heat, title, choosing) {
-  return [...text].map((character, i) => {
-    const known = heat(i), cell = element("span", {
-      title: title(i), className: known === null ? "unknown" : "", style: {"--heat": `${100 * (known ?? 0)}%`}, dataset: {position: i},
-    }, character === "\n" ? "⏎\n" : character);
-    if (choosing) cell.onpointerenter = () => choosing(i);
-    return cell;
-  });
-}
-
 // Return a value for each character of the text, from its position among the characters that the
 // model knows; null: it does not know the character.
 function byCharacter(known, valueAt) {
@@ -31,15 +12,17 @@ const lossesByCharacter = ({known, losses}) => byCharacter(known, at => losses[a
 const layerName = name => name.replace(/\.?attention$/, "") || "attention";
 
 function drawSurprise() {
-  const texts = sides().map((index, side) => {
+  const target = byId("surprise"), texts = [...state.text];
+  while (target.children.length > sides().length) target.lastChild.remove();
+  sides().forEach((index, side) => {
+    const panel = target.children[side] ?? target.appendChild(element("div", {}, element("p", {className: "quiet"}), element("div", {className: "characters"})));
     const read = answers[`read ${side}`], losses = lossesByCharacter(read), mean = meanLoss(read.losses);
     const off = side === 0 && state.off.length ? `, ${state.off.length} parts off` : "";
-    const title = i => losses[i] === null ? `${nameOf(index)} has no such character` : Number.isFinite(losses[i]) ? `${visible([...state.text][i])}: ${nats(losses[i])}` : "the first character: nothing predicts it";
+    const title = i => losses[i] === null ? `${nameOf(index)} has no such character` : Number.isFinite(losses[i]) ? `${visible(texts[i])}: ${nats(losses[i])}` : "the first character: nothing predicts it";
     const heat = i => losses[i] === null ? null : Math.min(1, (losses[i] || 0) / MOST_SURPRISE);
-    return element("div", {}, element("p", {className: "quiet"}, `${nameOf(index)}${off}: mean ${Number.isFinite(mean) ? `${nats(mean)}, ${(mean / Math.LN2).toFixed(2)} bits` : "–"}`),
-      element("div", {className: "characters"}, ...characters(state.text, heat, title, choose)));
+    panel.firstChild.textContent = `${nameOf(index)}${off}: mean ${Number.isFinite(mean) ? `${nats(mean)}, ${(mean / Math.LN2).toFixed(2)} bits` : "–"}`;
+    showCharacters(panel.lastChild, texts, 0, heat, title);
   });
-  byId("surprise").replaceChildren(...texts);
   const unknown = new Set([...state.text].filter((character, i) => !answers["read 0"].known[i]));
   const {context} = DESCRIPTIONS[state.model], count = [...state.text].length;
   const notes = [`${count} characters.`];
@@ -49,11 +32,15 @@ function drawSurprise() {
   markPosition();
 }
 
+// Mark the chosen position, and scroll to it in a long text.
 function markPosition() {
   for (const cell of all("#surprise span.chosen")) cell.classList.remove("chosen");
-  for (const cell of all(`#surprise [data-position="${state.position}"]`)) cell.classList.add("chosen");
+  for (const cell of all(`#surprise [data-position="${state.position}"]`)) {
+    cell.classList.add("chosen");
+    showInBox(cell);
+  }
+  drawLadderPosition();
 }
-
 function drawPosition() {
   const shown = [...state.text].slice(Math.max(0, state.position - 11), state.position + 1).map(visible).join("");
   byId("position").textContent = state.text ? `after “${shown}”, position ${state.position + 1}` : "Type a text.";
@@ -82,17 +69,26 @@ function drawNext() {
   }));
 }
 
-// Replace the options of a menu, and choose one.
-function fillMenu(menu, titles, chosen) {
-  menu.replaceChildren(...titles.map((title, value) => element("option", {value}, title)));
-  menu.value = chosen;
-  menu.disabled = titles.length < 2;
-}
-
 // The weights of the chosen head, or the mean of all heads of the layer.
 function chosenWeights(heads) {
   if (state.head < heads.length) return heads[state.head];
   return heads[0].map((_, i) => heads.reduce((sum, weights) => sum + weights[i], 0) / heads.length);
+}
+
+// Return what a head reads most, from its weights (rows, rows): the distance, or the first
+// character, that gets the largest share on average over the rows.
+function mostRead(weights, rows) {
+  const found = [];
+  for (let back = 0; back <= rows / 2; back++) {
+    const first = Math.min(Math.max(back, 1), rows - 1);
+    let sum = 0;
+    for (let t = first; t < rows; t++) sum += weights[t * rows + t - back];
+    found.push({what: ["itself", "previous"][back] ?? `${back} back`, share: sum / (rows - first)});
+  }
+  let sum = 0;
+  for (let t = 1; t < rows; t++) sum += weights[t * rows];
+  if (rows > 2) found.push({what: "first", share: sum / (rows - 1)});
+  return found.reduce((most, one) => one.share > most.share ? one : most);
 }
 
 function drawAttention() {
@@ -111,32 +107,37 @@ function drawAttention() {
   state.head = Math.min(state.head, count > 1 ? count : 0);
   fillMenu(byId("layer"), layers.map(({name}) => layerName(name)), state.layer);
   fillMenu(byId("head"), [...Array.from({length: count}, (_, h) => `${h}`), ...(count > 1 ? ["mean of all"] : [])], state.head);
-
-  const weights = chosenWeights(layers[state.layer].weights);
-  const read = byCharacter(answers["read 0"].known, at => weights[at - look.start]), weightOf = i => read[i] ?? null;
-  byId("reads").replaceChildren(...characters(state.text, i => weightOf(i) === null ? null : Math.sqrt(weightOf(i)),
-    i => weightOf(i) === null ? "not read" : percent(weightOf(i))));
-  byId("reads").children[state.position]?.classList.add("chosen");
-
-  if (!whole) return;
-  paint(byId("matrix"), chosenWeights(whole.layers[state.layer].heads), whole.rows, look.position - whole.start);
-  byId("matrix").ariaLabel = `Attention of layer ${state.layer}, head ${state.head}: ${whole.rows} by ${whole.rows} weights`;
-  byId("heads").replaceChildren(...whole.layers.flatMap(({name, heads}, layer) => heads.map((values, head) => {
-    const canvas = element("canvas"), isChosen = layer === state.layer && head === state.head;
-    paint(canvas, values, whole.rows, -1);
-    const title = `${layerName(name)}, head ${head}`;
-    return element("button", {type: "button", title, ariaLabel: title, ariaPressed: String(isChosen), onclick: () => { Object.assign(state, {layer, head}); remember(); drawAttention(); }}, canvas);
-  })));
+  const colour = colourOf(byId("matrix"));
+  drawReads(look, chosenWeights(layers[state.layer].weights));
+  if (whole) drawMatrices(look, whole, colour);
 }
 
-// Paint weights (rows, rows), one pixel each; mark a row.
-function paint(canvas, values, rows, marked) {
-  Object.assign(canvas, {width: rows, height: rows});
-  const context = canvas.getContext("2d"), image = context.createImageData(rows, rows);
-  const [red, green, blue] = getComputedStyle(byId("matrix")).color.match(/\d+/g).map(Number);
-  for (let i = 0; i < values.length; i++) image.data.set([red, green, blue, 255 * Math.sqrt(Math.max(0, Math.min(1, values[i])))], 4 * i);
-  if (marked >= 0) for (let t = marked + 1; t < rows; t++) image.data.set([230, 159, 0, 90], 4 * (marked * rows + t));
-  context.putImageData(image, 0, 0);
+// The characters that the chosen position can read, and some around them.
+function drawReads(look, weights) {
+  const target = byId("reads"), characters = [...state.text], read = byCharacter(answers["read 0"].known, at => weights[at - look.start]);
+  const first = Math.max(0, read.findIndex(weight => weight >= 0) - 30), shown = characters.slice(first, state.position + 31);
+  if (!target.firstElementChild) target.replaceChildren();
+  showCharacters(target, shown, first, i => read[i] >= 0 ? Math.sqrt(read[i]) : null, i => read[i] >= 0 ? percent(read[i]) : "not read");
+  target.querySelector(".chosen")?.classList.remove("chosen");
+  const chosen = target.children[state.position - first];
+  chosen?.classList.add("chosen");
+  if (chosen) showInBox(chosen);
+}
+
+function drawMatrices(look, {layers, rows, start}, colour) {
+  const marked = look.position - start, alphas = (values, cut = 0) => (x, y) => x > y ? 0 : Math.sqrt(values[(y + cut) * rows + x + cut]);
+  const alpha = alphas(chosenWeights(layers[state.layer].heads));
+  paint(byId("matrix"), rows, rows, colour, (x, y) => y === marked && x > y ? -.4 : alpha(x, y));
+  const headName = byId("head").selectedOptions[0].textContent;
+  byId("matrix").ariaLabel = `Attention of ${layerName(layers[state.layer].name)}, head ${headName}: ${rows} by ${rows} weights`;
+  const small = Math.min(rows, 64); // of a long text, a small picture shows the last positions
+  redraw(byId("heads"), ...layers.flatMap(({name, heads}, layer) => heads.map((values, head) => {
+    const canvas = element("canvas"), isChosen = layer === state.layer && head === state.head, {what, share} = mostRead(values, rows);
+    paint(canvas, small, small, colour, alphas(values, rows - small));
+    const title = `${layerName(name)}, head ${head}`, choosing = () => { Object.assign(state, {layer, head}); remember(); drawAttention(); };
+    return element("button", {type: "button", title, ariaLabel: `${title}: reads ${what} most, ${percent(share)}`, ariaPressed: String(isChosen), className: share >= .5 ? "much" : "", onclick: choosing},
+      canvas, what, element("br"), percent(share));
+  })));
 }
 
 function drawLens() {
@@ -168,25 +169,60 @@ function partRows(spec, prefix = "") {
 }
 const partNames = index => partRows(DESCRIPTIONS[index].net).flatMap(({parts}) => parts.map(([name]) => name));
 
+const partTitle = (index, part) => partRows(DESCRIPTIONS[index].net).flatMap(({layer, parts}) => parts.map(([name, title]) => name === part ? `${layer} (${title})` : "")).join("");
+const signed = value => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
+
+// The switches of all parts. Once their costs are known, the darker, the more expensive.
 function drawParts() {
   const costs = answers.costs?.index === state.model && answers.costs.text === state.text ? answers.costs.values : {};
-  const rows = partRows(DESCRIPTIONS[state.model].net).map(({layer, parts}) => element("fieldset", {}, element("legend", {}, layer), ...parts.map(([name, title]) =>
-    element("label", {}, element("input", {type: "checkbox", checked: !state.off.includes(name), onchange: ({target}) => switchPart(name, target.checked)}), title,
-      ...(name in costs ? [element("small", {}, ` ${costs[name] < 0 ? "−" : "+"}${Math.abs(costs[name]).toFixed(2)}`)] : [])))));
-  byId("parts").replaceChildren(...(rows.length ? rows : [element("p", {className: "quiet"}, "A table of pairs: there is nothing to take apart.")]));
+  const most = Math.max(.01, ...Object.values(costs)), rows = partRows(DESCRIPTIONS[state.model].net).map(({layer, parts}) => element("fieldset", {}, element("legend", {}, layer), ...parts.map(([name, title]) =>
+    element("label", {style: {"--heat": `${Math.max(0, 70 * (costs[name] ?? 0) / most)}%`}}, element("input", {type: "checkbox", checked: !state.off.includes(name), onchange: ({target}) => switchPart(name, target.checked)}), title,
+      ...(name in costs ? [element("small", {}, ` ${signed(costs[name])}`)] : [])))));
+  redraw(byId("parts"), ...(rows.length ? rows : [element("p", {className: "quiet"}, "A table of pairs: there is nothing to take apart.")]));
   byId("measure").disabled = !rows.length;
+  byId("important").textContent = Object.keys(costs).length ? importantParts(costs) : "";
+}
+function importantParts(costs) {
+  const names = partNames(state.model), measured = Object.keys(costs).length;
+  if (measured < names.length) return `Measured: ${measured} of ${names.length}.`;
+  const sentence = (kind, among) => {
+    const best = among.reduce((a, b) => costs[b] > costs[a] ? b : a);
+    return `The most important ${kind} for this text: ${partTitle(state.model, best)}. Without it, the loss changes by ${signed(costs[best])} nats.`;
+  };
+  const heads = names.filter(name => /attention\.\d+$/.test(name));
+  return [...(heads.length ? [sentence("head", heads)] : []), sentence("part", names)].join(" ");
 }
 
 function drawCost() {
   const now = meanLoss(answers["read 0"].losses), whole = answers.whole && meanLoss(answers.whole.losses);
   byId("cost").textContent = !state.off.length ? `All parts are on: the text costs ${nats(now)} for each character.`
-    : `Without ${state.off.join(", ")}: ${nats(now)} for each character, ${now >= whole ? "+" : "−"}${Math.abs(now - whole).toFixed(2)} against ${nats(whole)} with all parts.`;
+    : `Without ${state.off.map(part => partTitle(state.model, part)).join(", ")}: ${nats(now)} for each character, ${signed(now - whole)} against ${nats(whole)} with all parts.`;
 }
 
+// Many characters may be written between two pictures of the screen.
+let drawing = 0;
+function drawWrittenSoon() { drawing ||= requestAnimationFrame(drawWritten); }
 function drawWritten() {
-  const cells = characters(written.map(({character}) => character).join(""), () => 0, () => "", showAlternatives);
-  byId("written").replaceChildren(element("span", {className: "quiet"}, [...state.text].slice(-20).join("")), ...cells);
+  drawing = 0;
+  byId("before").textContent = [...state.text].slice(-20).join("");
+  showCharacters(byId("drawn"), written.map(({character}) => character), 0, () => 0, () => "");
+  if (byId("write").textContent === "stop") byId("written").scrollTop = byId("written").scrollHeight;
+  const length = repeated(written.map(({character}) => character)), why = state.temperature === 0 ? " With temperature 0, the same text always goes on in the same way." : "";
+  const note = length ? `It repeats: the last ${length} characters are the same as the ${length} before.${why}` : "";
+  if (byId("loop").textContent !== note) byId("loop").textContent = note;
 }
+
+// Return the length of what the end of a text repeats, over at least 24 characters; 0: nothing.
+function repeated(characters) {
+  for (let length = 1; 2 * length <= characters.length; length++) {
+    const first = characters.length - Math.max(2 * length, 24) + length;
+    let i = characters.length - 1;
+    while (i >= first && characters[i] === characters[i - length]) i--;
+    if (i < first && first >= length) return length;
+  }
+  return 0;
+}
+
 let inspected = -1;
 function showAlternatives(i) {
   if (!written[i]) return;
@@ -194,9 +230,12 @@ function showAlternatives(i) {
   const {character, probabilities} = written[i], names = [...DESCRIPTIONS[state.model].alphabet];
   const order = [...probabilities.keys()].filter(id => probabilities[id]).sort((a, b) => probabilities[b] - probabilities[a]).slice(0, 6);
   byId("alternatives").textContent = `${visible(character)} was drawn from: ${order.map(id => `${visible(names[id])} ${percent(probabilities[id])}`).join(", ")}`;
-  for (const cell of all("#written .chosen")) cell.classList.remove("chosen");
-  byId("written").children[i + 1].classList.add("chosen");
+  for (const cell of all("#drawn .chosen")) cell.classList.remove("chosen");
+  const cell = byId("drawn").children[i];
+  cell?.classList.add("chosen");
+  if (cell) showInBox(cell);
 }
+byId("drawn").onpointerover = event => showAlternatives(pointedAt(event));
 byId("written").onkeydown = event => {
   const step = {ArrowLeft: -1, ArrowRight: 1}[event.key];
   if (!step) return;
@@ -206,53 +245,36 @@ byId("written").onkeydown = event => {
 
 function drawLadder() {
   const {ladder} = answers, means = ladder.map(read => meanLoss(read.losses)), most = Math.max(...means.filter(Number.isFinite), .01);
-  const byModel = ladder.map(lossesByCharacter);
-  byId("ladder").tBodies[0].replaceChildren(...DESCRIPTIONS.map(({name, parameters}, index) => {
-    const losses = byModel[index];
-    const strip = element("div", {className: "strip"}, ...losses.map((loss, i) => element("span", {
-      title: `${visible([...state.text][i])}: ${loss === null ? "unknown" : Number.isFinite(loss) ? nats(loss) : "–"}`,
-      style: {"--heat": `${100 * Math.min(1, (loss || 0) / MOST_SURPRISE)}%`}, onpointerenter: () => choose(i),
-    })));
-    return element("tr", {}, element("th", {scope: "row"}, name), element("td", {}, parameters.toLocaleString("en")),
-      element("td", {}, element("span", {className: "bar", style: {"--size": `${100 * means[index] / most}%`}}), Number.isFinite(means[index]) ? nats(means[index]) : "–"), element("td", {}, strip));
+  const byModel = answers.byModel = ladder.map(lossesByCharacter), texts = [...state.text];
+  redraw(byId("ladder").tBodies[0], ...DESCRIPTIONS.map(({name, parameters}, index) => {
+    const strip = element("canvas", {className: "strip", role: "img", ariaLabel: `${name}: loss of each character`});
+    strip.onpointermove = strip.onpointerdown = ({offsetX}) => {
+      const position = Math.floor(offsetX / strip.clientWidth * texts.length);
+      if (position !== state.position) choose(position);
+    };
+    return element("tr", {}, element("th", {scope: "row"}, element("button", {type: "button", onclick: () => changeModel(index)}, name)), element("td", {}, parameters.toLocaleString("en")),
+      element("td", {}, element("span", {className: "bar", style: {"--size": `${100 * means[index] / most}%`}}), Number.isFinite(means[index]) ? nats(means[index]) : "–"), element("td", {}, strip), element("td"));
   }));
-  const spread = [...state.text].map((_, i) => {
+  const spread = texts.map((_, i) => {
     const known = byModel.map(losses => losses[i]).filter(loss => loss !== null && Number.isFinite(loss));
     return known.length > 1 ? Math.max(...known) - Math.min(...known) : 0;
   });
   const order = [...spread.keys()].sort((a, b) => spread[b] - spread[a]).slice(0, 5).filter(i => spread[i] > .5);
-  byId("disagreement").replaceChildren(...(order.length ? ["They disagree most at ", ...order.map(i =>
-    element("button", {type: "button", title: `difference ${nats(spread[i])}`, onclick: () => choose(i)}, `${[...state.text].slice(Math.max(0, i - 4), i).map(visible).join("")}[${visible([...state.text][i])}]`))] : []));
+  redraw(byId("disagreement"), ...(order.length ? ["They disagree most about the last character of ", ...order.map(i =>
+    element("button", {type: "button", title: `difference ${nats(spread[i])}`, onclick: () => { hold(true); choose(i - 1); }}, `${texts.slice(Math.max(0, i - 4), i).map(visible).join("")}[${visible(texts[i])}]`))] : []));
+  drawLadderPosition();
 }
 
-// The tour.
-const TOUR = [
-  ["#text-panel", "Type", "A model reads your text and gives each character a probability. The colour shows how surprised it was: the loss in nats, -log of the probability. Change the text and watch."],
-  ["#next-panel", "What comes next", "These are the characters that the model expects after the chosen position. Temperature, top-k, top-p and min-p decide which of them can be drawn."],
-  ["#attention-panel", "What it reads", "Attention weights say how much the chosen position reads each earlier character. Each head reads in its own way: choose one from the small pictures."],
-  ["#parts-panel", "Take it apart", "Switch off a head, an attention, an MLP or a whole block. The loss shows what the part was good for."],
-  ["#ladder-panel", "Climb the ladder", "All models of this file read the same text. Each rung adds one idea. Look where the small ones fail."],
-];
-let tourStop = 0;
-function showStop() {
-  const [target, title, text] = TOUR[tourStop];
-  for (const panel of all(".toured")) panel.classList.remove("toured");
-  document.querySelector(target).classList.add("toured");
-  document.querySelector(target).scrollIntoView({block: "center"});
-  byId("guide-title").textContent = title;
-  byId("guide-text").textContent = text;
-  byId("guide-count").textContent = `${tourStop + 1} of ${TOUR.length}`;
-  byId("guide-next").textContent = tourStop + 1 < TOUR.length ? "next" : "done";
+// The strips with the chosen position, and the probability that each model gives to the next character.
+function drawLadderPosition() {
+  if (answers.ladderText !== state.text) return;
+  const {byModel} = answers, {position} = state, next = [...state.text][position + 1], count = byModel[0].length;
+  byId("next-title").textContent = next === undefined ? "" : `gives ${visible(next)}`;
+  const rows = [...byId("ladder").tBodies[0].rows], colour = colourOf(rows[0].querySelector(".strip"));
+  rows.forEach((row, index) => {
+    const losses = byModel[index], loss = losses[position + 1];
+    paint(row.querySelector(".strip"), count, 5, colour, (x, y) => y === 4 && x === position ? -1 : Math.min(1, (losses[x] || 0) / MOST_SURPRISE));
+    row.cells[4].textContent = next === undefined || !Number.isFinite(loss ?? NaN) ? "" : `${visible(next)} ${percent(Math.exp(-loss))}`;
+    row.querySelector("button").ariaPressed = String(index === state.model);
+  });
 }
-function endTour() {
-  byId("guide").close();
-  for (const panel of all(".toured")) panel.classList.remove("toured");
-}
-byId("tour").onclick = () => { tourStop = 0; byId("guide").show(); showStop(); byId("guide-next").focus(); };
-byId("guide-next").onclick = () => { tourStop += 1; if (tourStop < TOUR.length) showStop(); else endTour(); };
-byId("guide-end").onclick = endTour;
-
-recall();
-showControls();
-readText().catch(report);
-addEventListener("hashchange", () => { Object.assign(state, DEFAULTS); recall(); showControls(); readText().catch(report); });
