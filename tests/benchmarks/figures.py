@@ -180,7 +180,7 @@ def draw_playground() -> None:
         browser.close()
     image = Image.open(io.BytesIO(base64.b64decode(shot)))
     with atomic_write(FIGURES / "playground.png") as saved:
-        image.convert("RGB").quantize(64).save(saved, "PNG", optimize=True)
+        image.convert("RGB").quantize(256).save(saved, "PNG", optimize=True)
 
 
 def main(args: Sequence[str] | None = None) -> None:
