@@ -183,6 +183,12 @@ byId("surprise").onpointerover = event => {
   const position = pointedAt(event);
   if (position !== null && position !== state.position && !held) choose(position);
 };
+byId("reads").onclick = event => {
+  const position = pointedAt(event);
+  if (position === null) return;
+  hold(true);
+  choose(position);
+};
 byId("surprise").onclick = event => {
   const position = pointedAt(event);
   if (position === null) return;

@@ -17,7 +17,7 @@ const BEST = newestOf(index => ![BIGRAM, MEAN].includes(index));
 
 // Each with the panel to look at, and what is set before.
 const TASKS = [
-  ["#attention-panel", "Find a head that reads the previous character", "Each small picture is a head. The words under it say what it reads most. Click on a head, then point at characters of the text above the pictures.", {model: HEADS}],
+  ["#attention-panel", "Find a head that reads the previous character", "Each small picture is a head. The words under it say what it reads most. Click on a head, then on characters of the text above the pictures: the darkest character is what it reads.", {model: HEADS}],
   ["#text-panel", "See what the bigram cannot know", "The bigram sees one character only. Point at two places of the text that have the same character. Are the bars of the bigram different? Are those of the other model?", {model: BIGRAM, other: BEST}],
   ["#text-panel", "See where the mean fails", "Replace the text by “was”, then by “saw”. Does the mean expect other characters next? Does the bigram? “The ladder” at the end of the page shows the loss of both on a longer text.", {model: MEAN, other: BIGRAM}],
   ["#parts-panel", "Switch off the most important head", "Press “cost of each part”. Then switch off the head that is named. The loss is shown there; the colours of the text change, too.", {model: HEADS}],
