@@ -203,9 +203,10 @@ def make_it_write_in_a_loop(learner: Learner, seconds: float = 60) -> dict[str, 
     learner.begin("Make it write in a loop")
     learner.set_slider("temperature", "Next character", "Home")
     learner.set_slider("characters per second", "Write", "End")
-    learner.click("write", "Write")
-    learner.wait_for("Write", "It repeats", seconds)
-    learner.click("stop", "Write")
+    while "It repeats" not in learner.read("Write"):  # it may go on in another way before it stops
+        learner.click("write", "Write")
+        learner.wait_for("Write", "It repeats", seconds)
+        learner.click("stop", "Write")
     note = learner.wait_for("Write", r"the last (\d+) characters are the same as the (\d+) before")
     written = learner.see("cells(panelOf('Write')).map(cell => cell.innerText).join('')")
     learner.mouse("cells(panelOf('Write')).at(-1)", click=False)

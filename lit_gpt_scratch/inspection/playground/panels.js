@@ -212,10 +212,10 @@ function drawWritten() {
   if (byId("loop").textContent !== note) byId("loop").textContent = note;
 }
 
-// Return the length of what the end of a text repeats, over at least 24 characters; 0: nothing.
+// Return the length of what the end of a text repeats, over at least 60 characters; 0: nothing.
 function repeated(characters) {
   for (let length = 1; 2 * length <= characters.length; length++) {
-    const first = characters.length - Math.max(2 * length, 24) + length;
+    const first = characters.length - Math.max(2 * length, 60) + length;
     let i = characters.length - 1;
     while (i >= first && characters[i] === characters[i - length]) i--;
     if (i < first && first >= length) return length;
