@@ -77,7 +77,6 @@ FIT_MISTAKES = {
         *("--trainer.devices", "-1", "--trainer.accelerator", "cpu"),
     ],
     "pip install -U 'torch_xla": ["--trainer.accelerator", "tpu"],
-    "pip install -U rich": ["--trainer.callbacks", "RichProgressBar"],
     "pip install -U 'mlflow": ["--trainer.logger", "MLFlowLogger"],
     "pip install -U 'transformer_engine": ["--trainer.precision", "transformer-engine"],
     "TensorBoardLogger needs save_dir: add --trainer.logger.save_dir=...": [
