@@ -199,9 +199,9 @@ function drawCost() {
     : `Without ${state.off.map(part => partTitle(state.model, part)).join(", ")}: ${nats(now)} for each character, ${signed(now - whole)} against ${nats(whole)} with all parts.`;
 }
 
-// Many characters may be written between two pictures of the screen.
+// Twelve pictures a second leave the processor to the worker: laying out text costs as much as it.
 let drawing = 0;
-function drawWrittenSoon() { drawing ||= requestAnimationFrame(drawWritten); }
+function drawWrittenSoon() { drawing ||= setTimeout(drawWritten, 80); }
 function drawWritten() {
   drawing = 0;
   byId("before").textContent = [...state.text].slice(-20).join("");
