@@ -16,6 +16,7 @@ FOLDER = Path(__file__).parent / "benchmarks"
 sys.path.insert(0, str(FOLDER))  # as Python does for the scripts in that folder
 
 import ablation  # noqa: E402
+import bench  # noqa: E402
 import common  # noqa: E402
 import growth  # noqa: E402
 import ladder  # noqa: E402
@@ -126,6 +127,17 @@ def test_publish_writes_a_table_into_the_readme_of_the_benchmarks(name: str, cop
     assert section(common.TABLES, name) == "| new |\n"
     assert (copies / "README.md").read_bytes() == README.read_bytes()
     assert (copies / "runs" / f"{name}.md").read_text(encoding="utf-8") == "| new |"
+
+
+def test_parts_that_were_not_measured_keep_their_tables() -> None:
+    """The parts stay in their order."""
+    section = "**step**: One step.\n\n| 1 |\n\n**time to loss**: Seconds.\n\n| 2 |\n"
+    new = {"callbacks": "**callbacks**: New.\n\n| 3 |", "time to loss": "**time to loss**: New."}
+    expected = ["**step**: One step.\n\n| 1 |", new["time to loss"], new["callbacks"]]
+    assert bench.combine(new, section) == "\n\n".join(expected)
+    assert bench.combine({}, common.read_section(common.TABLES, "bench")) == common.read_section(
+        common.TABLES, "bench"
+    )
 
 
 def test_publish_changes_no_readme_unless_asked(copies: Path) -> None:

@@ -8,6 +8,7 @@ measured again keep their earlier numbers.
 import argparse
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from checkpoint_cost import checkpoints
 from common import (
     QUICK,
     ROOT,
+    TABLES,
     Figures,
     callback_seconds,
     fit,
@@ -26,6 +28,7 @@ from common import (
     median_and_range,
     publish,
     raw_loop,
+    read_section,
     rounds,
     seconds,
     under_trainer,
@@ -250,6 +253,24 @@ def parts(options: argparse.Namespace) -> Iterator[tuple[str, Figures, str]]:
         yield name, *PARTS[name](peer, options.rounds)
 
 
+def combine(texts: dict[str, str], section: str) -> str:
+    """Return the texts of all parts, in the order of PARTS.
+
+    A part that is not in `texts` keeps its text in `section`: a part of the README may have been
+    measured on another machine, whose runs/bench.json is not here.
+    """
+    _, *found = re.split(r"^\*\*(.+)\*\*: ", section, flags=re.MULTILINE)
+    old = {
+        title: f"**{title}**: {text.strip()}"
+        for title, text in zip(found[::2], found[1::2], strict=True)
+    }
+    return "\n\n".join({**old, **texts}[t] for t in map(title_of, PARTS) if t in {**old, **texts})
+
+
+def title_of(part: str) -> str:
+    return part.replace("_", " ")
+
+
 def main() -> None:
     """Run the benchmarks from the command line."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
@@ -269,12 +290,13 @@ def main() -> None:
         saved[name] = {"figures": figures, "table": table, "machine": machine()}
         with atomic_write(results) as file:
             file.write(json.dumps(saved, indent=1).encode())
-    lines = []
+    texts = {}
     for name, part in PARTS.items():
         if name in saved:
             about = f"{part.__doc__} {saved[name]['machine']}, {options.rounds} rounds."
-            lines += [f"**{name.replace('_', ' ')}**: {about}", "", saved[name]["table"], ""]
-    publish("bench", "\n".join(lines), options.readme)
+            texts[title_of(name)] = f"**{title_of(name)}**: {about}\n\n{saved[name]['table']}"
+    section = read_section(TABLES, "bench") if options.readme else ""
+    publish("bench", combine(texts, section), options.readme)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,12 @@ def median_and_range(values: Sequence[float], digits: int = 1) -> str:
     return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
+def read_section(path: Path, name: str) -> str:
+    """Return the text between the two markers of a section in a Markdown file."""
+    begin, end = f"<!-- {name}: begin (make {name}) -->", f"<!-- {name}: end -->"
+    return path.read_text(encoding="utf-8").split(begin)[1].split(end)[0].strip("\n")
+
+
 def replace_section(path: Path, name: str, text: str) -> None:
     """Replace the text between the two markers of a section in a Markdown file."""
     begin, end = f"<!-- {name}: begin (make {name}) -->", f"<!-- {name}: end -->"

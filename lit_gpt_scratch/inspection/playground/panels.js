@@ -17,7 +17,7 @@ function drawSurprise() {
   sides().forEach((index, side) => {
     const panel = target.children[side] ?? target.appendChild(element("div", {}, element("p", {className: "quiet"}), element("div", {className: "characters"})));
     const read = answers[`read ${side}`], losses = lossesByCharacter(read), mean = meanLoss(read.losses);
-    const off = side === 0 && state.off.length ? `, ${state.off.length} parts off` : "";
+    const off = side === 0 && state.off.length ? `, ${state.off.length} ${state.off.length === 1 ? "part" : "parts"} off` : "";
     const title = i => losses[i] === null ? `${nameOf(index)} has no such character` : Number.isFinite(losses[i]) ? `${visible(texts[i])}: ${nats(losses[i])}` : "the first character: nothing predicts it";
     const heat = i => losses[i] === null ? null : Math.min(1, (losses[i] || 0) / MOST_SURPRISE);
     panel.firstChild.textContent = `${nameOf(index)}${off}: mean ${Number.isFinite(mean) ? `${nats(mean)}, ${(mean / Math.LN2).toFixed(2)} bits` : "–"}`;
