@@ -37,7 +37,7 @@ def describe(model: LitCharLM, name: str, float32: bool = False) -> dict[str, An
         model: The model.
         name: What the page calls it.
         float32: Store weights in 32 bits. Otherwise 16 bits are packed: a file of a third of the
-            size, in which the ladder's validation losses change by 1e-4 nats at most.
+            size, in which the ladder's validation losses change by 1.2e-4 nats at most.
 
     Raises:
         InputError: The network has a class that the page does not know, or weights that are not
