@@ -16,7 +16,6 @@ Shapes: T characters of a text, C channels, V alphabet size, L layers, H heads, 
 """
 
 import copy
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +31,7 @@ from lit_gpt_scratch.inspection.parts import (
     forward,
     item_at,
     layers_by_name,
+    recorded_weights,
 )
 from lit_gpt_scratch.training.module import LitCharLM
 
@@ -67,17 +67,10 @@ def attention(model: LitCharLM, text: str) -> list[LayerAttention]:
     For an ensemble, the layers of all members are returned.
     """
     ids = encode(model, text)
-    names = {module: name for name, module in model.net.named_modules()}
-    found: list[LayerAttention] = []
-
-    def record_attention(module: Any, inputs: tuple[Tensor, ...]) -> None:
-        found.append(LayerAttention(names[module], module.weights(inputs[0])[0]))
-
-    with evaluation_mode(model) as net, ExitStack() as hooks:
-        for module in attentions_in(model, [net]):
-            hooks.enter_context(module.register_forward_pre_hook(record_attention))
+    attentions_in(model, [model.net])  # refuses a network without attention
+    with evaluation_mode(model) as net, recorded_weights(net) as found:
         net(ids[None])
-    return found
+    return [LayerAttention(name, weights[0]) for name, weights in found]
 
 
 def next_characters(model: LitCharLM, text: str) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_gpt_scratch.models.attention import has_weights
 from lit_gpt_scratch.models.kv_cache import KVCache
 
 TEXTS = 3  # in a batch
@@ -47,7 +48,7 @@ def attention_inputs(net: nn.Module, ids: Tensor) -> Iterator[tuple[Any, Tensor]
     handles = [
         module.register_forward_pre_hook(lambda module, inputs: found.append((module, inputs[0])))
         for module in net.modules()
-        if hasattr(module, "weights")
+        if has_weights(module)
     ]
     net(ids)
     for handle in handles:
@@ -82,7 +83,7 @@ def breaks_forward(net: nn.Module, size: int, context: int) -> str:
 
     for tried in (copy.deepcopy(net).eval(), with_random_weights(net)):
         for name, module in tried.named_modules():
-            if name.endswith("attention") or hasattr(module, "weights"):
+            if name.endswith("attention") or has_weights(module):
                 module.register_forward_hook(look)
         try:
             logits = tried(ids)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.models.attention import has_weights
 from lit_gpt_scratch.training.module import LitCharLM
 
 
@@ -120,10 +121,28 @@ def parts_by_name(model: LitCharLM) -> dict[str, nn.Module]:
 
 def attentions_in(model: LitCharLM, parts: Iterable[nn.Module]) -> list[Any]:
     """Return the attention modules in parts of the network."""
-    found = [m for part in parts for m in part.modules() if hasattr(m, "weights")]
+    found = [m for part in parts for m in part.modules() if has_weights(m)]
     if not found:
         raise missing(model, "attention with a method `weights`")
     return found
+
+
+@contextmanager
+def recorded_weights(net: nn.Module) -> Iterator[list[tuple[str, Tensor]]]:
+    """In this `with` block, list the name and the weights (B, H, T, T) of each attention that runs.
+
+    The names are those of the modules in the network.
+    """
+    names = {module: name for name, module in net.named_modules() if has_weights(module)}
+    found: list[tuple[str, Tensor]] = []
+
+    def record_weights(module: Any, inputs: tuple[Tensor, ...]) -> None:
+        found.append((names[module], module.weights(inputs[0])))
+
+    with ExitStack() as hooks:
+        for module in names:
+            hooks.enter_context(module.register_forward_pre_hook(record_weights))
+        yield found
 
 
 def count_heads(attention: Any) -> int:

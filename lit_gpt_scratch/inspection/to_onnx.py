@@ -1,8 +1,8 @@
 """Turns a model into ONNX, which other languages and runtimes run; for `export --format onnx`.
 
-Attention weights and the logit lens are further outputs, by hooks from outside. Texts of all
-lengths can be read, unless a network does not export so: then it reads its full context. Padding
-on the right is harmless in a causal network.
+Attention weights and the logit lens are further outputs; hooks from outside find them. The export
+reads texts of any length. If a network cannot be exported so, the export reads texts of the full
+context only. Shorter texts are then padded on the right, which changes nothing in a causal network.
 
 Shapes: B texts, T positions, H heads, V alphabet size.
 """
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lit_gpt_scratch.checkpoints.formats import CONFIG
 from lit_gpt_scratch.errors import InputError, causes, describe_error
 from lit_gpt_scratch.inspection.laws import random_ids
-from lit_gpt_scratch.inspection.parts import evaluation_mode, stages_by_name
+from lit_gpt_scratch.inspection.parts import evaluation_mode, recorded_weights, stages_by_name
 from lit_gpt_scratch.training.module import LitCharLM
 
 MODEL, IDS = "model.onnx", "ids"  # the file, and the name of its input
@@ -52,29 +52,18 @@ class WithInspection(nn.Module):
     def __init__(self, model: LitCharLM) -> None:
         super().__init__()
         self.net: Any = model.net
-        self.attentions = {
-            module: name
-            for name, module in self.net.named_modules()
-            if callable(getattr(module, "weights", None))
-        }
         self.stages: dict[nn.Module, str] = {}
         with contextlib.suppress(InputError):  # a network may have a structure of its own
             self.stages = {stage: name for name, stage in stages_by_name(model).items()}
 
     def look(self, ids: Tensor) -> tuple[Tensor, Found, Found]:
         """Return the logits, the weights of each attention, and the output of each stage."""
-        weights: Found = []
         outputs: Found = []
-
-        def before_attention(module: Any, inputs: tuple[Tensor, ...]) -> None:
-            weights.append((self.attentions[module], module.weights(inputs[0])))
 
         def after_stage(module: nn.Module, _: Any, output: Tensor) -> None:
             outputs.append((self.stages[module], output))
 
-        with contextlib.ExitStack() as hooks:
-            for module in self.attentions:
-                hooks.enter_context(module.register_forward_pre_hook(before_attention))
+        with recorded_weights(self.net) as weights, contextlib.ExitStack() as hooks:
             for module in self.stages:
                 hooks.enter_context(module.register_forward_hook(after_stage))
             logits = self.net(ids)
@@ -170,7 +159,10 @@ def export_as_dynamic_as_possible(
 
 
 def export(net: WithInspection, ids: Tensor, axes: dict[int, str], outputs: list[str]) -> Any:
-    """Return the ONNXProgram of a network that reads ids (B, T); the named axes are dynamic."""
+    """Export a network that reads ids (B, T), and return PyTorch's ONNXProgram.
+
+    `axes` gives names to axes of ids. An axis with a name may have any size; the others are fixed.
+    """
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     largest = {BATCH: None, LENGTH: ids.size(1)}
@@ -187,9 +179,9 @@ def export(net: WithInspection, ids: Tensor, axes: dict[int, str], outputs: list
 
 
 def require_equal(exported: nn.Module, net: nn.Module, ids: Tensor, axes: dict[int, str]) -> None:
-    """Raise `ValueError` if an exported network computes something else than the network.
+    """Raise `ValueError` if the exported network gives other values than the original network.
 
-    An export may contain what depends on the size of its example, such as a mask that is stored.
+    This happens if the export has stored something of the example's size, such as a mask.
     """
     batch, length = ids.shape
     for texts in {1, batch} if BATCH in axes.values() else {batch}:
@@ -202,7 +194,7 @@ def require_equal(exported: nn.Module, net: nn.Module, ids: Tensor, axes: dict[i
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence warnings, logs and prints: PyTorch's exporter writes many, for its own authors."""
+    """Silence warnings, logs and prints. PyTorch's exporter writes many that users do not need."""
     disabled, ignored = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.ERROR)
     try:

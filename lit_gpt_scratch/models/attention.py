@@ -29,6 +29,11 @@ class AttentionFactory(Protocol):
     def __call__(self, width: int) -> nn.Module: ...
 
 
+def has_weights(module: nn.Module) -> bool:
+    """Return whether a module is an attention that shows its weights: it has a method `weights`."""
+    return callable(getattr(module, "weights", None))
+
+
 def causal_mask(query_count: int, key_count: int, device: torch.device) -> Tensor:
     """Return a mask (Q, T) that is True where a query may attend: to its past and to itself.
 

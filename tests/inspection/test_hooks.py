@@ -8,7 +8,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from laws import ALPHABET
+from laws import ALPHABET, CONFIGS
 from reference_networks import (
     LONG,
     TEXT,
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from lit_gpt_scratch import inspection
 from lit_gpt_scratch.data.datamodule import CharDataModule
+from lit_gpt_scratch.errors import InputError
 
 
 @every_residual
@@ -48,6 +49,13 @@ def test_attention_returns_the_weights_of_each_head_in_layer_order(config: Path)
     for name, weights in found:
         expected = attention_weights(modules[name], inputs[modules[name]])
         torch.testing.assert_close(weights, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_parameter_named_weights_is_no_attention() -> None:
+    model = random_model(CONFIGS[0])
+    model.net.register_parameter("weights", nn.Parameter(torch.zeros(1)))
+    with pytest.raises(InputError, match="Bigram has no attention with a method `weights`"):
+        inspection.attention(model, TEXT)
 
 
 @every_ensemble
