@@ -12,6 +12,11 @@ from typing import Any
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
+def until(condition: str) -> str:
+    """Return JavaScript that waits until an expression is true; `Page.evaluate` waits with it."""
+    return f"new Promise(f => {{ const w = () => {condition} ? f(1) : setTimeout(w, 20); w() }})"
+
+
 class Chromium:
     """A browser process, driven over its DevTools pipe: JSON messages that end with a zero byte."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from chromium import CHROMIUM, Chromium, Page
+from chromium import CHROMIUM, Chromium, Page, until
 from laws import CONFIGS, train_small
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
@@ -59,7 +59,7 @@ def assert_exported_page_runs(notebook: nbformat.NotebookNode, file: Path) -> No
     inside = "document.querySelector('iframe[title=Playground]').contentDocument"
     ready = f"{inside}.querySelectorAll('#ladder tbody tr').length"
     page = Page(browser, file)
-    page.evaluate(f"new Promise(f => setInterval(() => {ready} && f(1), 50))")
+    page.evaluate(until(ready))
     assert "nats" in page.evaluate(f"{inside}.querySelector('#surprise').innerText")
     browser.close()
 

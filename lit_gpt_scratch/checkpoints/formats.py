@@ -153,8 +153,8 @@ def write_export(contents: dict[str, Any], checkpoint: Path, output: Path) -> No
 def as_safetensors(
     weights: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
 ) -> bytes:
-    """Return the contents of a safetensors file, in which tied weights are stored twice."""
-    # They share memory, which safetensors refuses.
+    """Return the contents of a safetensors file. Tied weights are stored twice."""
+    # safetensors refuses tensors that share memory, as tied weights do.
     copies = {k: w.clone(memory_format=torch.contiguous_format) for k, w in weights.items()}
     return save(copies, metadata)
 
@@ -182,7 +182,7 @@ def format_of(kind: str) -> str:
 
 
 def facts_for_others(kind: str, contents: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """Return what every export for other programs says of its checkpoint, for its JSON file."""
+    """Return facts about a checkpoint, which every export for other programs stores as JSON."""
     facts = {"format": format_of(kind), "version": version(PACKAGE)}
     return facts | _training_facts(contents, checkpoint)
 

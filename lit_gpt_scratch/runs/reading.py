@@ -47,7 +47,7 @@ class Run(NamedTuple):
 
     @property
     def playground_command(self) -> str:
-        """The command that makes a page in which this run's model can be tried; "": it has none."""
+        """The command that writes the playground of this run; "" if it has no best.ckpt."""
         best = self.folder / "checkpoints" / "best.ckpt"
         if not best.is_file():
             return ""

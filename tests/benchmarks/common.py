@@ -24,6 +24,7 @@ sys.path.append(str(ROOT / "tests"))  # the folder of chromium.py
 from chromium import CHROMIUM as CHROMIUM  # noqa: E402
 from chromium import Chromium as Chromium  # noqa: E402
 from chromium import Page as Page  # noqa: E402
+from chromium import until as until  # noqa: E402
 
 CONFIGS = ROOT / "configs"
 TABLES = ROOT / "tests" / "benchmarks" / "README.md"
@@ -64,15 +65,20 @@ def median_and_range(values: Sequence[float], digits: int = 1) -> str:
     return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
+def markers(name: str) -> tuple[str, str]:
+    """Return the lines before and after a section that a benchmark writes."""
+    return f"<!-- {name}: begin (make {name}) -->", f"<!-- {name}: end -->"
+
+
 def read_section(path: Path, name: str) -> str:
     """Return the text between the two markers of a section in a Markdown file."""
-    begin, end = f"<!-- {name}: begin (make {name}) -->", f"<!-- {name}: end -->"
+    begin, end = markers(name)
     return path.read_text(encoding="utf-8").split(begin)[1].split(end)[0].strip("\n")
 
 
 def replace_section(path: Path, name: str, text: str) -> None:
     """Replace the text between the two markers of a section in a Markdown file."""
-    begin, end = f"<!-- {name}: begin (make {name}) -->", f"<!-- {name}: end -->"
+    begin, end = markers(name)
     old = path.read_text(encoding="utf-8")
     before, after = old.split(begin)[0], old.split(end)[1]
     with atomic_write(path) as file:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import CHROMIUM, ROOT, TOY, Chromium, Page, fit
+from common import CHROMIUM, ROOT, TOY, Chromium, Page, fit, until
 from ladder import REFERENCE
 from lightning.pytorch.callbacks import Callback
 from matplotlib import pyplot as plt
@@ -172,9 +172,7 @@ def draw_playground() -> None:
         write_playground(runs, file, text="The king is dead;\nlong live the king!\n")
         browser = Chromium(Path(folder) / "profile")
         page = Page(browser, file)
-        page.evaluate(
-            "new Promise(f => setInterval(() => answers.ladder && answers.heads && f(1), 50))"
-        )
+        page.evaluate(until("answers.ladder && answers.heads"))
         page.evaluate("choose(32); new Promise(f => setTimeout(f, 1000))")
         shot = page.call("Page.captureScreenshot", format="png")["data"]
         browser.close()

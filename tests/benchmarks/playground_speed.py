@@ -18,7 +18,7 @@ from lit_gpt_scratch.runs.comparison import markdown_table
 MODELS = (
     "bigram", "mean", "single_head", "multi_head", "transformer", "gpt_cpu_classic", "gpt_cpu",
 )  # fmt: skip
-# Each text differs from the one before in its first character, so that nothing is reused.
+# Each text begins with another character than the text before it. So no result can be reused.
 SCRIPT = """(async () => {
   const wait = done => new Promise(resolve => {
     const timer = setInterval(() => { if (done()) { clearInterval(timer); resolve(); } }, 5);
@@ -59,7 +59,7 @@ def one_core() -> Iterator[None]:
 
 
 def playground(_peer: object, count: int) -> tuple[Figures, str]:
-    """The page of the models of `make ladder` in headless Chromium on one core, with gpt_cpu."""
+    """Size and speed of the playground: all rungs in a page, gpt_cpu runs, Chromium on one core."""
     if not CHROMIUM:
         raise InputError("the part playground needs Chromium: install it, or leave it out.")
     descriptions = []

@@ -26,7 +26,7 @@ class OwnOptimizer(torch.optim.SGD):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with runs: two of this program's networks, one with a plugin's attention."""
+    """A folder with runs. Two of them need the plugin: for an attention, and for an optimizer."""
     root = tmp_path_factory.mktemp("root")
     (root / f"{MODULE}.py").write_text(SOURCE, encoding="utf-8")
     own, sgd = f"{MODULE}.OwnAttention", f"{MODULE}.OwnOptimizer"

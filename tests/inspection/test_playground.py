@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from chromium import CHROMIUM, Chromium, Page
+from chromium import CHROMIUM, Chromium, Page, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import CONFIGS, small
@@ -298,9 +298,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     browser.close()
 
 
-READY = (
-    "new Promise(f => { const wait = () => answers.ladder ? f(1) : setTimeout(wait, 20); wait() })"
-)
+READY = until("answers.ladder")
 
 LINK_CHANGED = "new Promise(f => setTimeout(f, 400))"  # it changes 200 ms after the last change
 
@@ -324,7 +322,7 @@ def notebook_output(page: Page, tmp_path: Path) -> Page:
 def test_a_notebook_shows_the_page_at_the_text_that_it_gives(notebook_output: Page) -> None:
     inside = "document.querySelector('iframe').contentDocument"
     rows = f"{inside}.querySelectorAll('#ladder tbody tr')"
-    notebook_output.evaluate(f"new Promise(f => setInterval(() => {rows}.length == 2 && f(1), 20))")
+    notebook_output.evaluate(until(f"{rows}.length == 2"))
     assert notebook_output.evaluate(f"{inside}.querySelector('#text').value") == "aB <b>"
     chosen = f"{inside}.querySelector('#models input:checked').parentElement.textContent"
     assert notebook_output.evaluate(chosen) == EVIL
@@ -381,7 +379,7 @@ def test_text_is_written_character_by_character_with_alternatives(page: Page) ->
     texts = []
     for _ in range(2):
         page.evaluate("clearWritten(); state.speed = 300; byId('write').click()")
-        page.evaluate("new Promise(f => setInterval(() => written.length >= 12 && f(1), 10))")
+        page.evaluate(until("written.length >= 12"))
         page.evaluate("byId('write').click(); showAlternatives(3)")
         texts.append(page.evaluate("written.slice(0, 12).map(w => w.character).join('')"))
     assert texts[0] == texts[1]
@@ -397,3 +395,14 @@ def test_the_link_keeps_the_state(page: Page) -> None:
     page.evaluate(redo(f"location.hash = {kept!r}"))
     assert page.evaluate("[state.model, state.position]") == [0, 2]
     assert page.console_messages() == []
+
+
+def test_a_link_to_any_model_opens_that_model(page: Page) -> None:
+    """The page alone begins with the model that was written last; a link may name another."""
+    for index in range(3):
+        page.evaluate(redo(f"changeModel({index})"))
+        page.evaluate(LINK_CHANGED)
+        page.call("Page.reload")
+        page.evaluate("document.readyState == 'complete' || new Promise(f => window.onload = f)")
+        page.evaluate(READY)
+        assert page.evaluate("state.model") == index

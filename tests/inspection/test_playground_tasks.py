@@ -219,9 +219,10 @@ def make_it_write_in_a_loop(learner: Learner, seconds: float = 60) -> dict[str, 
 
 
 def play(seed: int, length: int = 20_000) -> str:
-    """Return a text whose next character depends on the one before the last, at times on the last.
+    """Return a random text. Most characters follow from the character two places before.
 
-    So a model needs a head that reads the previous character, and a bigram cannot do without.
+    Some follow from the last character. So a model with attention learns a head that reads the
+    previous character, and a bigram has a high loss.
     """
     draw = random.Random(seed)
     one, other = draw.sample(SYMBOLS, 9), draw.sample(SYMBOLS, 9)

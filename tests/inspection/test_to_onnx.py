@@ -25,7 +25,7 @@ SIZES = [(1, 1), (3, 2), (1, 5), (2, CONTEXT)]
 
 
 class Distant(MultiHeadAttention):
-    """ALiBi, as in README.md: an attention of a user."""
+    """A user's attention: ALiBi, as in README.md."""
 
     def attend(self, q: Tensor, k: Tensor) -> Tensor:
         position = torch.arange(k.size(-2), device=q.device)
@@ -35,7 +35,7 @@ class Distant(MultiHeadAttention):
 
 
 class Plain(nn.Module):
-    """A network of a user: no attention, no residual stream, and a parameter named `weights`."""
+    """A user's network: no attention, no residual stream. One parameter is called `weights`."""
 
     def __init__(self, alphabet_size: int, context: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Plain(nn.Module):
 
 
 class Headless(Plain):
-    """It has `unembed`, but neither `embed` nor layers."""
+    """A user's network with `unembed`, but without `embed` and without layers."""
 
     def unembed(self, x: Tensor) -> Tensor:
         return x
@@ -98,7 +98,7 @@ def own(net: Any, context: int = CONTEXT) -> LitCharLM:
     return model
 
 
-# These have the same parts as others, in other sizes.
+# These configs use the classes of other configs, in other sizes.
 SLOW = {"gpt", "gpt_cpu_short", "gpt_gpu"}
 MODELS: dict[str, Any] = {config.stem: partial(tiny, config) for config in CONFIGS}
 MODELS["a plugin's attention"] = partial(own, partial(GPT, layers=1, width=16, attention=Distant))

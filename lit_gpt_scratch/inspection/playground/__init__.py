@@ -31,13 +31,13 @@ TEXT = "ROMEO:\nWhat is the name of this good lady here?\n"
 
 
 def describe(model: LitCharLM, name: str, float32: bool = False) -> dict[str, Any]:
-    """Return what the page needs to know of a model: its network, alphabet and weights.
+    """Return a model's network, alphabet and weights, as the page reads them.
 
     Args:
         model: The model.
         name: What the page calls it.
-        float32: Store weights in 32 bits. Otherwise 16 bits are packed: a file of a third of the
-            size, in which the ladder's validation losses change by 1.2e-4 nats at most.
+        float32: Store weights in 32 bits. Otherwise they are rounded to 16 bits: the file has a
+            third of the size, and the ladder's validation losses change by 1.2e-4 nats at most.
 
     Raises:
         InputError: The network has a class that the page does not know, or weights that are not
@@ -60,18 +60,23 @@ def describe(model: LitCharLM, name: str, float32: bool = False) -> dict[str, An
 
 
 def find_step(weight: Tensor) -> float:
-    """Return the step of which a tensor's stored weights are multiples.
+    """Return the size of a step. A tensor's weights are stored as whole numbers of steps.
 
-    It is 1/200 of the root mean square of a matrix: then the low bytes of the multiples are nearly
-    random, and the high bytes compress well. Vectors, which are few, have the least step.
+    For a matrix, a step is 1/200 of the root mean square of its weights. Then most whole numbers
+    are small, and their high bytes compress well. Vectors have the smallest possible step: they
+    take little space.
     """
-    least = weight.abs().max().item() / 32767  # a multiple fits into 16 bits
+    least = weight.abs().max().item() / 32767  # the largest whole number fits into 16 bits
     size = weight.square().mean().sqrt().item() if weight.dim() > 1 else 0.0
     return max(least, size / 200) or 1.0
 
 
 def pack(state: Mapping[str, Tensor], steps: Mapping[str, float | None]) -> bytes:
-    """Return all weights in 32 bits, or the low bytes of their multiples, then the high bytes."""
+    """Return all weights as bytes.
+
+    With steps, these are whole numbers of 16 bits: first all low bytes, then all high bytes.
+    Without (None), these are the weights in 32 bits.
+    """
     numbers = []
     for key, weight in state.items():
         step = steps[key]
@@ -143,12 +148,12 @@ def show(
     Raises:
         InputError: A network has a class that the page does not know.
     """
-    models = {type(model.net).__name__: model} if isinstance(model, LitCharLM) else dict(model)
-    if not models:
+    named = {type(model.net).__name__: model} if isinstance(model, LitCharLM) else dict(model)
+    if not named:
         raise InputError("show needs a model: give one, or a dictionary of models by name.")
-    described = [describe(each, name) for name, each in models.items()]
-    start = first_text([*models.values()][-1]) if text is None else text
-    return Playground(render_page(described, start, len(described) - 1), [*models], height)
+    described = [describe(each, name) for name, each in named.items()]
+    start = first_text([*named.values()][-1]) if text is None else text
+    return Playground(render_page(described, start, len(described) - 1), [*named], height)
 
 
 def first_text(model: LitCharLM) -> str:
@@ -160,7 +165,7 @@ def first_text(model: LitCharLM) -> str:
 
 
 def render_page(descriptions: list[dict[str, Any]], text: str, model: int = 0) -> str:
-    """Return the page of some models, which begins with a text and a model."""
+    """Return the page of some models. It begins with a text, and with the model at an index."""
     from markupsafe import Markup
 
     folder = resources.files(__name__)

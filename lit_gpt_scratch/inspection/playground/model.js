@@ -2,8 +2,9 @@
 
 const CHUNK = 32; // positions that are computed before other messages are answered
 
-// Return the tensors of a model by name, from compressed bytes (base64). Each is stored as 32-bit
-// numbers, or as 16-bit multiples of its step: all low bytes, then all high bytes.
+// Return the tensors of a model by name, from compressed bytes (base64). If a tensor has a step, it is
+// stored as whole numbers of steps in 16 bits: first the low bytes of all tensors, then the high bytes.
+// Otherwise it is stored in 32 bits.
 async function unpackWeights({tensors, data}) {
   const binary = atob(data), packed = new Uint8Array(binary.length);
   for (let i = 0; i < packed.length; i++) packed[i] = binary.charCodeAt(i);

@@ -1,8 +1,8 @@
 // The state of the page, its controls, and the requests to the worker. panels.js draws the answers.
 
 const SLIDERS = {temperature: 1, topK: 65, topP: 1, minP: 0, speed: 30};
-const DEFAULTS = {model: 0, other: "", text: START.text, position: -1, layer: 0, head: 0, off: [], seed: 1337, ...SLIDERS};
-const state = {...DEFAULTS, model: START.model};
+const DEFAULTS = {model: START.model, other: "", text: START.text, position: -1, layer: 0, head: 0, off: [], seed: 1337, ...SLIDERS};
+const state = {...DEFAULTS};
 const answers = {}; // the newest answers, by kind and side
 
 // The worker, from the sources in this page.

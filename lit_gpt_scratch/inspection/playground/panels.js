@@ -97,6 +97,7 @@ function drawAttention() {
   if (!layers.length) {
     byId("reads").replaceChildren(look ? `${nameOf(state.model)} has no attention: it reads the chosen character only.` : "");
     byId("heads").replaceChildren();
+    byId("heads").drawn = "";
     byId("matrix").width = 0;
     fillMenu(byId("layer"), ["none"], 0);
     fillMenu(byId("head"), ["none"], 0);
@@ -124,14 +125,23 @@ function drawReads(look, weights) {
   if (chosen) showInBox(chosen);
 }
 
-function drawMatrices(look, {layers, rows, start}, colour) {
+function drawMatrices(look, whole, colour) {
+  const {layers, rows, start} = whole;
   const marked = look.position - start, alphas = (values, cut = 0) => (x, y) => x > y ? 0 : Math.sqrt(values[(y + cut) * rows + x + cut]);
   const alpha = alphas(chosenWeights(layers[state.layer].heads));
   paint(byId("matrix"), rows, rows, colour, (x, y) => y === marked && x > y ? -.4 : alpha(x, y));
   const headName = byId("head").selectedOptions[0].textContent;
   byId("matrix").ariaLabel = `Attention of ${layerName(layers[state.layer].name)}, head ${headName}: ${rows} by ${rows} weights`;
-  const small = Math.min(rows, 64); // of a long text, a small picture shows the last positions
-  redraw(byId("heads"), ...layers.flatMap(({name, heads}, layer) => heads.map((values, head) => {
+  drawHeads(whole, colour, alphas);
+}
+
+// A small picture of each head; of a long text, it shows the last positions. All positions of a
+// window share these pictures.
+function drawHeads({key, layers, rows}, colour, alphas) {
+  const target = byId("heads"), small = Math.min(rows, 64), drawn = JSON.stringify([key, state.layer, state.head, colour]);
+  if (target.drawn === drawn) return;
+  target.drawn = drawn;
+  redraw(target, ...layers.flatMap(({name, heads}, layer) => heads.map((values, head) => {
     const canvas = element("canvas"), isChosen = layer === state.layer && head === state.head, {what, share} = mostRead(values, rows);
     paint(canvas, small, small, colour, alphas(values, rows - small));
     const title = `${layerName(name)}, head ${head}`, choosing = () => { Object.assign(state, {layer, head}); remember(); drawAttention(); };
@@ -172,7 +182,7 @@ const partNames = index => partRows(DESCRIPTIONS[index].net).flatMap(({parts}) =
 const partTitle = (index, part) => partRows(DESCRIPTIONS[index].net).flatMap(({layer, parts}) => parts.map(([name, title]) => name === part ? `${layer} (${title})` : "")).join("");
 const signed = value => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
 
-// The switches of all parts. Once their costs are known, the darker, the more expensive.
+// The switches of all parts. Once the costs are measured, a darker switch is a more expensive part.
 function drawParts() {
   const costs = answers.costs?.index === state.model && answers.costs.text === state.text ? answers.costs.values : {};
   const most = Math.max(.01, ...Object.values(costs)), rows = partRows(DESCRIPTIONS[state.model].net).map(({layer, parts}) => element("fieldset", {}, element("legend", {}, layer), ...parts.map(([name, title]) =>
@@ -199,20 +209,22 @@ function drawCost() {
     : `Without ${state.off.map(part => partTitle(state.model, part)).join(", ")}: ${nats(now)} for each character, ${signed(now - whole)} against ${nats(whole)} with all parts.`;
 }
 
-// Twelve pictures a second leave the processor to the worker: laying out text costs as much as it.
+// Draw at most twelve times a second. To lay out the text takes as long as to compute a character.
 let drawing = 0;
 function drawWrittenSoon() { drawing ||= setTimeout(drawWritten, 80); }
 function drawWritten() {
   drawing = 0;
+  const characters = written.map(({character}) => character);
   byId("before").textContent = [...state.text].slice(-20).join("");
-  showCharacters(byId("drawn"), written.map(({character}) => character), 0, () => 0, () => "");
+  showCharacters(byId("drawn"), characters, 0, () => 0, () => "");
   if (byId("write").textContent === "stop") byId("written").scrollTop = byId("written").scrollHeight;
-  const length = repeated(written.map(({character}) => character)), why = state.temperature === 0 ? " With temperature 0, the same text always goes on in the same way." : "";
+  const length = repeated(characters), why = state.temperature === 0 ? " With temperature 0, the same text always goes on in the same way." : "";
   const note = length ? `It repeats: the last ${length} characters are the same as the ${length} before.${why}` : "";
   if (byId("loop").textContent !== note) byId("loop").textContent = note;
 }
 
-// Return the length of what the end of a text repeats, over at least 60 characters; 0: nothing.
+// Return how long a piece is that the end of a text repeats, at least twice and for 60 characters.
+// Return 0 if nothing repeats.
 function repeated(characters) {
   for (let length = 1; 2 * length <= characters.length; length++) {
     const first = characters.length - Math.max(2 * length, 60) + length;
