@@ -287,13 +287,14 @@ def main() -> None:
         json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
     )
     for name, figures, table in parts(options):
-        saved[name] = {"figures": figures, "table": table, "machine": machine()}
+        measured_on = f"{machine()}, {options.rounds} rounds"
+        saved[name] = {"figures": figures, "table": table, "machine": measured_on}
         with atomic_write(results) as file:
             file.write(json.dumps(saved, indent=1).encode())
     texts = {}
     for name, part in PARTS.items():
         if name in saved:
-            about = f"{part.__doc__} {saved[name]['machine']}, {options.rounds} rounds."
+            about = f"{part.__doc__} {saved[name]['machine']}."
             texts[title_of(name)] = f"**{title_of(name)}**: {about}\n\n{saved[name]['table']}"
     section = read_section(TABLES, "bench") if options.readme else ""
     publish("bench", combine(texts, section), options.readme)

@@ -5,8 +5,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from common import CHROMIUM, QUICK, Chromium, Figures, Page, fit, median_and_range
+from common import CHROMIUM, QUICK, Chromium, Figures, Page, fit, median_and_range, until
 from tqdm import tqdm
 
 from lit_gpt_scratch.errors import InputError
@@ -23,7 +24,6 @@ SCRIPT = """(async () => {
   const wait = done => new Promise(resolve => {
     const timer = setInterval(() => { if (done()) { clearInterval(timer); resolve(); } }, 5);
   });
-  await wait(() => answers.ladder);
   const index = state.model, letters = "abcdefghijklmnopqrstuvwxyz".repeat(10);
   const read = text => ask("read 0", {name: "read", index, text, off: []});
   const milliseconds = async (texts, from = performance.now()) => {
@@ -46,6 +46,24 @@ SCRIPT = """(async () => {
   return {whole, typed, speed};
 })()"""
 
+# Types, points and writes as a user does. The browser reports the tasks of the page over 50 ms.
+BLOCKED = """(async () => {
+  const pause = ms => new Promise(resolve => setTimeout(resolve, ms)), tasks = [];
+  new PerformanceObserver(list => tasks.push(...list.getEntries())).observe({type: "longtask"});
+  for (let i = 0; i < 40; i++) {
+    byId("text").value += "What is the name? "[i % 18];
+    byId("text").dispatchEvent(new Event("input"));
+    await pause(80);
+  }
+  for (let i = 0; i < 40; i++) { choose(i); await pause(60); }
+  state.speed = 300;
+  byId("write").click();
+  await pause(3000);
+  byId("write").click();
+  await pause(500);
+  return tasks.length;
+})()"""
+
 
 @contextmanager
 def one_core() -> Iterator[None]:
@@ -53,9 +71,20 @@ def one_core() -> Iterator[None]:
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else set()
     if cores:
         os.sched_setaffinity(0, {max(cores)})
-    yield
-    if cores:
-        os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        if cores:
+            os.sched_setaffinity(0, cores)
+
+
+def run(browser: Chromium, file: Path, script: str) -> Any:
+    """Return what a script returns in the page, and close the browser."""
+    page = Page(browser, file)
+    page.evaluate(until("answers.ladder && answers.heads"))
+    result = page.evaluate(script)
+    browser.close()
+    return result
 
 
 def playground(_peer: object, count: int) -> tuple[Figures, str]:
@@ -72,6 +101,7 @@ def playground(_peer: object, count: int) -> tuple[Figures, str]:
         "ms for 256 characters",
         "ms for a typed one",
         "characters/s written",
+        "tasks of the page over 50 ms (on two cores)",
     )
     found: Figures = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
@@ -80,9 +110,10 @@ def playground(_peer: object, count: int) -> tuple[Figures, str]:
         for number in tqdm(range(count), desc="playground", leave=False):
             with one_core():
                 browser = Chromium(Path(folder) / f"profile {number}")
-            measured = Page(browser, file).evaluate(SCRIPT)
-            browser.close()
-            row = [file.stat().st_size / 1e6, *(measured[k] for k in ("whole", "typed", "speed"))]
+            measured = run(browser, file, SCRIPT)
+            blocked = run(Chromium(Path(folder) / f"another {number}"), file, BLOCKED)
+            speeds = (measured[k] for k in ("whole", "typed", "speed"))
+            row = [file.stat().st_size / 1e6, *speeds, blocked]
             for name, value in zip(names, row, strict=True):
                 found[name].append(value)
     table = [[name, median_and_range(values)] for name, values in found.items()]

@@ -20,10 +20,12 @@ function element(tag, properties = {}, ...children) {
 }
 
 // Show some characters of a text, from the position `first`. `heat` is a number from 0 to 1, or
-// null: unknown. Cells that stay as they are stay in place, so that a long text does not cost time.
+// null: unknown. Cells that stay as they are stay in place, and new ones come together, so that a long
+// text does not cost time.
 function showCharacters(target, characters, first, heat, title) {
+  const cells = [...target.children].slice(0, characters.length), added = new DocumentFragment();
   characters.forEach((character, i) => {
-    const cell = target.children[i] ?? target.appendChild(element("span")), position = first + i;
+    const cell = cells[i] ?? added.appendChild(document.createElement("span")), position = first + i;
     const known = heat(position), name = title(position), drawn = `${position} ${character} ${known} ${name}`;
     if (cell.drawn === drawn) return;
     Object.assign(cell, {drawn, title: name, className: known === null ? "unknown" : "", textContent: character === "\n" ? "⏎\n" : character});
@@ -32,6 +34,7 @@ function showCharacters(target, characters, first, heat, title) {
     else cell.style.removeProperty("--heat");
   });
   while (target.children.length > characters.length) target.lastChild.remove();
+  target.append(added);
 }
 
 // Replace what an element holds. The focus stays on the control at the same place.

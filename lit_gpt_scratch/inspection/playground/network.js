@@ -32,23 +32,25 @@ class Trace {
 // Return x (N, I) times the transposed weight (O, I), plus a bias (O). Rows of the weight begin every
 // `stride` numbers.
 // Two rows of x and four of the weight share what is loaded: this is four times as fast as one sum
-// after the other. Where rows are missing at the end, the last one is computed again.
+// after the other. Where rows of the weight are missing at the end, the last one is computed again.
 function linear(x, count, {data: w, shape: [outputs, inputs], stride = inputs}, bias) {
   const y = new Float64Array(count * outputs);
   for (let t = 0; t < count; t += 2) {
-    const u = Math.min(t + 1, count - 1), x0 = t * inputs, x1 = u * inputs;
+    const x0 = t * inputs, x1 = x0 + inputs, y0 = t * outputs, y1 = y0 + outputs;
     for (let o = 0; o < outputs; o += 4) {
       const p = Math.min(o + 1, outputs - 1), q = Math.min(o + 2, outputs - 1), r = Math.min(o + 3, outputs - 1);
       const w0 = o * stride, w1 = p * stride, w2 = q * stride, w3 = r * stride;
       let a0 = 0, a1 = 0, a2 = 0, a3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0;
-      for (let i = 0; i < inputs; i++) {
+      if (t + 1 === count) for (let i = 0; i < inputs; i++) {
+        const a = x[x0 + i];
+        a0 += a * w[w0 + i]; a1 += a * w[w1 + i]; a2 += a * w[w2 + i]; a3 += a * w[w3 + i];
+      } else for (let i = 0; i < inputs; i++) {
         const a = x[x0 + i], b = x[x1 + i], c = w[w0 + i], d = w[w1 + i], e = w[w2 + i], f = w[w3 + i];
         a0 += a * c; a1 += a * d; a2 += a * e; a3 += a * f;
         b0 += b * c; b1 += b * d; b2 += b * e; b3 += b * f;
       }
-      const y0 = t * outputs, y1 = u * outputs;
       y[y0 + o] = a0; y[y0 + p] = a1; y[y0 + q] = a2; y[y0 + r] = a3;
-      y[y1 + o] = b0; y[y1 + p] = b1; y[y1 + q] = b2; y[y1 + r] = b3;
+      if (t + 1 < count) { y[y1 + o] = b0; y[y1 + p] = b1; y[y1 + q] = b2; y[y1 + r] = b3; }
     }
   }
   if (bias) for (let i = 0; i < y.length; i++) y[i] += bias.data[i % outputs];
