@@ -41,6 +41,7 @@ EFFECTS = (
         "only fit trains",
     ),
     ("name wandb", "fit", "only fit records a run"),
+    ("data.stride", "validate test", "it does not evaluate in overlapping windows"),
     (
         "data.corpus data.val_fraction data.test_fraction data.sha256 data.fallback "
         "data.sample_size",

@@ -20,9 +20,11 @@ from lit_gpt_scratch.data.windows import (
     Windows,
     consecutive_windows,
     evenly_spaced_windows,
+    overlapping_windows,
     random_bits,
     require_divisible_batch,
     split_corpus,
+    training_starts,
 )
 from lit_gpt_scratch.errors import InputError, require_positive
 
@@ -45,6 +47,8 @@ class CharDataModule(pl.LightningDataModule):
         fallback: `sample`: use the built-in text if a download fails.
         sample_size: Characters of the built-in text.
         alphabet: Characters to encode with; the default is the checkpoint's, or the corpus' own.
+        stride: Evaluate once more, in windows that begin at this distance: each character but the
+            first ones then has at least context - stride characters before it.
 
     Raises `InputError` for a value out of range. The corpus is opened later, by `open`.
     """
@@ -61,6 +65,7 @@ class CharDataModule(pl.LightningDataModule):
         fallback: Literal["sample"] | None = None,
         sample_size: int = 1_000_000,
         alphabet: str | None = None,
+        stride: int | None = None,
     ) -> None:
         super().__init__()
         require_positive(context=context, batch_size=batch_size, sample_size=sample_size)
@@ -69,9 +74,13 @@ class CharDataModule(pl.LightningDataModule):
                 f"context is {context} and batch_size is {batch_size}: a context must be at most "
                 f"{MAX_CONTEXT:,}, and context times batch_size at most {MAX_BATCH_TOKENS:,}."
             )
+        if stride is not None and not 1 <= stride < context:
+            raise InputError(
+                f"stride is {stride}: it must be at least 1 and below the context, {context}."
+            )
         split_corpus(1, val_fraction, test_fraction)  # only to refuse wrong fractions now
         self.save_hyperparameters(logger=False)
-        self.context, self.batch_size = context, batch_size
+        self.context, self.batch_size, self.stride = context, batch_size, stride
         self.seed = 1337 if seed is None else seed
         if not 0 <= self.seed < 1 << 32:
             raise InputError(f"seed is {self.seed}: it must be at least 0 and under 2**32.")
@@ -139,27 +148,34 @@ class CharDataModule(pl.LightningDataModule):
     def train_windows(self, k: int, parts: int = 1) -> Windows:
         """Draw the windows of batch k. The same seed and k give the same batch.
 
-        The first random integer seeds dropout. Each other one chooses the start of a window;
-        windows may overlap. With gradient accumulation, one optimizer step uses `parts` batches.
-        Together they have the same windows as one batch of `parts * batch_size`.
+        Training reads the text in passes; see `training_starts`. With gradient accumulation, one
+        optimizer step uses `parts` batches. Together they have the same windows as one batch of
+        `parts * batch_size`.
         """
         step, part = divmod(k, parts)
-        integers = random_bits(self.seed, step, parts * self.batch_size + 1)
-        rows = integers[1 + part * self.batch_size :][: self.batch_size]
-        start_count = np.uint64(len(self.splits.train) - self.context)
-        starts = torch.from_numpy((rows % start_count).astype(np.int64))
-        dropout_seed = int(integers[0] >> np.uint64(1)) + (part << 32)  # each part has its own
-        return Windows(starts, self.context, dropout_seed, "train")
+        length = len(self.splits.train)
+        first = k * self.batch_size
+        starts = training_starts(first, self.batch_size, length, self.context, self.seed)
+        dropout_seed = int(random_bits(self.seed, step, 1)[0] >> np.uint64(1))
+        return Windows(starts, self.context, dropout_seed + (part << 32), "train")
 
     def val_dataloader(self) -> Iterable[Windows]:
         val, how = self.splits.val, (self.context, len(self.alphabet), Share.of(self.trainer))
         count = min(len(val) // 4, MAX_TRAIN_SAMPLE)  # training characters, for `val/gap`
         sample = evenly_spaced_windows(self.splits.train, "train sample", count, *how)
-        return Batches([*consecutive_windows(val, "val", *how), *sample])
+        return Batches([*consecutive_windows(val, "val", *how), *sample, *self._strided("val")])
 
     def test_dataloader(self) -> Iterable[Windows]:
         how = self.context, len(self.alphabet), Share.of(self.trainer)
-        return Batches(consecutive_windows(self.splits.test, "test", *how))
+        windows = consecutive_windows(self.splits.test, "test", *how)
+        return Batches([*windows, *self._strided("test")])
+
+    def _strided(self, name: str) -> Iterable[Windows]:
+        """Return the windows of the strided evaluation. `fit` has none: they take long."""
+        if self.stride is None or (self.trainer and self.trainer.state.fn == "fit"):
+            return ()
+        how = self.stride, self.context, len(self.alphabet), Share.of(self.trainer)
+        return overlapping_windows(vars(self.splits)[name], f"{name}_strided", *how)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return self.read_windows(batch) if isinstance(batch, Windows) else batch
@@ -173,4 +189,7 @@ class CharDataModule(pl.LightningDataModule):
         self.tokens = self.tokens.to(device)
         offsets = torch.arange(windows.length + 1, device=device)
         ids = self.tokens[windows.starts[:, None] + offsets].long()
-        return Batch(ids[:, :-1], ids[:, 1:], windows.seed, windows.split)
+        counted = windows.counted
+        if counted is not None:  # to a mask (B, T)
+            counted = offsets[:-1] >= windows.length - counted[:, None]
+        return Batch(ids[:, :-1], ids[:, 1:], windows.seed, windows.split, counted)

@@ -25,7 +25,8 @@ class Windows(NamedTuple):
     starts: Tensor  # (B,) int64, the position of each window's first character
     length: int  # T
     seed: int  # of dropout in this batch; process r adds r. Evaluation has no dropout
-    split: str  # train, train sample, val or test
+    split: str  # train, train sample, val, test, val_strided or test_strided
+    counted: Tensor | None = None  # (B,), how many last targets of each window count; None: all
 
 
 class Batch(NamedTuple):
@@ -38,6 +39,7 @@ class Batch(NamedTuple):
     targets: Tensor
     seed: int
     split: str
+    counted: Tensor | None = None  # (B, T) bool, the targets that count; None: all
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,20 @@ def consecutive_windows(
         yield from _batches(last, target_count - covered, name, alphabet_size, share)
 
 
+def overlapping_windows(
+    split: range, name: str, stride: int, context: int, alphabet_size: int, share: Share
+) -> Iterator[Windows]:
+    """Cover a split with windows that begin at a distance of `stride`, all of full length.
+
+    The first window counts all its targets. Each other one counts those that no window before has
+    counted: its last `stride`, with at least context - stride characters before them. The last
+    window ends with the split. So each character but the first is counted once.
+    """
+    ends = torch.arange(context, len(split) - 1 + stride, stride).clamp_(max=len(split) - 1)
+    counted = ends.diff(prepend=torch.zeros(1, dtype=torch.int64))
+    yield from _batches(split.start + ends - context, context, name, alphabet_size, share, counted)
+
+
 def evenly_spaced_windows(
     split: range, name: str, count: int, context: int, alphabet_size: int, share: Share
 ) -> Iterator[Windows]:
@@ -129,12 +145,18 @@ def evenly_spaced_windows(
 
 
 def _batches(
-    starts: Tensor, length: int, name: str, alphabet_size: int, share: Share
+    starts: Tensor,
+    length: int,
+    name: str,
+    alphabet_size: int,
+    share: Share,
+    counted: Tensor | None = None,
 ) -> Iterator[Windows]:
     """Yield this process' share of windows in batches that fit into memory."""
-    for rows in torch.split(share.take(starts), eval_batch_size(length, alphabet_size)):
-        if len(rows):
-            yield Windows(rows, length, 0, name)
+    own, size = share.take(starts), eval_batch_size(length, alphabet_size)
+    for i in range(0, len(own), size):
+        part = share.take(counted)[i : i + size] if counted is not None else None
+        yield Windows(own[i : i + size], length, 0, name, part)
 
 
 def random_bits(seed: int, k: int, count: int) -> NDArray[np.uint64]:
@@ -144,6 +166,51 @@ def random_bits(seed: int, k: int, count: int) -> NDArray[np.uint64]:
     directly, at the same cost. Its raw bits are stable across NumPy versions.
     """
     return np.random.Philox(key=np.array([seed, k], dtype=np.uint64)).random_raw(count)
+
+
+def permute(
+    numbers: NDArray[np.uint64], count: int, keys: NDArray[np.uint64]
+) -> NDArray[np.uint64]:
+    """Return what a random permutation of 0, 1, ..., count - 1 makes of some of these numbers.
+
+    The keys choose the permutation; nothing is stored. It is a Feistel network (Luby and Rackoff
+    1988): each round adds a hash of the right half of a number's bits to its left half, and swaps
+    the halves. A result that is too large is permuted again (Black and Rogaway 2002).
+    """
+    half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))  # bits
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = numbers >> half, numbers & mask
+    for key in keys:
+        # The hash is one step of SplitMix64 (Steele et al. 2014).
+        mixed = (right ^ key) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        left, right = right, left ^ ((mixed >> np.uint64(31)) & mask)
+    permuted = (left << half) | right
+    large = permuted >= count
+    if large.any():
+        permuted[large] = permute(permuted[large], count, keys)
+    return permuted
+
+
+def training_starts(first: int, count: int, length: int, context: int, seed: int) -> Tensor:
+    """Return the starts (count,) of window `first` and the next ones, in a text of `length`.
+
+    Training reads the text in passes. A pass cuts the text into windows side by side, and reads
+    them in random order. It begins at a random position below `context`, its phase, so that each
+    pass has other windows. The seed and the number of a window give its start.
+    """
+    per_pass = max(1, (length - context) // context)
+    phases = min(context, length - per_pass * context)
+    starts = []
+    while count:
+        number, index = divmod(first, per_pass)
+        size = min(count, per_pass - index)
+        # Steps use keys under 2**32. Passes use others.
+        phase, *keys = random_bits((1 << 32) + seed, number % (1 << 64), 5)
+        indices = permute(np.arange(index, index + size, dtype=np.uint64), per_pass, np.array(keys))
+        starts.append(int(phase) % phases + context * torch.from_numpy(indices.astype(np.int64)))
+        first, count = first + size, count - size
+    return torch.cat(starts)
 
 
 class TrainWindows:

@@ -61,7 +61,7 @@ class LitCharLM(pl.LightningModule):
         self.net = net(alphabet_size=len(alphabet), context=context)  # the argument is a factory
         self.make_optimizer, self.make_schedule = optimizer, schedule
         build_optimizer(self.net, optimizer, schedule, steps=1)  # only to refuse wrong values now
-        splits = ("val", "train sample", "test")
+        splits = ("val", "train sample", "test", "val_strided", "test_strided")
         self.mean_losses: Any = nn.ModuleDict({split: MeanMetric() for split in splits})
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -79,6 +79,8 @@ class LitCharLM(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         losses = self.character_losses(batch)
+        if batch.counted is not None:  # windows overlap
+            losses = losses[batch.counted]
         self.mean_losses[batch.split].update(losses.mean(), weight=losses.numel())
         return {"losses": losses}  # for SymbolLossRecorder
 
@@ -100,10 +102,14 @@ class LitCharLM(pl.LightningModule):
         return loss
 
     def _log_loss(self, split: str) -> Tensor:
+        """Log the loss of a split, and that of its strided evaluation, if there is one."""
         loss = self._mean_loss(split)
         self.log(f"{split}/loss", loss, prog_bar=True)
         self.log(f"{split}/bpc", loss / math.log(2))
         self.log(f"{split}/perplexity", loss.exp())
+        strided = f"{split}_strided"
+        if strided in self.mean_losses and self.mean_losses[strided].update_called:
+            self._log_loss(strided)
         return loss
 
     def predict_step(self, batch: Prompts | Tensor, batch_idx: int) -> list[str]:

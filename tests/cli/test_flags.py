@@ -199,7 +199,7 @@ def test_no_help_lists_a_flag_without_an_effect(
 
 @pytest.mark.parametrize("flag", without_effect("fit"))
 def test_fit_refuses_a_flag_without_an_effect(flag: str, refusal: Refusal) -> None:
-    is_number = "limit" in flag or "every_n" in flag
+    is_number = any(part in flag for part in ("limit", "every_n", "stride"))
     is_on = flag.endswith(("enable_autolog_hparams", "inference_mode"))
     value = "2" if is_number else "false" if is_on else "true"
     assert f"--{flag} has no effect in fit: " in refusal("fit", *FIT, f"--{flag}", value)

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,7 @@ def as_rank(
 ) -> CharDataModule:
     """Attach a trainer that reports this rank and number of processes."""
     trainer: Any = SimpleNamespace(
+        state=SimpleNamespace(fn="validate"),
         global_rank=rank,
         world_size=world,
         global_step=global_step,
@@ -143,7 +145,7 @@ def test_batch_k_does_not_depend_on_earlier_draws(
 def test_batch_k_never_changes(open_text: Opener) -> None:
     """Later versions must be able to repeat a run."""
     windows = open_text(1000, seed=1337, context=8, batch_size=6).train_windows(1)
-    assert windows.starts.tolist() == [533, 182, 732, 28, 646, 588]
+    assert windows.starts.tolist() == [38, 870, 830, 606, 510, 374]
     assert windows.seed == 4_780_993_268_678_433_997
 
 
@@ -186,12 +188,27 @@ def test_training_windows_lie_inside_the_training_split(
     assert starts.max() + module.context < len(module.splits.train)
 
 
-def test_training_windows_are_uniformly_distributed(open_text: Opener) -> None:
-    """Including the first and the last."""
-    module = open_text(40, context=8, batch_size=1000, val_fraction=0.25)
-    counts = torch.bincount(torch.cat([module.train_windows(k).starts for k in range(22)]))
-    assert len(counts) == 30 - 8
-    assert (counts - 1000).abs().max() < 5 * 1000**0.5
+def test_a_pass_reads_each_window_of_the_text_once(open_text: Opener) -> None:
+    """Batches of 7 windows begin and end within passes of 24."""
+    module = open_text(2050 * 10 // 9 + 1, context=80, batch_size=7)
+    per_pass = (len(module.splits.train) - 80) // 80
+    assert per_pass == 24
+    starts = torch.cat([module.train_windows(k).starts for k in range(24)]).view(7, per_pass)
+    phases = starts.min(dim=1).values
+    expected = phases[:, None] + 80 * torch.arange(per_pass)
+    assert torch.equal(starts.sort(dim=1).values, expected)
+    assert len({tuple(order.tolist()) for order in starts - phases[:, None]}) == 7
+    assert len(set(phases.tolist())) > 4
+
+
+def test_over_many_passes_all_starts_are_equally_likely(open_text: Opener) -> None:
+    """Phases are uniform, and the first window of a pass is as likely to be any of them."""
+    module = open_text(80, context=8, batch_size=1, val_fraction=0.12)
+    per_pass = (len(module.splits.train) - 8) // 8
+    first = [module.train_windows(per_pass * k).starts.item() for k in range(6400)]
+    counts = torch.bincount(torch.tensor(first))
+    assert len(counts) == 8 * per_pass
+    assert (counts - 6400 / len(counts)).abs().max() < 5 * 100**0.5
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -455,3 +472,54 @@ def test_a_batch_size_that_is_no_multiple_of_the_world_size_is_refused(open_text
     )
     with pytest.raises(InputError, match=r"batch_size is 15, .* 2"):
         module.train_dataloader()
+
+
+@given(st.integers(2, 40), st.integers(1, 39), st.integers(0, 300), st.integers(1, 4))
+def test_the_strided_evaluation_counts_each_character_once(
+    open_text: Opener, context: int, stride: int, extra: int, world: int
+) -> None:
+    """Each but the first ones has at least context - stride characters before it."""
+    stride = min(stride, context - 1)
+    module = open_text(10 * (context * world + 1) + extra, context=context, stride=stride)
+    val, found = module.splits.val, Counter[int]()
+    for rank in range(world):
+        for windows in as_rank(module, rank, world).val_dataloader():
+            if windows.split == "val_strided":
+                assert windows.length == context
+                for start, count in zip(windows.starts, windows.counted, strict=True):
+                    found.update(range(start + context - count + 1, start + context + 1))
+                    assert start == val.start or context - count >= context - stride
+    assert found == Counter(val[1:])
+
+
+def test_a_stride_outside_the_context_is_refused() -> None:
+    for stride in (0, 8, -1):
+        with pytest.raises(InputError, match=f"stride is {stride}: it must be"):
+            CharDataModule(context=8, stride=stride)
+
+
+@pytest.mark.parametrize("stage", ["val", "test"])
+def test_the_strided_loss_is_exact(
+    open_text: Opener, lit: LitCharLM, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against one window for each character, as its definition says; the plain loss stays."""
+    monkeypatch.setattr(data_windows, "MAX_EVAL_TOKENS", 40)  # several batches
+    options = {"val_fraction": 0.3, "test_fraction": 0.3, "alphabet": ALPHABET}
+    module = open_text(1003, context=8, stride=3, **options)
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False,
+    )  # fmt: skip
+    run = {"val": trainer.validate, "test": trainer.test}[stage]
+    (metrics,) = run(lit, module, verbose=False)
+    part = vars(module.splits)[stage]
+    ids, losses = module.tokens[part.start : part.stop].long(), []
+    for at in range(1, len(ids)):
+        # The window's end is the first of 8, 11, 14, ... that is not before the target.
+        end = min(max(8, 8 + math.ceil((at - 8) / 3) * 3), len(ids) - 1)
+        with torch.no_grad():
+            logits = lit.net(ids[None, end - 8 : at])[0, -1]
+        losses.append(F.cross_entropy(logits.double(), ids[at]).item())
+    assert metrics[f"{stage}_strided/loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+    expected = direct_loss(lit.net, ids, 8)
+    assert metrics[f"{stage}/loss"] == pytest.approx(expected, abs=1e-5)

@@ -12,8 +12,10 @@ from lit_gpt_scratch.data.windows import (
     TrainWindows,
     Windows,
     eval_batch_size,
+    permute,
     random_bits,
     split_corpus,
+    training_starts,
 )
 
 fractions = st.tuples(st.floats(0.01, 0.98), st.just(0.0) | st.floats(0.01, 0.98)).filter(
@@ -48,6 +50,50 @@ def test_random_bits_depend_on_seed_and_number_only() -> None:
     for (seed, k), bits in reversed(expected.items()):
         assert np.array_equal(random_bits(seed, k, 3), bits[:3])
     assert len({tuple(bits) for bits in expected.values()}) == len(expected)
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**63))
+def test_permute_is_a_permutation(count: int, k: int) -> None:
+    keys = random_bits(0, k, 4)
+    permuted = permute(np.arange(count, dtype=np.uint64), count, keys)
+    assert sorted(permuted.tolist()) == [*range(count)]
+    some = np.array([count - 1, 0, count // 2], dtype=np.uint64)
+    assert permute(some, count, keys).tolist() == permuted[some].tolist()
+
+
+@given(st.integers(2**40, 2**62), st.integers(0, 2**63))
+def test_permute_works_where_no_list_would_fit(count: int, k: int) -> None:
+    numbers = np.arange(count - 64, count, dtype=np.uint64)
+    permuted = permute(numbers, count, random_bits(0, k, 4))
+    assert len(set(permuted.tolist())) == 64
+    assert permuted.max() < count
+
+
+def test_permutations_look_random() -> None:
+    """Each number comes to each place equally often, and neighbours are separated."""
+    permutations = np.stack(
+        [permute(np.arange(20, dtype=np.uint64), 20, random_bits(7, k, 4)) for k in range(8000)]
+    ).astype(int)
+    for place in permutations.T:
+        assert np.abs(np.bincount(place, minlength=20) - 400).max() < 5 * 400**0.5
+    followed = (np.diff(permutations, axis=1) == 1).mean()
+    assert followed == pytest.approx(1 / 20, rel=0.1)
+
+
+@given(
+    st.integers(1, 40), st.integers(0, 400), st.integers(0, 2**64), st.integers(1, 60), st.data()
+)
+def test_training_starts_depend_on_the_number_of_the_window_only(
+    context: int, extra: int, first: int, count: int, data: st.DataObject
+) -> None:
+    """They are the same in a larger batch, and lie in the text."""
+    length = context + 1 + extra
+    starts = training_starts(first, count, length, context, seed=1)
+    skipped = data.draw(st.integers(0, count - 1))
+    rest = training_starts(first + skipped, count - skipped, length, context, seed=1)
+    assert torch.equal(starts[skipped:], rest)
+    assert starts.min() >= 0
+    assert starts.max() + context < length
 
 
 def test_train_windows_asks_for_the_first_batch_when_it_is_read() -> None:
