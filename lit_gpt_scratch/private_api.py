@@ -4,8 +4,10 @@ Each has a test in tests/test_private_api.py that fails when the library changes
 imported only inside functions, so that commands without it start fast.
 """
 
+import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,29 @@ def foreach_lerp_(starts: list[Any], ends: list[Any], weight: float) -> None:
 def allow_clipping(optimizer: Any) -> None:
     """Let Lightning clip gradients; it refuses for fused optimizers, which may unscale them."""
     optimizer._step_supports_amp_scaling = False
+
+
+def uncompiled() -> Any:
+    """Return a context in which networks run uncompiled, also those that torch.compile changed.
+
+    It does not import the compiler, which takes a second, where nothing can be compiled.
+    """
+    import torch
+
+    is_loaded = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if is_loaded else nullcontext()
+
+
+def keep_compiled_code(folder: Path) -> None:
+    """Let torch.compile keep its code in a folder, unless the user has chosen another one.
+
+    Its default is a folder for temporary files. Importing Lightning sets the variable to it.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    variable = "TORCHINDUCTOR_CACHE_DIR"
+    if os.environ.get(variable, default_cache_dir()) == default_cache_dir():
+        os.environ[variable] = str(folder)
 
 
 # W&B: by default, a killed run loses the rows of its last 15 seconds.

@@ -263,3 +263,26 @@ def test_errors_of_union() -> None:
     errors = [type(error) for error in private_api.errors_of_union(found.value)]
     assert errors == [ValueError, ZeroDivisionError, ValueError]
     assert private_api.errors_of_union(ValueError()) == []
+
+
+def test_compiled_code_is_kept_in_a_folder_that_the_user_may_choose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the compiler itself says."""
+    from torch._inductor.runtime import cache_dir_utils
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", cache_dir_utils.default_cache_dir())
+    private_api.keep_compiled_code(tmp_path / "kept")
+    assert Path(cache_dir_utils.cache_dir()) == tmp_path / "kept"
+    private_api.keep_compiled_code(tmp_path / "other")
+    assert Path(cache_dir_utils.cache_dir()) == tmp_path / "kept"
+
+
+def test_a_compiled_network_runs_uncompiled_where_it_should() -> None:
+    called: list[int] = []
+    double = torch.compile(lambda x: 2 * x, backend=lambda graph, _: called.append(1) or graph)
+    with private_api.uncompiled():
+        assert double(torch.ones(2)).tolist() == [2, 2]
+    assert called == []
+    double(torch.ones(2))
+    assert called == [1]

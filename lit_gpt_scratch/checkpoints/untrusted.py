@@ -211,7 +211,8 @@ def require_classes_of(hyper_parameters: dict[str, Any], modules: Sequence[str])
         if not isinstance(hyper_parameters.get(name) or {}, dict):
             raise ValueError(f"its {name} is not a class with arguments")
     for key, text in _nested(hyper_parameters):
-        if not isinstance(text, str) or key in ("alphabet", INSTANTIATOR_KEY):
+        is_own = key in ("alphabet", INSTANTIATOR_KEY) or (key, text) == ("compile", "auto")
+        if is_own or not isinstance(text, str):
             continue
         is_word = len(modules) > 1 and key != "class_path" and re.fullmatch("[a-z0-9_-]*", text)
         is_harmless_word = is_word and not Path(text).exists()

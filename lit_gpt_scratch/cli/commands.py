@@ -27,6 +27,7 @@ from lit_gpt_scratch.cli.messages import explain_failure
 from lit_gpt_scratch.cli.parsing import CheckpointCLI
 from lit_gpt_scratch.cli.predict import PredictSettings, TextWriter, make_batches
 from lit_gpt_scratch.cli.process_state import restore_process_state
+from lit_gpt_scratch.data.corpus import cache_folder
 from lit_gpt_scratch.data.windows import Batches, require_divisible_batch
 from lit_gpt_scratch.errors import (
     InputError,
@@ -38,6 +39,7 @@ from lit_gpt_scratch.errors import (
     is_users_mistake,
     raise_user_bug,
 )
+from lit_gpt_scratch.private_api import keep_compiled_code
 from lit_gpt_scratch.runs import callbacks, loggers, provenance, summary
 from lit_gpt_scratch.runs import folder as run_folder
 from lit_gpt_scratch.runs.console import console_log
@@ -184,6 +186,7 @@ class CharCLI(CheckpointCLI):
         try:
             self.add_recorders()
             keep_freed_memory()
+            keep_compiled_code(cache_folder() / "compiled")
             characters = self.datamodule.batch_size * self.datamodule.context
             with one_thread_if_small(trainer, self.model.net, characters), follow_workers(trainer):
                 trainer.fit(**parts, ckpt_path=self.ckpt_path, weights_only=True)

@@ -171,5 +171,5 @@ def check_or_replace_values(command: str, config: Any) -> None:
             )
     if str(trainer.precision).startswith("64"):
         trainer.precision = supported(device, "--trainer.precision", "64-true")
-    if command == "fit" and config.model.compile:
+    if command == "fit" and config.model.compile is True:
         config.model.compile = supported(device, "--model.compile", "true") == "true"

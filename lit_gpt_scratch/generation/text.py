@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_gpt_scratch.data.tokenizer import CharTokenizer
 from lit_gpt_scratch.generation.sampling import SamplingSettings, stream
+from lit_gpt_scratch.private_api import uncompiled
 
 OnText = Callable[[int, str], None]  # receives the number of a text and the next piece of it
 
@@ -53,7 +54,7 @@ def generate_text(
     net.eval()
     try:
         # A compiled network would be compiled again for each length of the cache.
-        with torch.compiler.set_stance("force_eager"):
+        with uncompiled():
             for new in stream(net, ids, context, prompts.settings, prompts.indices, stop_ids):
                 drawn.append(new)
                 if on_text:

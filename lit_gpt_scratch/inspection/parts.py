@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.models.attention import has_weights
+from lit_gpt_scratch.private_api import uncompiled
 from lit_gpt_scratch.training.module import LitCharLM
 
 
@@ -45,7 +46,7 @@ def evaluation_mode(model: LitCharLM) -> Iterator[Any]:
     model.net.eval()
     try:
         # Hooks would make torch.compile compile a block again for every text length.
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), uncompiled():
             yield model.net
     finally:
         for module in training:

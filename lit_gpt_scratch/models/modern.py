@@ -59,6 +59,22 @@ def rms_norm(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return _RMSNorm.apply(x, dtype)  # type: ignore[no-untyped-call]
 
 
+class _SquaredReLU(torch.autograd.Function):
+    """A faster `x.relu().square()`: its backward pass takes one CPU kernel instead of four."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.relu()
+        ctx.save_for_backward(y)
+        return y * y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return torch.addcmul(y.new_zeros(()), grad, y, value=2)  # y is zero where x is negative
+
+
 def rotation_angles(start: int, end: int, head_size: int, device: torch.device) -> Tensor:
     """Return angles (T, 1, D / 2) of positions start to end: p * 10000 ** (-2i / D) for pair i."""
     frequencies = 10_000.0 ** -(torch.arange(0, head_size, 2, device=device) / head_size)
@@ -76,6 +92,13 @@ def rotation_table(positions: int, head_size: int, device: torch.device) -> Tens
     return torch.polar(torch.ones_like(angles), angles)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def real_rotation_table(start: int, end: int, head_size: int, device: torch.device) -> Any:
+    """Return cosines and sines (T, 1, D / 2). Compiled code holds them as constants."""
+    table = rotation_table(end, head_size, device)[start:]
+    return table.real.contiguous(), table.imag.contiguous()
+
+
 def apply_rope(x: Tensor, start: int) -> Tensor:
     """Rotate each pair of channels of x (B, T, H, D) by an angle proportional to its position.
 
@@ -86,8 +109,13 @@ def apply_rope(x: Tensor, start: int) -> Tensor:
     end = start + x.size(1)
     pairs = x.view(*x.shape[:-1], -1, 2)
     if torch.compiler.is_compiling():  # ONNX has no complex numbers, Inductor does not fuse them
-        angles = rotation_angles(start, end, x.size(-1), x.device)
-        cos, sin, (a, b) = angles.cos(), angles.sin(), pairs.unbind(-1)
+        where = start, end, x.size(-1), x.device
+        if torch.compiler.is_exporting():  # the length is a symbol
+            angles = rotation_angles(*where)
+            cos, sin = angles.cos(), angles.sin()
+        else:  # otherwise compiled code would compute them again for each vector
+            cos, sin = real_rotation_table(*where)
+        a, b = pairs.unbind(-1)
         return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
     # The length is rounded up to a power of two, so that few tables are computed.
     table = rotation_table(1 << (end - 1).bit_length(), x.size(-1), x.device)[start:end]
@@ -148,8 +176,7 @@ class SquaredReLUMLP(FeedForward):
     """An MLP with the activation relu(x) squared (So et al. 2021)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.hidden(x).relu()
-        return self.output(x * x)
+        return self.output(_SquaredReLU.apply(self.hidden(x)))  # type: ignore[no-untyped-call]
 
 
 class ModernBlock(nn.Module):

@@ -1,4 +1,4 @@
-"""The callbacks that LitCharLM adds to every fit: dropout seeds, losses, checks, compilation."""
+"""The callbacks that LitCharLM adds to every fit: dropout seeds, losses and checks."""
 
 import math
 from typing import Any
@@ -8,13 +8,14 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.training.compilation import CompileBlocks
 from lit_gpt_scratch.training.hardware import seed_device
 from lit_gpt_scratch.training.optim import parameter_groups
 
 REMEDY = "lower --model.optimizer.lr, or use --trainer.precision 32-true."
 
 
-def fit_callbacks(trainer: Any, compile: bool) -> list[Callback]:
+def fit_callbacks(trainer: Any, compile: bool | str) -> list[Callback]:
     """Return the callbacks of a fit, except those that the Trainer has from an earlier fit."""
     kinds: list[type[Callback]] = [SeedDropout, ApplyOptimizerSettings, TrainLoss, ValidateAtEnd]
     kinds += [RequireFinite, CompileBlocks] if compile else [RequireFinite]
@@ -186,18 +187,3 @@ class EarlyValidations(Callback):
 def is_early_step(step: int) -> bool:
     """Return whether a step is 1 or one of 10, 30, 100, 300 and so on."""
     return step == 1 or (step >= 10 and str(step).rstrip("0") in ("1", "3"))
-
-
-class CompileBlocks(Callback):
-    """Compiles a network with torch.compile before training.
-
-    Blocks are compiled one by one, because blocks of one shape share the compiled code; in place,
-    because a compiled copy would rename the keys of the checkpoint.
-    """
-
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        if stage == "fit":
-            modules = pl_module.net.modules()
-            blocks = [block for module in modules for block in getattr(module, "blocks", ())]
-            for part in blocks or [pl_module.net]:
-                part.compile()

@@ -6,7 +6,7 @@ clipping, optimizer and schedule. For each validation: `validation_step` for eac
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -39,7 +39,7 @@ class LitCharLM(pl.LightningModule):
         optimizer: Muon, torch.optim.AdamW or your class; `--model.optimizer.help NAME`.
         schedule: Learning rate over the steps: WarmupStableDecay, WarmupCosine or your class;
             `--model.schedule.help NAME`; null: constant.
-        compile: Make the network faster with torch.compile, which takes time at the start.
+        compile: Make steps faster with torch.compile. auto: where it makes the run shorter.
         alphabet: All characters, sorted; in a script, give `data.alphabet`.
         context: Longest input of the network; in a script, give `data.context`.
     """
@@ -49,7 +49,7 @@ class LitCharLM(pl.LightningModule):
         net: NetFactory = ModernGPT,
         optimizer: OptimizerFactory = Muon,
         schedule: ScheduleFactory | None = WarmupStableDecay,
-        compile: bool = False,
+        compile: bool | Literal["auto"] = "auto",
         alphabet: str = "",
         context: int = 256,
     ) -> None:

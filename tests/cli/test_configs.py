@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import math
-from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,13 @@ from laws import (
     train_small,
     with_random_weights,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from lit_gpt_scratch.cli import main
 from lit_gpt_scratch.inspection import laws as laws_of_networks
 from lit_gpt_scratch.models.kv_cache import takes_cache
-from lit_gpt_scratch.training.callbacks import CompileBlocks
+from lit_gpt_scratch.training.compilation import OPTIONS, compile_blocks
 from lit_gpt_scratch.training.module import LitCharLM
 from lit_gpt_scratch.training.optim import AdamW, parameter_groups
 
@@ -88,9 +87,10 @@ def assert_compiled_gradients_equal_eager_ones(model: LitCharLM, backend: str) -
     model.net, ids = with_random_weights(model.net), random_batch(model)
     weights = dict(model.net.named_parameters())
     eager = torch.autograd.grad(loss_of(model, ids), list(weights.values()))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
-        CompileBlocks().setup(None, model, "fit")
+    if backend == "inductor":
+        compile_blocks(model.net, options=OPTIONS)
+    else:
+        compile_blocks(model.net, backend=backend)
     compiled = torch.autograd.grad(loss_of(model, ids), list(weights.values()))
     for name, expected, actual in zip(weights, eager, compiled, strict=True):
         assert (actual - expected).norm() < 1e-4 * expected.norm(), name

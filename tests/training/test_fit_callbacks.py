@@ -1,24 +1,16 @@
-"""Dropout seeds, compiling, and validation at the last step."""
+"""Dropout seeds, and validation at the last step."""
 
 import math
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from lit_gpt_scratch.data import CharDataModule
-from lit_gpt_scratch.models import GPT, Bigram, Ensemble, NetFactory
-from lit_gpt_scratch.training import LitCharLM
-from lit_gpt_scratch.training.callbacks import (
-    CompileBlocks,
-    SeedDropout,
-    ValidateAtEnd,
-    fit_callbacks,
-)
+from lit_gpt_scratch.training.callbacks import SeedDropout, ValidateAtEnd, fit_callbacks
 
 CPU = SimpleNamespace(device=torch.device("cpu"))
 
@@ -43,48 +35,6 @@ def test_batches_have_different_seeds() -> None:
     data = CharDataModule("sample", 12, 4, seed=1, sample_size=20_000)
     data.open()
     assert data.train_windows(0).seed != data.train_windows(1).seed
-
-
-def compiled_parts(net: nn.Module) -> list[str]:
-    return [name for name, part in net.named_modules() if part._compiled_call_impl]
-
-
-def set_up(model: LitCharLM, stage: str) -> None:
-    trainer: Any = SimpleNamespace(callbacks=[])
-    for callback in fit_callbacks(trainer, model.hparams["compile"]):
-        callback.setup(None, model, stage)  # type: ignore[arg-type]
-
-
-def test_compiling_keeps_the_names_of_the_weights() -> None:
-    """Nothing is compiled before a fit begins."""
-    net = partial(GPT, layers=1, width=16)
-    plain = LitCharLM(net, alphabet="abc", context=8)
-    compiled = LitCharLM(net, alphabet="abc", context=8, compile=True)
-    set_up(compiled, "validate")
-    set_up(plain, "fit")
-    assert compiled_parts(compiled.net) == compiled_parts(plain.net) == []
-    set_up(compiled, "fit")
-    assert compiled_parts(compiled.net) == ["blocks.0"]
-    assert list(compiled.state_dict()) == list(plain.state_dict())
-
-
-@pytest.mark.parametrize(
-    ("net", "parts"),
-    [
-        (Bigram, [""]),
-        (partial(GPT, layers=2, width=16), ["blocks.0", "blocks.1"]),
-        (
-            partial(Ensemble, net=partial(GPT, layers=1, width=16), size=2),
-            ["members.0.blocks.0", "members.1.blocks.0"],
-        ),
-    ],
-)
-def test_blocks_are_compiled_one_by_one(net: NetFactory, parts: list[str]) -> None:
-    """A network without blocks is compiled as a whole."""
-    model = LitCharLM(net=net, alphabet="abc", context=8)
-    callback: Any = CompileBlocks()
-    callback.setup(None, model, "fit")
-    assert compiled_parts(model.net) == parts
 
 
 def test_a_second_fit_keeps_the_callbacks_of_the_first() -> None:
