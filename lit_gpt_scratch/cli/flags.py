@@ -36,7 +36,7 @@ EFFECTS = (
         "trainer.check_val_every_n_epoch trainer.num_sanity_val_steps trainer.log_every_n_steps "
         "trainer.enable_checkpointing trainer.enable_model_summary trainer.accumulate_grad_batches "
         "trainer.gradient_clip_val trainer.gradient_clip_algorithm trainer.detect_anomaly "
-        "model.optimizer model.schedule model.compile data.batch_size data.seed",
+        "model.optimizer model.schedule model.compile data.batch_size data.seed data.order",
         "fit",
         "only fit trains",
     ),

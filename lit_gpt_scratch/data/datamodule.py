@@ -24,7 +24,7 @@ from lit_gpt_scratch.data.windows import (
     random_bits,
     require_divisible_batch,
     split_corpus,
-    training_starts,
+    starts_in_passes,
 )
 from lit_gpt_scratch.errors import InputError, require_positive
 
@@ -47,6 +47,8 @@ class CharDataModule(pl.LightningDataModule):
         fallback: `sample`: use the built-in text if a download fails.
         sample_size: Characters of the built-in text.
         alphabet: Characters to encode with; the default is the checkpoint's, or the corpus' own.
+        order: Of training windows. passes: each window of the text once, then again from another
+            position on. random: each window is drawn by itself, as in nanoGPT.
         stride: Evaluate once more, in windows that begin at this distance: each character but the
             first ones then has at least context - stride characters before it.
 
@@ -65,6 +67,7 @@ class CharDataModule(pl.LightningDataModule):
         fallback: Literal["sample"] | None = None,
         sample_size: int = 1_000_000,
         alphabet: str | None = None,
+        order: Literal["passes", "random"] = "passes",
         stride: int | None = None,
     ) -> None:
         super().__init__()
@@ -74,13 +77,15 @@ class CharDataModule(pl.LightningDataModule):
                 f"context is {context} and batch_size is {batch_size}: a context must be at most "
                 f"{MAX_CONTEXT:,}, and context times batch_size at most {MAX_BATCH_TOKENS:,}."
             )
+        if order not in ("passes", "random"):
+            raise InputError(f"order is {order!r}: it must be passes or random.")
         if stride is not None and not 1 <= stride < context:
             raise InputError(
                 f"stride is {stride}: it must be at least 1 and below the context, {context}."
             )
         split_corpus(1, val_fraction, test_fraction)  # only to refuse wrong fractions now
         self.save_hyperparameters(logger=False)
-        self.context, self.batch_size, self.stride = context, batch_size, stride
+        self.context, self.batch_size, self.order, self.stride = context, batch_size, order, stride
         self.seed = 1337 if seed is None else seed
         if not 0 <= self.seed < 1 << 32:
             raise InputError(f"seed is {self.seed}: it must be at least 0 and under 2**32.")
@@ -148,16 +153,20 @@ class CharDataModule(pl.LightningDataModule):
     def train_windows(self, k: int, parts: int = 1) -> Windows:
         """Draw the windows of batch k. The same seed and k give the same batch.
 
-        Training reads the text in passes; see `training_starts`. With gradient accumulation, one
-        optimizer step uses `parts` batches. Together they have the same windows as one batch of
-        `parts * batch_size`.
+        With gradient accumulation, one optimizer step uses `parts` batches. Together they have the
+        same windows as one batch of `parts * batch_size`.
         """
         step, part = divmod(k, parts)
-        length = len(self.splits.train)
-        first = k * self.batch_size
-        starts = training_starts(first, self.batch_size, length, self.context, self.seed)
-        dropout_seed = int(random_bits(self.seed, step, 1)[0] >> np.uint64(1))
-        return Windows(starts, self.context, dropout_seed + (part << 32), "train")
+        size, length = self.batch_size, len(self.splits.train)
+        integers = random_bits(self.seed, step, parts * size + 1)
+        if self.order == "passes":
+            starts = starts_in_passes(k * size, size, length, self.context, self.seed)
+        else:
+            start_count = np.uint64(length - self.context)
+            rows = integers[1 + part * size :][:size]
+            starts = torch.from_numpy((rows % start_count).astype(np.int64))
+        dropout_seed = int(integers[0] >> np.uint64(1)) + (part << 32)  # each part has its own
+        return Windows(starts, self.context, dropout_seed, "train")
 
     def val_dataloader(self) -> Iterable[Windows]:
         val, how = self.splits.val, (self.context, len(self.alphabet), Share.of(self.trainer))

@@ -192,7 +192,7 @@ def permute(
     return permuted
 
 
-def training_starts(first: int, count: int, length: int, context: int, seed: int) -> Tensor:
+def starts_in_passes(first: int, count: int, length: int, context: int, seed: int) -> Tensor:
     """Return the starts (count,) of window `first` and the next ones, in a text of `length`.
 
     Training reads the text in passes. A pass cuts the text into windows side by side, and reads

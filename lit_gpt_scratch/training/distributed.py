@@ -18,7 +18,9 @@ from lit_gpt_scratch.private_api import LOST_PROCESS, has_worker_processes
 PARENT = "LIT_GPT_SCRATCH_PARENT"  # environment variable: the process that started the ranks
 GRACE_SECONDS = 10.0  # time that rank 0 has to report an error and to end
 # Settings that all processes of a run must share.
-DATA = ("sha256", "alphabet", "context", "batch_size", "seed", "val_fraction", "test_fraction")
+DATA = (
+    "sha256", "alphabet", "context", "batch_size", "seed", "order", "val_fraction", "test_fraction"
+)  # fmt: skip
 STEPS = ("max_steps", "accumulate_grad_batches", "val_check_interval", "log_every_n_steps")
 
 

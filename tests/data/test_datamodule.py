@@ -144,9 +144,15 @@ def test_batch_k_does_not_depend_on_earlier_draws(
 
 def test_batch_k_never_changes(open_text: Opener) -> None:
     """Later versions must be able to repeat a run."""
-    windows = open_text(1000, seed=1337, context=8, batch_size=6).train_windows(1)
-    assert windows.starts.tolist() == [38, 870, 830, 606, 510, 374]
-    assert windows.seed == 4_780_993_268_678_433_997
+    expected = {
+        "passes": [38, 870, 830, 606, 510, 374],
+        "random": [533, 182, 732, 28, 646, 588],  # of the first versions
+    }
+    for order, starts in expected.items():
+        data = open_text(1000, seed=1337, context=8, batch_size=6, order=order)
+        windows = data.train_windows(1)
+        assert windows.starts.tolist() == starts
+        assert windows.seed == 4_780_993_268_678_433_997
 
 
 def test_batches_differ_between_seeds_and_numbers(open_text: Opener) -> None:
@@ -167,9 +173,10 @@ def share_of_rank(
     return next(itertools.islice(loader, part, None))
 
 
+@pytest.mark.parametrize("order", ["passes", "random"])
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_ranks_divide_the_global_batch(open_text: Opener, world: int) -> None:
-    module = open_text(1000, batch_size=12)
+def test_ranks_divide_the_global_batch(open_text: Opener, world: int, order: str) -> None:
+    module = open_text(1000, batch_size=12, order=order)
     rank_batches = [share_of_rank(module, 7, rank, world) for rank in range(world)]
     assert [len(share.starts) for share in rank_batches] == [12 // world] * world
     combined = torch.stack([share.starts for share in rank_batches], dim=1).flatten()
@@ -186,6 +193,19 @@ def test_training_windows_lie_inside_the_training_split(
     starts = module.train_windows(k).starts
     assert starts.min() >= 0
     assert starts.max() + module.context < len(module.splits.train)
+
+
+def test_windows_in_random_order_are_uniformly_distributed(open_text: Opener) -> None:
+    """Including the first and the last."""
+    module = open_text(40, context=8, batch_size=1000, val_fraction=0.25, order="random")
+    counts = torch.bincount(torch.cat([module.train_windows(k).starts for k in range(22)]))
+    assert len(counts) == 30 - 8
+    assert (counts - 1000).abs().max() < 5 * 1000**0.5
+
+
+def test_an_unknown_order_is_refused() -> None:
+    with pytest.raises(InputError, match="order is 'shuffled': it must be passes or random"):
+        CharDataModule(order="shuffled")  # type: ignore[arg-type]
 
 
 def test_a_pass_reads_each_window_of_the_text_once(open_text: Opener) -> None:
@@ -211,11 +231,12 @@ def test_over_many_passes_all_starts_are_equally_likely(open_text: Opener) -> No
     assert (counts - 6400 / len(counts)).abs().max() < 5 * 100**0.5
 
 
+@pytest.mark.parametrize("order", ["passes", "random"])
 @pytest.mark.parametrize("world", [1, 2])
 def test_accumulated_batches_have_the_windows_of_one_larger_batch(
-    open_text: Opener, world: int
+    open_text: Opener, world: int, order: str
 ) -> None:
-    large, small = (open_text(1000, batch_size=size) for size in (24, 8))
+    large, small = (open_text(1000, batch_size=size, order=order) for size in (24, 8))
     for step in (0, 5):
         rank_batches = [
             torch.stack([share_of_rank(small, k, r, world, 3).starts for r in range(world)], dim=1)

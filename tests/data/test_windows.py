@@ -15,7 +15,7 @@ from lit_gpt_scratch.data.windows import (
     permute,
     random_bits,
     split_corpus,
-    training_starts,
+    starts_in_passes,
 )
 
 fractions = st.tuples(st.floats(0.01, 0.98), st.just(0.0) | st.floats(0.01, 0.98)).filter(
@@ -83,14 +83,14 @@ def test_permutations_look_random() -> None:
 @given(
     st.integers(1, 40), st.integers(0, 400), st.integers(0, 2**64), st.integers(1, 60), st.data()
 )
-def test_training_starts_depend_on_the_number_of_the_window_only(
+def test_starts_in_passes_depend_on_the_number_of_the_window_only(
     context: int, extra: int, first: int, count: int, data: st.DataObject
 ) -> None:
     """They are the same in a larger batch, and lie in the text."""
     length = context + 1 + extra
-    starts = training_starts(first, count, length, context, seed=1)
+    starts = starts_in_passes(first, count, length, context, seed=1)
     skipped = data.draw(st.integers(0, count - 1))
-    rest = training_starts(first + skipped, count - skipped, length, context, seed=1)
+    rest = starts_in_passes(first + skipped, count - skipped, length, context, seed=1)
     assert torch.equal(starts[skipped:], rest)
     assert starts.min() >= 0
     assert starts.max() + context < length
