@@ -286,3 +286,9 @@ def test_a_compiled_network_runs_uncompiled_where_it_should() -> None:
     assert called == []
     double(torch.ones(2))
     assert called == [1]
+
+
+def test_models_do_not_import_the_compiler() -> None:
+    """That takes a second, and predict does not need it."""
+    script = "import sys, lit_gpt_scratch.models; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)

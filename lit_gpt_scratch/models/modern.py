@@ -92,11 +92,10 @@ def rotation_table(positions: int, head_size: int, device: torch.device) -> Tens
     return torch.polar(torch.ones_like(angles), angles)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def real_rotation_table(start: int, end: int, head_size: int, device: torch.device) -> Any:
-    """Return cosines and sines (T, 1, D / 2). Compiled code holds them as constants."""
-    table = rotation_table(end, head_size, device)[start:]
-    return table.real.contiguous(), table.imag.contiguous()
+def cosines_and_sines(start: int, end: int, head_size: int, device: torch.device) -> list[Tensor]:
+    """Return the parts of these rotations, each (T, 1, D / 2), for code that is compiled."""
+    angles = rotation_angles(start, end, head_size, device)
+    return [angles.cos(), angles.sin()]
 
 
 def apply_rope(x: Tensor, start: int) -> Tensor:
@@ -109,13 +108,7 @@ def apply_rope(x: Tensor, start: int) -> Tensor:
     end = start + x.size(1)
     pairs = x.view(*x.shape[:-1], -1, 2)
     if torch.compiler.is_compiling():  # ONNX has no complex numbers, Inductor does not fuse them
-        where = start, end, x.size(-1), x.device
-        if torch.compiler.is_exporting():  # the length is a symbol
-            angles = rotation_angles(*where)
-            cos, sin = angles.cos(), angles.sin()
-        else:  # otherwise compiled code would compute them again for each vector
-            cos, sin = real_rotation_table(*where)
-        a, b = pairs.unbind(-1)
+        (cos, sin), (a, b) = cosines_and_sines(start, end, x.size(-1), x.device), pairs.unbind(-1)
         return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
     # The length is rounded up to a power of two, so that few tables are computed.
     table = rotation_table(1 << (end - 1).bit_length(), x.size(-1), x.device)[start:end]

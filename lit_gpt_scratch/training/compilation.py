@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_gpt_scratch.errors import InputError, describe_error
 from lit_gpt_scratch.models import count_parameters
+from lit_gpt_scratch.models.modern import cosines_and_sines
 from lit_gpt_scratch.private_api import uncompiled
 from lit_gpt_scratch.training.distributed import is_rank_zero
 from lit_gpt_scratch.training.hardware import is_small
@@ -89,6 +90,8 @@ def compile_blocks(net: nn.Module, **how: Any) -> None:
 
     `how` are arguments of torch.compile.
     """
+    # Compiled code holds rotations as constants: it would compute them again for each vector.
+    torch.compiler.assume_constant_result(cosines_and_sines)  # type: ignore[no-untyped-call]
     blocks = [block for module in net.modules() for block in getattr(module, "blocks", ())]
     for part in blocks or [net]:
         part.compile(dynamic=False, **how)
