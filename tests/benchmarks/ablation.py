@@ -32,6 +32,7 @@ KEPT: dict[str, list[str]] = {
     "cosine decay to 2 % of the peak, warm-up 20, instead of plateau and line": [
         f"--model.schedule={COSINE}"
     ],
+    "windows drawn at random instead of passes": ["--data.order=random"],
     "learned positions instead of rotary": ["--model.net=variants.LearnedPositions"],
     "no token shift": ["--model.net=variants.NoTokenShift"],
     "GELU instead of squared ReLU": ["--model.net=variants.GELUFeedForward"],
