@@ -112,6 +112,13 @@ def uncompiled() -> Any:
     return torch.compiler.set_stance("force_eager") if is_loaded else nullcontext()
 
 
+def tolerate_failed_compilation() -> Any:
+    """Return a context in which what cannot be compiled runs as it is, after a warning."""
+    import torch._dynamo
+
+    return torch._dynamo.config.patch(suppress_errors=True)
+
+
 def keep_compiled_code(folder: Path) -> None:
     """Let torch.compile keep its code in a folder, unless the user has chosen another one.
 

@@ -292,3 +292,15 @@ def test_models_do_not_import_the_compiler() -> None:
     """That takes a second, and predict does not need it."""
     script = "import sys, lit_gpt_scratch.models; sys.exit('torch._dynamo' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_what_cannot_be_compiled_runs_as_it_is() -> None:
+    def fail(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    double = torch.compile(lambda x: 2 * x, backend=fail)
+    with private_api.tolerate_failed_compilation():
+        assert double(torch.ones(2)).tolist() == [2, 2]
+    torch.compiler.reset()
+    with pytest.raises(Exception, match="ZeroDivisionError"):
+        double(torch.ones(2))

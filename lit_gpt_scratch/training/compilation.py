@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lit_gpt_scratch.errors import InputError, describe_error
 from lit_gpt_scratch.models import count_parameters
 from lit_gpt_scratch.models.modern import cosines_and_sines
-from lit_gpt_scratch.private_api import uncompiled
+from lit_gpt_scratch.private_api import tolerate_failed_compilation, uncompiled
 from lit_gpt_scratch.training.distributed import is_rank_zero
 from lit_gpt_scratch.training.hardware import is_small
 
@@ -30,20 +30,26 @@ class CompileBlocks(Callback):
     """
 
     def __init__(self) -> None:
-        self._validation = contextlib.ExitStack()
+        self._training, self._validation = contextlib.ExitStack(), contextlib.ExitStack()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         net, is_cpu = pl_module.net, pl_module.device.type == "cpu"
-        if pl_module.hparams["compile"] == "auto" and not is_worth_it(trainer, net):
+        is_auto = pl_module.hparams["compile"] == "auto"
+        if is_auto and not is_worth_it(trainer, net):
             return
         failure = why_not() if is_cpu else None
-        if failure and pl_module.hparams["compile"] is True:
+        if failure and not is_auto:
             raise InputError(f"--model.compile true: {failure} Leave it out.")
         if is_rank_zero():
             done = f"nothing: {failure}" if failure else "the blocks, in half a minute or less"
             print(f"compile      {done}", file=sys.stderr)
         if not failure:
             compile_blocks(net, options=OPTIONS if is_cpu else None)
+        if is_auto:  # a network of the user's own may be the first that the compiler fails with
+            self._training.enter_context(tolerate_failed_compilation())
+
+    def on_train_end(self, *_: Any) -> None:
+        self._training.close()
 
     def on_validation_start(self, *_: Any) -> None:
         self._validation.enter_context(uncompiled())
@@ -52,6 +58,7 @@ class CompileBlocks(Callback):
         self._validation.close()
 
     def on_exception(self, *_: Any) -> None:
+        self._training.close()
         self._validation.close()
 
 
