@@ -37,6 +37,19 @@ class SendSignal(pl.Callback):
             signal.raise_signal(SendSignal.number)
 
 
+LARGE_STEPS = [
+    "--model.optimizer.lr=1e38", "--model.optimizer.adamw_lr=1e38", "--model.schedule=null"
+]  # fmt: skip
+
+
+class BreakWeights(pl.Callback):
+    """Makes weights infinite after step 5, as a step that is too large does."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        if trainer.global_step == 5:
+            next(pl_module.net.parameters()).data.fill_(torch.inf)
+
+
 @pytest.fixture(autouse=True)
 def _no_more_signals() -> Iterator[None]:
     yield
@@ -201,12 +214,16 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
 
 
 @pytest.mark.parametrize(
-    ("validations", "minutes", "said_of"),
-    [(1, 5.0, "logits"), (2, 5.0, "the validation loss is"), (50, 0.0, "not all weights")],
+    ("validations", "minutes", "how", "said_of"),
+    [
+        (1, 5.0, LARGE_STEPS, "logits"),
+        (2, 5.0, LARGE_STEPS, "the validation loss is"),
+        (50, 0.0, ["--trainer.callbacks+=test_checkpointing.BreakWeights"], "not all weights"),
+    ],
     ids=["at a sample", "at a validation", "between two of them"],
 )
 def test_weights_that_are_not_finite_are_never_saved(
-    validations: int, minutes: float, said_of: str,
+    validations: int, minutes: float, how: list[str], said_of: str,
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """The loss of the step is finite, but its new weights are not."""
@@ -217,8 +234,7 @@ def test_weights_that_are_not_finite_are_never_saved(
     with pytest.raises(SystemExit) as stop:
         train_small(
             tmp_path, *often, "--trainer.max_steps=40", f"--ckpt_path={last(folder)}",
-            "--model.optimizer.lr=1e38", "--model.optimizer.adamw_lr=1e38",
-            "--model.schedule=null",
+            *how,
         )  # fmt: skip
     said = capsys.readouterr().err
     assert stop.value.code == 2
