@@ -102,9 +102,9 @@ def allow_clipping(optimizer: Any) -> None:
 
 
 def uncompiled() -> Any:
-    """Return a context in which networks run uncompiled, also those that torch.compile changed.
+    """Return a context in which all networks run uncompiled, even those that were compiled.
 
-    It does not import the compiler, which takes a second, where nothing can be compiled.
+    If the compiler is not imported, nothing is compiled. Importing it would take a second.
     """
     import torch
 
@@ -113,7 +113,7 @@ def uncompiled() -> Any:
 
 
 def tolerate_failed_compilation() -> Any:
-    """Return a context in which what cannot be compiled runs as it is, after a warning."""
+    """Return a context in which code that cannot be compiled runs uncompiled, after a warning."""
     import torch._dynamo
 
     return torch._dynamo.config.patch(suppress_errors=True)

@@ -60,7 +60,7 @@ def read_checkpoint(path: Path, plugin: str | None = None) -> dict[str, Any]:
         for part in HYPERPARAMETERS:
             require_plain(checkpoint[part], size=-1)  # no tensors, not even empty ones
             checkpoint[part] = _with_current_class_paths(checkpoint[part])
-        checkpoint["datamodule_hyper_parameters"].setdefault("order", "random")  # as it once was
+        checkpoint["datamodule_hyper_parameters"].setdefault("order", "random")  # of older versions
         require_state_of_fit(checkpoint)
         modules = (PACKAGE, module_name(plugin)) if plugin else (PACKAGE,)
         require_classes_of(checkpoint["hyper_parameters"], modules)

@@ -47,10 +47,10 @@ class CharDataModule(pl.LightningDataModule):
         fallback: `sample`: use the built-in text if a download fails.
         sample_size: Characters of the built-in text.
         alphabet: Characters to encode with; the default is the checkpoint's, or the corpus' own.
-        order: Of training windows. passes: each window of the text once, then again from another
-            position on. random: each window is drawn by itself, as in nanoGPT.
-        stride: Evaluate once more, in windows that begin at this distance: each character but the
-            first ones then has at least context - stride characters before it.
+        order: How training windows are drawn. passes: each window of the text once; the next pass
+            begins at another position. random: each window on its own, as in nanoGPT.
+        stride: Also evaluate in overlapping windows, which begin every `stride` characters. Each
+            character, except the first ones, then has at least context - stride before it.
 
     Raises `InputError` for a value out of range. The corpus is opened later, by `open`.
     """

@@ -124,9 +124,9 @@ def overlapping_windows(
 ) -> Iterator[Windows]:
     """Cover a split with windows that begin at a distance of `stride`, all of full length.
 
-    The first window counts all its targets. Each other one counts those that no window before has
-    counted: its last `stride`, with at least context - stride characters before them. The last
-    window ends with the split. So each character but the first is counted once.
+    The first window counts all its targets. Each later window counts only its last `stride`
+    targets, which have at least context - stride characters before them. The last window ends with
+    the split and counts what is left. So each character except the first is counted once.
     """
     ends = torch.arange(context, len(split) - 1 + stride, stride).clamp_(max=len(split) - 1)
     counted = ends.diff(prepend=torch.zeros(1, dtype=torch.int64))
@@ -171,7 +171,7 @@ def random_bits(seed: int, k: int, count: int) -> NDArray[np.uint64]:
 def permute(
     numbers: NDArray[np.uint64], count: int, keys: NDArray[np.uint64]
 ) -> NDArray[np.uint64]:
-    """Return what a random permutation of 0, 1, ..., count - 1 makes of some of these numbers.
+    """Apply a random permutation of 0, 1, ..., count - 1 to some of these numbers.
 
     The keys choose the permutation; nothing is stored. It is a Feistel network (Luby and Rackoff
     1988): each round adds a hash of the right half of a number's bits to its left half, and swaps

@@ -93,7 +93,7 @@ def rotation_table(positions: int, head_size: int, device: torch.device) -> Tens
 
 
 def cosines_and_sines(start: int, end: int, head_size: int, device: torch.device) -> list[Tensor]:
-    """Return the parts of these rotations, each (T, 1, D / 2), for code that is compiled."""
+    """Return the cosines and the sines of these angles, each (T, 1, D / 2), for compiled code."""
     angles = rotation_angles(start, end, head_size, device)
     return [angles.cos(), angles.sin()]
 

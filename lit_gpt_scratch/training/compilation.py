@@ -15,10 +15,10 @@ from lit_gpt_scratch.private_api import tolerate_failed_compilation, uncompiled
 from lit_gpt_scratch.training.distributed import is_rank_zero
 from lit_gpt_scratch.training.hardware import is_small
 
-# Parameters times characters of a whole run. `gpt_cpu` has 2.3e12: compiling takes 5 seconds where
-# the code is cached, else half a minute, and saves a quarter of the time of each step.
+# Parameters times characters of a whole run; `gpt_cpu` has 2.3e12. Compiling takes 5 seconds if the
+# code is in the cache, else half a minute. Then each step takes a quarter less time.
 LONG = 2e12
-# Without this, the compiler tries all instruction sets first, which takes ten seconds.
+# Do not test first which instruction sets the compiler supports: that takes ten seconds.
 OPTIONS: dict[str, Any] = {"cpp.vec_isa_ok": True}
 
 
@@ -45,7 +45,7 @@ class CompileBlocks(Callback):
             print(f"compile      {done}", file=sys.stderr)
         if not failure:
             compile_blocks(net, options=OPTIONS if is_cpu else None)
-        if is_auto:  # a network of the user's own may be the first that the compiler fails with
+        if is_auto:  # the compiler may fail with a user's own network
             self._training.enter_context(tolerate_failed_compilation())
 
     def on_train_end(self, *_: Any) -> None:
@@ -65,7 +65,7 @@ class CompileBlocks(Callback):
 def is_worth_it(trainer: Any, net: nn.Module) -> bool:
     """Return whether compiling makes a run shorter. Only CPUs under Linux were measured.
 
-    Sizes decide, and no measurement: so a resumed run decides as it did before.
+    Only sizes decide, not a measurement. So a resumed run decides as it did before.
     """
     data = trainer.datamodule
     if sys.platform != "linux" or trainer.strategy.root_device.type != "cpu" or data is None:
@@ -93,11 +93,11 @@ def why_not() -> str | None:
 
 
 def compile_blocks(net: nn.Module, **how: Any) -> None:
-    """Compile the blocks of a network, or all of it if it has none, when they are next called.
+    """Compile each block of a network. A network without blocks is compiled as a whole.
 
-    `how` are arguments of torch.compile.
+    PyTorch compiles a part when it is called next. `how` are arguments of torch.compile.
     """
-    # Compiled code holds rotations as constants: it would compute them again for each vector.
+    # Store cosines and sines as constants: otherwise compiled code computes them for each vector.
     torch.compiler.assume_constant_result(cosines_and_sines)  # type: ignore[no-untyped-call]
     blocks = [block for module in net.modules() for block in getattr(module, "blocks", ())]
     for part in blocks or [net]:

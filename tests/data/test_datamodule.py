@@ -222,7 +222,7 @@ def test_a_pass_reads_each_window_of_the_text_once(open_text: Opener) -> None:
 
 
 def test_over_many_passes_all_starts_are_equally_likely(open_text: Opener) -> None:
-    """Phases are uniform, and the first window of a pass is as likely to be any of them."""
+    """The first window of a pass begins at each position of the text equally often."""
     module = open_text(80, context=8, batch_size=1, val_fraction=0.12)
     per_pass = (len(module.splits.train) - 8) // 8
     first = [module.train_windows(per_pass * k).starts.item() for k in range(6400)]

@@ -398,7 +398,7 @@ def test_the_link_keeps_the_state(page: Page) -> None:
 
 
 def test_a_link_to_any_model_opens_that_model(page: Page) -> None:
-    """The page alone begins with the model that was written last; a link may name another."""
+    """Without a hash in the link, this is the model that was written last."""
     for index in range(3):
         page.evaluate(redo(f"changeModel({index})"))
         page.evaluate(LINK_CHANGED)

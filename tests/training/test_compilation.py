@@ -94,9 +94,9 @@ def test_auto_compiles_where_a_run_on_a_cpu_is_long(monkeypatch: pytest.MonkeyPa
 
 
 def short_fit(wish: bool | str, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Train for four steps with two validations. Return whether each compiled graph has gradients.
+    """Train for four steps with two validations.
 
-    The backend compiles nothing.
+    Return one value for each compiled graph: whether gradients were on. The backend only records.
     """
     graphs = []
 
