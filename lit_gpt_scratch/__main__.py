@@ -18,7 +18,7 @@ def run() -> None:
         if isinstance(stream, TextIOWrapper):  # its encoding may lack characters of a text
             stream.reconfigure(errors="backslashreplace")
     try:
-        command = program.find_command()
+        command = program.find_command(quick=True)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         command()
     except KeyboardInterrupt:

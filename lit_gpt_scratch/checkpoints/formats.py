@@ -44,11 +44,14 @@ FOR_OTHERS = {"onnx": "ONNX", "huggingface": "Hugging Face"}  # exports that are
 MAX_JSON_BYTES = 1 << 22  # of config.json and of the weights' header; the longest alphabet fits
 
 
-def read_checkpoint(path: Path, plugin: str | None = None) -> dict[str, Any]:
+def read_checkpoint(
+    path: Path, plugin: str | None = None, for_training: bool = True
+) -> dict[str, Any]:
     """Return a checkpoint's contents, checked, without running any code from it.
 
-    Class paths in it may name this package and `plugin`, a module or its file. Raises `InputError`
-    if it is missing, damaged, not plain data, or names other classes or files.
+    Class paths in it may name this package and `plugin`, a module or its file. Unless it is
+    `for_training`, the hyperparameters lack optimizer and schedule, whose modules import Lightning.
+    Raises `InputError` if it is missing, damaged, not plain data, or names other classes or files.
     """
     checkpoint = _load(path)
     try:
@@ -62,6 +65,9 @@ def read_checkpoint(path: Path, plugin: str | None = None) -> dict[str, Any]:
             checkpoint[part] = _with_current_class_paths(checkpoint[part])
         checkpoint["datamodule_hyper_parameters"].setdefault("order", "random")  # of older versions
         require_state_of_fit(checkpoint)
+        if not for_training:
+            for name in ("optimizer", "schedule"):
+                checkpoint["hyper_parameters"].pop(name, None)
         modules = (PACKAGE, module_name(plugin)) if plugin else (PACKAGE,)
         require_classes_of(checkpoint["hyper_parameters"], modules)
     except ValueError as error:

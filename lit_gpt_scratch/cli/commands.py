@@ -255,10 +255,10 @@ class CharCLI(CheckpointCLI):
             raise InputError("predict takes one device: leave --trainer.devices at 1.")
         config = self.config_init
         settings = PredictSettings(**{f.name: config[f.name] for f in fields(PredictSettings)})
-        writer = TextWriter()
-        self.trainer.callbacks.append(writer)
-        prompts = make_batches(self.model, settings, config.seed_everything, writer.print_piece)
+        writer, tokenizer = TextWriter(), self.model.tokenizer
+        prompts = make_batches(tokenizer, settings, config.seed_everything, writer)
         self.trainer.predict(self.model, Batches(prompts))
+        writer.end()
 
 
 def as_list(value: Any) -> list[Any]:

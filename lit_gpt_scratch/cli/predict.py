@@ -4,16 +4,13 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Callback
 
 from lit_gpt_scratch.data.text_files import read_text
+from lit_gpt_scratch.data.tokenizer import CharTokenizer
 from lit_gpt_scratch.errors import InputError, require_positive
 from lit_gpt_scratch.generation import Prompts, SamplingSettings, default_prompt
-from lit_gpt_scratch.generation.text import OnText
-from lit_gpt_scratch.training import LitCharLM
 
 MAX_BATCH = 64  # texts whose caches are in memory together
 
@@ -40,35 +37,39 @@ class PredictSettings(SamplingSettings):
 
 
 def make_batches(
-    model: LitCharLM, settings: PredictSettings, seed: int, on_text: OnText | None = None
+    tokenizer: CharTokenizer,
+    settings: PredictSettings,
+    seed: int,
+    writer: "TextWriter | None" = None,
 ) -> list[Prompts]:
     """Encode the prompts and batch those of one length, unpadded.
 
-    `seed` is used unless the settings have one. `on_text` receives the first text of each batch
-    piece by piece. Raise InputError if a setting is out of range or a character is unknown.
+    `seed` is used unless the settings have one. The writer prints the texts of each batch. Raise
+    InputError if a setting is out of range or a character is unknown.
     """
     require_positive(num_samples=settings.num_samples)
-    count, size = settings.num_samples, len(model.tokenizer)
+    count, size = settings.num_samples, len(tokenizer)
     if settings.top_k is not None and settings.top_k > size:
         print(
             f"Notice: top_k is {settings.top_k}, but the alphabet has {size} characters: top_k has "
             "no effect.",
             file=sys.stderr,
         )
-    encode(model, settings.stop, "stop")  # checks its characters
+    encode(tokenizer, settings.stop, "stop")  # checks its characters
     texts = []  # the prompt of each text, with the number of the text
     for i, prompt in enumerate(read_prompts(settings)):
         place = f"line {i + 1} of {settings.prompt_file}" if settings.prompt_file else "prompt"
-        ids = encode(model, prompt or default_prompt(model.tokenizer), place)
+        ids = encode(tokenizer, prompt or default_prompt(tokenizer), place)
         texts += [(ids, index) for index in range(i * count, (i + 1) * count)]
     sampling = settings if settings.seed is not None else replace(settings, seed=seed)
-    return [Prompts(*group, sampling, settings.stop, on_text) for group in group_by_length(texts)]
+    output = (writer.print_piece, writer.print_texts) if writer else ()
+    return [Prompts(*group, sampling, settings.stop, *output) for group in group_by_length(texts)]
 
 
-def encode(model: LitCharLM, text: str, place: str) -> torch.Tensor:
+def encode(tokenizer: CharTokenizer, text: str, place: str) -> torch.Tensor:
     """Return the ids (T,) of a text; the error for an unknown character names its place."""
     try:
-        return model.tokenizer.encode(text)
+        return tokenizer.encode(text)
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
 
@@ -103,7 +104,7 @@ def read_prompts(settings: PredictSettings) -> list[str]:
     return text.removesuffix("\n").split("\n")  # splitlines would split at eight more characters
 
 
-class TextWriter(Callback):
+class TextWriter:
     """Prints the texts, and nothing else, to standard output in the order of the prompts.
 
     The first text appears character by character while it is generated, the others when they are
@@ -122,13 +123,13 @@ class TextWriter(Callback):
             print(rule + piece, end="", flush=True)
             self._printed += len(piece)
 
-    def on_predict_batch_end(
-        self, trainer: Any, model: Any, texts: Any, batch: Any, *_: Any
-    ) -> None:
-        self._complete |= dict(zip(batch.indices, texts, strict=True))
+    def print_texts(self, indices: Sequence[int], texts: Sequence[str]) -> None:
+        """Print complete texts, each as soon as all texts before it are printed."""
+        self._complete |= dict(zip(indices, texts, strict=True))
         while self._next in self._complete:
             self.print_piece(self._next, self._complete.pop(self._next)[self._printed :])
             self._next, self._printed = self._next + 1, 0
 
-    def on_predict_end(self, *_: Any) -> None:
+    def end(self) -> None:
+        """End the last line."""
         print(flush=True)

@@ -70,10 +70,11 @@ def overview() -> str:
     )
 
 
-def find_command(args: Any = None) -> Callable[[], Any]:
+def find_command(args: Any = None, quick: bool = False) -> Callable[[], Any]:
     """Return the function that runs the command in `args` (default: sys.argv).
 
-    Its module is imported only now, so that commands without Lightning start at once.
+    Its module is imported only now, so that commands without Lightning start at once. With `quick`,
+    most calls of `predict` do without Lightning, too. They return no CLI.
     """
     args = sys.argv[1:] if args is None else args
     if not isinstance(args, Sequence):
@@ -95,6 +96,11 @@ def find_command(args: Any = None) -> Callable[[], Any]:
         hint = f"did you mean {close[0]}?" if close else f"give one of {', '.join(COMMANDS)}."
         exit_with_error(PROGRAM, f"there is no command {first!r}: {hint}")
     with contextlib.nullcontext() if is_help else loading_notice(first):
+        if quick and first == "predict" and not is_help:
+            from lit_gpt_scratch.cli import quick_predict
+
+            if run := quick_predict.prepare(args[1:]):
+                return run
         from lit_gpt_scratch.cli import commands
 
     return partial(commands.main, first, args[1:])

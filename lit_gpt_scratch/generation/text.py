@@ -15,6 +15,7 @@ from lit_gpt_scratch.generation.sampling import SamplingSettings, stream
 from lit_gpt_scratch.private_api import uncompiled
 
 OnText = Callable[[int, str], None]  # receives the number of a text and the next piece of it
+OnEnd = Callable[[Sequence[int], list[str]], None]  # receives the numbers of texts, and the texts
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Prompts:
     settings: SamplingSettings = field(default_factory=SamplingSettings)
     stop: str = ""  # a text ends before this string
     on_text: OnText | None = None  # receives each new piece of the batch's first text
+    on_end: OnEnd | None = None  # receives all texts of the batch when they are complete
 
     def to(self, device: torch.device, **_: Any) -> "Prompts":
         """Return the same batch with its ids on a device; Lightning calls this."""
@@ -46,16 +48,16 @@ def generate_text(
     """
     ids, stop, on_text = prompts.ids, prompts.stop, prompts.on_text
     stop_ids = tokenizer.encode(stop).to(ids.device) if stop else None
-    first = prompts.indices[0] if prompts.indices else 0
+    indices = range(len(ids)) if prompts.indices is None else prompts.indices
     drawn, generated = [], ""  # of all texts, and of the first
     if on_text:
-        on_text(first, tokenizer.decode(ids[0].cpu()))
+        on_text(indices[0], tokenizer.decode(ids[0].cpu()))
     was_training = net.training
     net.eval()
     try:
         # A compiled network would be compiled again for each length of the cache.
         with uncompiled():
-            for new in stream(net, ids, context, prompts.settings, prompts.indices, stop_ids):
+            for new in stream(net, ids, context, prompts.settings, indices, stop_ids):
                 drawn.append(new)
                 if on_text:
                     generated += tokenizer.decode(new[:1].cpu())
@@ -63,11 +65,13 @@ def generate_text(
                     if stop and generated.endswith(stop):
                         on_text = None
                     elif len(generated) > len(stop):
-                        on_text(first, generated[-len(stop) - 1])
+                        on_text(indices[0], generated[-len(stop) - 1])
     finally:
         net.train(was_training)
     texts = [tokenizer.decode(row) for row in torch.cat([ids, torch.stack(drawn, 1)], 1).cpu()]
     if stop:
         length = ids.size(1)
         texts = [text[:length] + text[length:].split(stop)[0] for text in texts]
+    if prompts.on_end:
+        prompts.on_end(indices, texts)
     return texts

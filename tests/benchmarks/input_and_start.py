@@ -87,11 +87,13 @@ def start(_peer: object, count: int) -> tuple[Figures, str]:
     started = rounds(
         count,
         {
+            "import torch, s": partial(run, sys.executable, "-c", "import torch"),
             "import lightning.pytorch, s": partial(
                 run, sys.executable, "-c", "import lightning.pytorch"
             ),
             "lit-gpt-scratch --help, s": partial(run, *PROGRAM, "--help"),
             "predict of 100 characters, s": partial(run, *ask),
+            "the same under Lightning's Trainer, s": partial(run, *ask, "--trainer.devices", "1"),
         },
     )
     found = throughput | started

@@ -56,12 +56,13 @@ def printed(model: LitCharLM, capsys: pytest.CaptureFixture[str]) -> Printed:
     def run(settings: PredictSettings, seed: int = 5) -> list[str]:
         writer = TextWriter()
         trainer = pl.Trainer(
-            accelerator="cpu", callbacks=[writer], enable_progress_bar=False,
-            logger=False, use_distributed_sampler=False,
+            accelerator="cpu", enable_progress_bar=False, logger=False,
+            use_distributed_sampler=False,
         )  # fmt: skip
-        prompts = Batches(make_batches(model, settings, seed, writer.print_piece))
+        prompts = Batches(make_batches(model.tokenizer, settings, seed, writer))
         capsys.readouterr()
         trainer.predict(model, prompts, return_predictions=False)
+        writer.end()
         said = capsys.readouterr().out
         assert said.endswith("\n")
         return said.removesuffix("\n").split(RULE)
@@ -96,7 +97,7 @@ def test_texts_of_one_length_are_batched_without_padding(lengths: list[int]) -> 
 def test_texts_are_numbered_prompt_by_prompt(model: LitCharLM, tmp_path: Path) -> None:
     """Text j of prompt i is number i * num_samples + j."""
     found = {}
-    for batch in make_batches(model, asked(tmp_path, MIXED, num_samples=3), 5):
+    for batch in make_batches(model.tokenizer, asked(tmp_path, MIXED, num_samples=3), 5):
         rows = [model.tokenizer.decode(row) for row in batch.ids]
         found |= dict(zip(batch.indices, rows, strict=True))
     assert [found[i] for i in range(18)] == [prompt or "\n" for prompt in MIXED for _ in range(3)]
@@ -105,17 +106,17 @@ def test_texts_are_numbered_prompt_by_prompt(model: LitCharLM, tmp_path: Path) -
 @pytest.mark.parametrize(("alphabet", "prompt"), [("\nab", "\n"), ("ab", "a")])
 def test_an_empty_prompt_is_a_new_line_if_the_alphabet_has_one(alphabet: str, prompt: str) -> None:
     model = LitCharLM(partial(GPT, layers=1, width=16), alphabet=alphabet, context=6)
-    (batch,) = make_batches(model, PredictSettings(), 5)
+    (batch,) = make_batches(model.tokenizer, PredictSettings(), 5)
     assert [model.tokenizer.decode(row) for row in batch.ids] == [prompt]
     assert batch.indices == [0]
 
 
 def test_batches_carry_the_settings(model: LitCharLM) -> None:
     how = {"max_new_tokens": 4, "temperature": 0.3, "top_k": 2, "top_p": 0.7, "min_p": 0.1}
-    (batch,) = make_batches(model, PredictSettings(**how, stop="ab"), 5)
+    (batch,) = make_batches(model.tokenizer, PredictSettings(**how, stop="ab"), 5)
     assert batch.settings == PredictSettings(**how, stop="ab", seed=5)
     assert batch.stop == "ab"
-    (batch,) = make_batches(model, PredictSettings(seed=0), 5)
+    (batch,) = make_batches(model.tokenizer, PredictSettings(seed=0), 5)
     assert batch.settings.seed == 0
     assert batch.stop == ""
 
@@ -123,9 +124,9 @@ def test_batches_carry_the_settings(model: LitCharLM) -> None:
 def test_a_top_k_above_the_alphabet_gets_a_notice(
     model: LitCharLM, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_batches(model, PredictSettings(top_k=3), 5)
+    make_batches(model.tokenizer, PredictSettings(top_k=3), 5)
     assert capsys.readouterr().err == ""
-    make_batches(model, PredictSettings(top_k=4), 5)
+    make_batches(model.tokenizer, PredictSettings(top_k=4), 5)
     assert "top_k is 4, but the alphabet has 3 characters" in capsys.readouterr().err
 
 
@@ -169,7 +170,7 @@ def test_a_bad_prompt_file_is_refused_by_name(
     if contents is not None:
         path.write_bytes(contents)
     with pytest.raises(InputError, match=message):
-        make_batches(model, PredictSettings(prompt_file=str(path)), 5)
+        make_batches(model.tokenizer, PredictSettings(prompt_file=str(path)), 5)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,7 @@ def test_a_bad_setting_is_refused_by_name(
     model: LitCharLM, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        make_batches(model, PredictSettings(**arguments), 5)
+        make_batches(model.tokenizer, PredictSettings(**arguments), 5)
 
 
 # Texts
@@ -238,10 +239,9 @@ def test_the_first_text_is_printed_character_by_character(
 
     model.net.register_forward_pre_hook(look)
     before = ""
-    for i, prompts in enumerate(make_batches(model, settings, 5, writer.print_piece)):
+    for i, prompts in enumerate(make_batches(model.tokenizer, settings, 5, writer)):
         states.clear()
         (text,) = model.predict_step(prompts, i)
-        writer.on_predict_batch_end(None, model, [text], prompts)
         seen = [prompts.ids.size(1) + max(0, n - len(stop)) for n in range(len(states))]
         assert states == [before + text[:count] for count in seen]
         before += text + RULE
