@@ -210,7 +210,13 @@ def require_classes_of(hyper_parameters: dict[str, Any], modules: Sequence[str])
     for name in ("net", "optimizer", "schedule"):
         if not isinstance(hyper_parameters.get(name) or {}, dict):
             raise ValueError(f"its {name} is not a class with arguments")
-    for key, text in _nested(hyper_parameters):
+    teacher = hyper_parameters.get("teacher")
+    if teacher is not None and (
+        not isinstance(teacher, str) or re.search(r"^[\\/]{2}|://", teacher)
+    ):
+        raise ValueError("its teacher is not the path of a file on this machine")
+    # `fit` reads a teacher's file as it reads every checkpoint.
+    for key, text in _nested(hyper_parameters | {"teacher": None}):
         is_own = key in ("alphabet", INSTANTIATOR_KEY) or (key, text) == ("compile", "auto")
         if is_own or not isinstance(text, str):
             continue

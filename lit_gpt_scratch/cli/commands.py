@@ -123,6 +123,8 @@ class CharCLI(CheckpointCLI):
         if first:
             run_folder.refuse_truncated_config(first)
         data.open()
+        if teacher := self.model.teacher:
+            teacher.load(data.alphabet, data.context, config.plugin)
         require_divisible_batch(data.batch_size, self.trainer.num_devices * self.trainer.num_nodes)
         loggers.resolve_wandb_mode(self.config_init.wandb)
         default = run_folder.default_name(first, checkpoint) + "-sample" * data.fell_back

@@ -10,6 +10,8 @@ from typing import Any
 
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.private_api import options
+from lit_gpt_scratch.runs.folder import runs_folder
+from lit_gpt_scratch.runs.listing import find_checkpoint
 from lit_gpt_scratch.shell import PROGRAM
 from lit_gpt_scratch.training.distributed import is_rank_zero
 from lit_gpt_scratch.training.hardware import kind_of_device, supported
@@ -36,7 +38,8 @@ EFFECTS = (
         "trainer.check_val_every_n_epoch trainer.num_sanity_val_steps trainer.log_every_n_steps "
         "trainer.enable_checkpointing trainer.enable_model_summary trainer.accumulate_grad_batches "
         "trainer.gradient_clip_val trainer.gradient_clip_algorithm trainer.detect_anomaly "
-        "model.optimizer model.schedule model.compile data.batch_size data.seed data.order",
+        "model.optimizer model.schedule model.compile model.teacher model.teacher_weight "
+        "model.teacher_temperature data.batch_size data.seed data.order",
         "fit",
         "only fit trains",
     ),
@@ -90,7 +93,8 @@ HELP = {
 # `--help` lists a command's own options and these; `--help.GROUP` lists all options of a group.
 PAGES = ("data", "model", "trainer")
 FIRST_PAGE = {
-    "fit": "data model trainer.max_steps trainer.val_check_interval trainer.precision "
+    "fit": "data model.net model.optimizer model.schedule model.compile model.teacher "
+    "trainer.max_steps trainer.val_check_interval trainer.precision "
     "trainer.devices trainer.accelerator",
     "validate": "data",
     "test": "data",
@@ -173,3 +177,7 @@ def check_or_replace_values(command: str, config: Any) -> None:
         trainer.precision = supported(device, "--trainer.precision", "64-true")
     if command == "fit" and config.model.compile is True:
         config.model.compile = supported(device, "--model.compile", "true") == "true"
+    if command == "fit" and config.model.teacher:  # a run, or best, means a file
+        runs = runs_folder(trainer.default_root_dir)
+        path = find_checkpoint(config.model.teacher, runs, flag="--model.teacher")
+        config.model.teacher = path.as_posix()

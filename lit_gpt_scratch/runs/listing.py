@@ -81,14 +81,17 @@ def age(seconds: float) -> str:
     return f"{seconds / size:.0f} {unit} ago"
 
 
-def find_checkpoint(wanted: str, runs: Path, default: str = "best") -> Path:
-    """Return the checkpoint that `--ckpt_path` names, and print which one if there was a choice.
+def find_checkpoint(
+    wanted: str, runs: Path, default: str = "best", flag: str = "--ckpt_path"
+) -> Path:
+    """Return the checkpoint that a flag names, and print which one if there was a choice.
 
     Args:
         wanted: A file, an exported folder, or a run: its folder, or that of its name, whose newest
             version is taken. `best` and `last` are those of the newest run.
         runs: The folder of all runs, for `best` and `last`.
         default: The checkpoint of a run that has no other name: best or last.
+        flag: The flag, for error messages.
 
     Raises:
         InputError: There is no such checkpoint in a folder of runs.
@@ -97,7 +100,7 @@ def find_checkpoint(wanted: str, runs: Path, default: str = "best") -> Path:
         found = sorted(runs.glob(f"*/version_*/checkpoints/{wanted}.ckpt"), key=os.path.getmtime)
         if not found:
             raise InputError(
-                f"--ckpt_path {wanted}: no run in {runs} has a {wanted}.ckpt. Run fit first."
+                f"{flag} {wanted}: no run in {runs} has a {wanted}.ckpt. Run fit first."
             )
         return announce(wanted, found[-1])
     path = Path(wanted).expanduser()
@@ -106,14 +109,14 @@ def find_checkpoint(wanted: str, runs: Path, default: str = "best") -> Path:
     if not is_run(folder) and not versions:
         if any(is_run(run) for run in folder.glob("*/version_*")):
             raise InputError(
-                f"--ckpt_path {wanted} holds several runs: give one of them. "
+                f"{flag} {wanted} holds several runs: give one of them. "
                 f"{PROGRAM} runs {wanted} lists them."
             )
         return path  # a file or an export; reading it says if it is neither
     found = [f / "checkpoints" / f"{default}.ckpt" for f in (versions or [folder])]
     found = [file for file in found if file.is_file()]
     if not found:
-        raise InputError(f"--ckpt_path {wanted}: this run has no {default}.ckpt yet.")
+        raise InputError(f"{flag} {wanted}: this run has no {default}.ckpt yet.")
     return announce(wanted, found[-1])
 
 

@@ -9,16 +9,17 @@ from torch import Tensor
 
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.training.compilation import CompileBlocks
+from lit_gpt_scratch.training.distillation import LoadTeacher, Teacher
 from lit_gpt_scratch.training.hardware import seed_device
 from lit_gpt_scratch.training.optim import parameter_groups
 
 REMEDY = "lower --model.optimizer.lr, or use --trainer.precision 32-true."
 
 
-def fit_callbacks(trainer: Any, compile: bool | str) -> list[Callback]:
+def fit_callbacks(trainer: Any, compile: bool | str, teacher: Teacher | None) -> list[Callback]:
     """Return the callbacks of a fit, except those that the Trainer has from an earlier fit."""
     kinds: list[type[Callback]] = [SeedDropout, ApplyOptimizerSettings, TrainLoss, ValidateAtEnd]
-    kinds += [RequireFinite, CompileBlocks] if compile else [RequireFinite]
+    kinds += [RequireFinite, *[CompileBlocks] * bool(compile), *[LoadTeacher] * bool(teacher)]
     present = {type(callback) for callback in trainer.callbacks}
     return [kind() for kind in kinds if kind not in present]
 
@@ -80,8 +81,10 @@ class TrainLoss(Callback):
             pl_module.log("lr", optimizer.param_groups[0]["lr"])
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
-        # Lightning has divided the loss by the number of accumulated batches.
-        self.pending.append(outputs["loss"] * trainer.accumulate_grad_batches)
+        loss = outputs.get("data_loss")
+        if loss is None:  # of your own training_step; Lightning has divided it by the batches
+            loss = outputs["loss"] * trainer.accumulate_grad_batches
+        self.pending.append(loss)
         stepped, self._step = trainer.global_step > self._step, trainer.global_step
         if stepped and is_log_step(trainer, trainer.global_step):
             pl_module.log("train/loss", self._gather(pl_module).mean(), prog_bar=True)

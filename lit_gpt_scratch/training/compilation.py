@@ -44,7 +44,9 @@ class CompileBlocks(Callback):
             done = f"nothing: {failure}" if failure else "the blocks, in half a minute or less"
             print(f"compile      {done}", file=sys.stderr)
         if not failure:
-            compile_blocks(net, options=OPTIONS if is_cpu else None)
+            teacher = pl_module.teacher
+            for each in [net] + ([teacher.net] if teacher else []):
+                compile_blocks(each, options=OPTIONS if is_cpu else None)
         if is_auto:  # the compiler may fail with a user's own network
             self._training.enter_context(tolerate_failed_compilation())
 

@@ -20,6 +20,7 @@ from lit_gpt_scratch.data.windows import Batch
 from lit_gpt_scratch.generation import Prompts, SamplingSettings, generate_text
 from lit_gpt_scratch.models import ModernGPT, NetFactory
 from lit_gpt_scratch.training.callbacks import fit_callbacks
+from lit_gpt_scratch.training.distillation import Teacher
 from lit_gpt_scratch.training.hyperparameters import plain_hyperparameters
 from lit_gpt_scratch.training.muon import Muon
 from lit_gpt_scratch.training.optim import (
@@ -40,6 +41,9 @@ class LitCharLM(pl.LightningModule):
         schedule: Learning rate over the steps: WarmupStableDecay, WarmupCosine or your class;
             `--model.schedule.help NAME`; null: constant.
         compile: Make steps faster with torch.compile. auto: where it makes the run shorter.
+        teacher: Checkpoint or run whose predictions the network learns, too (distillation).
+        teacher_weight: Weight of the teacher's loss, from 0 to 1; the text's loss has the rest.
+        teacher_temperature: Divides the logits in the teacher's loss.
         alphabet: All characters, sorted; in a script, give `data.alphabet`.
         context: Longest input of the network; in a script, give `data.context`.
     """
@@ -50,6 +54,9 @@ class LitCharLM(pl.LightningModule):
         optimizer: OptimizerFactory = Muon,
         schedule: ScheduleFactory | None = WarmupStableDecay,
         compile: bool | Literal["auto"] = "auto",
+        teacher: str | None = None,
+        teacher_weight: float = 0.5,
+        teacher_temperature: float = 1.0,
         alphabet: str = "",
         context: int = 256,
     ) -> None:
@@ -60,6 +67,8 @@ class LitCharLM(pl.LightningModule):
         self.context = context
         self.net = net(alphabet_size=len(alphabet), context=context)  # the argument is a factory
         self.make_optimizer, self.make_schedule = optimizer, schedule
+        how = teacher_weight, teacher_temperature
+        self.teacher = Teacher(teacher, *how) if teacher else None  # only fit loads its checkpoint
         build_optimizer(self.net, optimizer, schedule, steps=1)  # only to refuse wrong values now
         splits = ("val", "train sample", "test", "val_strided", "test_strided")
         self.mean_losses: Any = nn.ModuleDict({split: MeanMetric() for split in splits})
@@ -68,17 +77,20 @@ class LitCharLM(pl.LightningModule):
         """Return the logits (B, T, V) of ids (B, T)."""
         return self.net(ids)
 
-    def character_losses(self, batch: Batch) -> Tensor:
-        """Return the loss of each character (B, T) in nats."""
-        logits = self(batch.inputs).flatten(0, 1).float()  # (B * T, V); softmax needs fp32
-        losses = F.cross_entropy(logits, batch.targets.flatten(), reduction="none")
-        return losses.view_as(batch.targets)
+    def character_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss in nats of each target (B, T), from logits (B, T, V)."""
+        rows = logits.flatten(0, 1).float()  # (B * T, V); softmax needs fp32
+        return F.cross_entropy(rows, targets.flatten(), reduction="none").view_as(targets)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self.character_losses(batch).mean()
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        logits = self(batch.inputs)
+        loss = data_loss = self.character_losses(logits, batch.targets).mean()
+        if self.teacher:
+            loss = self.teacher.mix(data_loss, logits, batch.inputs)
+        return {"loss": loss, "data_loss": data_loss.detach()}  # TrainLoss logs the second
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        losses = self.character_losses(batch)
+        losses = self.character_losses(self(batch.inputs), batch.targets)
         if batch.counted is not None:  # windows overlap
             losses = losses[batch.counted]
         self.mean_losses[batch.split].update(losses.mean(), weight=losses.numel())
@@ -127,4 +139,4 @@ class LitCharLM(pl.LightningModule):
         return build_optimizer(self.net, self.make_optimizer, self.make_schedule, steps)
 
     def configure_callbacks(self) -> list[Callback]:
-        return fit_callbacks(self.trainer, self.hparams["compile"])
+        return fit_callbacks(self.trainer, self.hparams["compile"], self.teacher)

@@ -136,6 +136,21 @@ def test_a_text_in_place_of_a_class_is_refused(edited: Any, place: str, disguise
     assert_refused(edited(edit), "refused|not part of lit_gpt_scratch")
 
 
+@pytest.mark.parametrize(
+    "teacher", [r"\\host\share\a.ckpt", "//host/a.ckpt", "s3://bucket/a.ckpt", 5, ["a.ckpt"]]
+)
+def test_a_teacher_must_be_on_this_machine(edited: Any, teacher: Any) -> None:
+    path = edited(lambda c: c["hyper_parameters"].update(teacher=teacher))
+    assert_refused(path, "its teacher is not the path of a file on this machine")
+
+
+def test_a_path_of_a_teacher_is_no_class_elsewhere(edited: Any) -> None:
+    path = edited(lambda c: c["hyper_parameters"].update(teacher="os.system"))
+    assert read_checkpoint(path)["hyper_parameters"]["teacher"] == "os.system"
+    path = edited(lambda c: c["hyper_parameters"]["net"]["init_args"].update(teacher="os.system"))
+    assert_refused(path, "'os.system', which is not part of lit_gpt_scratch")
+
+
 def test_a_class_in_a_list_is_refused(edited: Any) -> None:
     more = [[spec("os.system")]]
     path = edited(lambda c: c["hyper_parameters"]["net"]["init_args"].update(more=more))

@@ -1,0 +1,112 @@
+"""Distillation: a network also learns what a trained network predicts.
+
+Shapes: B texts, T positions, V alphabet size.
+"""
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_gpt_scratch.checkpoints.network import load_network
+from lit_gpt_scratch.errors import InputError, raise_user_bug
+from lit_gpt_scratch.training.hyperparameters import find_plugin
+
+
+class Teacher:
+    """A trained network whose probabilities another network, the student, learns.
+
+    The text says which character comes next. The teacher also says how likely all others are, and
+    so tells the student more about each position (Hinton et al. 2015, arXiv 1503.02531). If the
+    teacher is an ensemble, one student comes close to it (Kim et al. 2025, arXiv 2509.14786).
+
+    Args:
+        path: Its checkpoint: a .ckpt file or an exported folder.
+        weight: Weight of its loss, from 0 to 1; the text's loss has the rest.
+        temperature: Divides the logits of both networks. Above 1, unlikely characters count more.
+
+    Raises `InputError` for a value out of range.
+    """
+
+    def __init__(self, path: str, weight: float, temperature: float) -> None:
+        if not 0 <= weight <= 1:
+            raise InputError(f"teacher_weight is {weight}: it must be from 0 to 1.")
+        if not 0 < temperature < math.inf:
+            raise InputError(f"teacher_temperature is {temperature}: it must be above 0.")
+        self.path, self.weight, self.temperature = Path(path), weight, temperature
+        self.net: nn.Module | None = None  # until `load`
+        self.sha256 = ""  # of its weights
+
+    def load(self, alphabet: str, context: int, plugin: str | None) -> None:
+        """Load the network, unless that is done already. It stays as it is in training.
+
+        Raises `InputError` if it does not know the same characters, or only a shorter context.
+        """
+        if self.net is not None:
+            return
+        try:
+            net, known, longest = load_network(self.path, plugin)
+        except InputError as error:
+            raise InputError(f"teacher: {error}") from error
+        except Exception as error:  # settings or weights that do not fit together
+            raise_user_bug(error)
+            raise InputError(f"teacher {self.path} does not fit together: {error}") from error
+        if known != alphabet:
+            raise InputError(
+                f"teacher {self.path} was trained on other characters ({len(known)}, the corpus "
+                f"has {len(alphabet)}): give a teacher that was trained on the same corpus."
+            )
+        if longest < context:
+            raise InputError(
+                f"teacher {self.path} was trained with a context of {longest}: give --data.context "
+                f"{longest} or less."
+            )
+        self.net = net.requires_grad_(False)
+        digest = hashlib.sha256()
+        for weight in net.state_dict().values():
+            digest.update(weight.contiguous().view(torch.uint8).numpy())
+        self.sha256 = digest.hexdigest()
+
+    def mix(self, data_loss: Tensor, logits: Tensor, ids: Tensor) -> Tensor:
+        """Return the mean of the text's loss and the teacher's, by their weights.
+
+        The teacher's loss is the cross-entropy of the student's logits (B, T, V) for ids (B, T)
+        with its own probabilities. It is multiplied by the temperature squared, because a
+        temperature divides gradients by that.
+        """
+        assert self.net is not None
+        with torch.no_grad():
+            teacher_logits = self.net(ids).flatten(0, 1).float()  # (B * T, V)
+        targets = (teacher_logits / self.temperature).softmax(-1)
+        student_logits = logits.flatten(0, 1).float() / self.temperature
+        loss = F.cross_entropy(student_logits, targets) * self.temperature**2
+        return self.weight * loss + (1 - self.weight) * data_loss
+
+
+class LoadTeacher(Callback):
+    """Loads the teacher before training; refuses to resume with another one."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._teacher: Teacher = pl_module.teacher
+        if stage == "fit":
+            plugin = find_plugin(pl_module.hparams)
+            self._teacher.load(pl_module.tokenizer.alphabet, pl_module.context, plugin)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        assert self._teacher.net is not None
+        self._teacher.net.to(pl_module.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sha256": self._teacher.sha256}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["sha256"] != self._teacher.sha256:
+            raise InputError(
+                f"teacher {self._teacher.path} has other weights than when this run began: give "
+                "the old file, or start a new run."
+            )
