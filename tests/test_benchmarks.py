@@ -3,14 +3,22 @@
 import math
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from laws import assert_causal, parse
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from lit_gpt_scratch.models import ModernGPT
 from lit_gpt_scratch.runs.comparison import Outcome
 from lit_gpt_scratch.runs.reading import flatten
+from lit_gpt_scratch.training import Muon
 
 FOLDER = Path(__file__).parent / "benchmarks"
 sys.path.insert(0, str(FOLDER))  # as Python does for the scripts in that folder
@@ -22,6 +30,7 @@ import growth  # noqa: E402
 import ladder  # noqa: E402
 import long  # noqa: E402
 import variants  # noqa: E402
+from count_model import discounts, kneser_ney  # noqa: E402
 
 VARIANTS = [
     value
@@ -79,7 +88,13 @@ NUMBERS: dict[str, dict[str, float]] = {
     "1 head": {"model.net.attention.heads": 1},
     "4 heads": {"model.net.attention.heads": 4},
     "3 Newton-Schulz iterations": {"model.optimizer.iterations": 3},
+    "as it is, with 700 steps": {"trainer.max_steps": 700},
     "weight decay 0.1": {"model.optimizer.weight_decay": 0.1},
+    "weight decay 0.5": {"model.optimizer.weight_decay": 0.5},
+    "width 256, weight decay 0.5": {
+        "model.net.width": 256,
+        "model.optimizer.weight_decay": 0.5,
+    },
     "dropout 0.1": {"model.net.dropout": 0.1},
     "weights averaged over about 20 steps": {"trainer.callbacks.decay": 1 - 1 / 20},
 }
@@ -92,6 +107,104 @@ def test_a_variant_trains_with_the_numbers_of_its_label(label: str) -> None:
     [parsed["trainer"]["callbacks"]] = parsed["trainer"]["callbacks"] or [{}]
     settings = dict(flatten(parsed))
     assert {name: float(settings[name]) for name in NUMBERS[label]} == NUMBERS[label]
+
+
+@given(
+    st.lists(st.integers(0, 2), min_size=5, max_size=40),
+    st.lists(st.integers(0, 2), max_size=5),
+    st.integers(1, 4),
+)
+def test_the_probabilities_of_the_count_model_sum_to_1(
+    train: list[int], context: list[int], order: int
+) -> None:
+    last = [kneser_ney(np.array(train), np.array([0, *context, c]), order, 3)[-1] for c in range(3)]
+    assert min(last) >= 0
+    assert sum(last) == pytest.approx(1, abs=1e-12)
+
+
+@given(
+    st.lists(st.integers(0, 2), min_size=5, max_size=60),
+    st.lists(st.integers(0, 2), min_size=2, max_size=12),
+    st.integers(1, 4),
+)
+def test_the_count_model_equals_its_definition(
+    train: list[int], text: list[int], order: int
+) -> None:
+    """Written out here as in the paper: recursively, with dictionaries."""
+
+    def grams(n: int) -> list[tuple[int, ...]]:
+        return [tuple(train[i : i + n]) for i in range(len(train) - n + 1)]
+
+    tables: dict[int, Counter[tuple[int, ...]]] = {order: Counter(grams(order))}
+    for n in range(1, order):
+        tables[n] = Counter(gram[1:] for gram in set(grams(n + 1)))
+
+    def probability(gram: tuple[int, ...]) -> float:
+        if not gram:
+            return 1 / 3
+        table = tables[len(gram)]
+        discount = discounts(np.array(list(table.values())))
+        after = {g: c for g, c in table.items() if g[:-1] == gram[:-1]}
+        shorter = probability(gram[1:])
+        if not after:
+            return shorter
+        taken = sum(discount[min(c, 3)] for c in after.values())
+        own = table[gram] - discount[min(table[gram], 3)]
+        return float((own + taken * shorter) / sum(after.values()))
+
+    expected = [
+        probability(tuple(text[max(0, i + 1 - order) : i + 1])) for i in range(1, len(text))
+    ]
+    found = kneser_ney(np.array(train), np.array(text), order, 3)
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_normuon_changes_the_directions_of_muon_but_not_the_size_of_a_step() -> None:
+    def step(kind: type[Muon]) -> Tensor:
+        torch.manual_seed(0)
+        weight = nn.Parameter(torch.randn(8, 4))
+        weight.grad = torch.randn(8, 4) * torch.arange(1, 9)[:, None]
+        before = weight.detach().clone()
+        kind([{"params": [weight], "name": "matrices"}]).step()
+        return weight.detach() - before
+
+    muon, nor = step(Muon), step(variants.NorMuon)
+    torch.testing.assert_close(nor.norm(), muon.norm())
+    spread = [update.norm(dim=1).std() / update.norm(dim=1).mean() for update in (nor, muon)]
+    assert spread[0] < 1e-3 < spread[1]
+
+
+def test_two_characters_ahead_adds_a_gradient_in_training_only() -> None:
+    torch.manual_seed(0)
+    net, ids = variants.TwoAhead(11, 8, layers=1, width=16), torch.randint(11, (2, 8))
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    logits = net.train()(ids)
+    assert torch.equal(logits, net.eval()(ids))
+    (0 * logits.sum()).backward()
+    hidden = net.second["unembed"].character.weight.grad
+    with torch.no_grad():
+        x = net.blocks[0](net.embed(ids))
+    copy = net.second["unembed"].requires_grad_()
+    copy.zero_grad()
+    again = F.cross_entropy(copy(x[:, :-2]).flatten(0, 1), ids[:, 2:].flatten())
+    (0.3 * again).backward()
+    torch.testing.assert_close(hidden, copy.character.weight.grad)
+
+
+def test_snapshots_average_the_ends_of_all_cycles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variants.Cycles, "length", 2)
+    torch.manual_seed(0)
+    net, ids = variants.Snapshots(11, 8, layers=1, width=16), torch.randint(11, (2, 8))
+    expected = []
+    for step in range(4):  # the end of a cycle is step 2 and 4
+        net.train()(ids)
+        nn.init.normal_(net.unembed.character.weight)
+        if step % 2:
+            own = ModernGPT(11, 8, layers=1, width=16).eval()
+            own.load_state_dict(net.state_dict())
+            expected.append(own(ids).softmax(-1))
+    torch.testing.assert_close(net.eval()(ids).softmax(-1), torch.stack(expected).mean(0))
 
 
 def test_exponent_is_that_of_the_power_law() -> None:

@@ -1,20 +1,27 @@
 """Measure what each part of ModernGPT is worth, and which additions do not help: `make ablation`.
 
-Every variant trains like gpt_cpu, with fewer steps. A tenth of the training split is held out, and
-the variants are compared by the loss on it, so that they never see the validation split. The runs
-are in comparisons/; finished ones are not repeated.
+Every variant trains like gpt_cpu, most of them with fewer steps. A tenth of the training split is
+held out, and the variants are compared by the loss on it, so that they never see the validation
+split. The runs are in comparisons/; finished ones are not repeated.
 """
 
 import argparse
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from common import SEEDS, publish
+from count_model import kneser_ney
 
+from lit_gpt_scratch.checkpoints.network import load_network
 from lit_gpt_scratch.checkpoints.plugins import import_plugin
 from lit_gpt_scratch.cli.compare import FOLDER, compare
+from lit_gpt_scratch.data import CharDataModule
+from lit_gpt_scratch.data.windows import Share, consecutive_windows
 from lit_gpt_scratch.errors import exit_on_input_error
+from lit_gpt_scratch.runs.comparison import Outcome, markdown_table, mean_and_range
 
 # Eight tenths of the corpus for training, one held out; the last is the validation split.
 SLICE = ["--data.val_fraction=0.1", "--data.test_fraction=0.1"]
@@ -54,31 +61,84 @@ LEFT_OUT: dict[str, list[str]] = {
     "head gates": ["--model.net=variants.HeadGates"],
     "bigram embedding": ["--model.net=variants.NGramEmbedding"],
     "trigram embedding": ["--model.net=variants.TrigramEmbedding"],
-    "weight decay 0.1": ["--model.optimizer.weight_decay=0.1"],
     "dropout 0.1": ["--model.net.dropout=0.1"],
     "weights averaged over about 20 steps": [
         "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging",
         "--trainer.callbacks.decay=0.95",
     ],
 }
-VARIANTS = KEPT | LEFT_OUT
+# What may help where the corpus is small, so that a longer run reads it several times.
+LONGER: dict[str, list[str]] = {
+    "as it is, with 700 steps": ["--model.net=variants.Variant"],
+    "weight decay 0.1": ["--model.optimizer.weight_decay=0.1"],
+    "weight decay 0.5": ["--model.optimizer.weight_decay=0.5"],
+    "width 256, weight decay 0.5": [
+        "--model.net.width=256",
+        "--model.net.attention.heads=4",
+        "--model.optimizer.weight_decay=0.5",
+    ],
+    "token noise": ["--model.net=variants.TokenNoise"],
+    "two characters ahead": ["--model.net=variants.TwoAhead"],
+    "the two middle blocks twice, in the second half": ["--model.net=variants.LoopedLate"],
+    "NorMuon instead of Muon": ["--model.optimizer=variants.NorMuon"],
+    "the mean of two snapshots, one of each half": [
+        "--model.net=variants.Snapshots",
+        "--model.schedule=variants.Cycles",
+    ],
+}
+VARIANTS = KEPT | LEFT_OUT | LONGER
+COUNTED = 0.1  # weight of the count model's probabilities
+ORDER = 6
+
+
+def count(outcomes: Sequence[Outcome]) -> str:
+    """Return the losses of a count model, and of its probabilities mixed into those of networks."""
+    data = CharDataModule(val_fraction=0.1, test_fraction=0.1)
+    data.open()
+    train, held_out = (data.tokens[s.start : s.stop] for s in (data.splits.train, data.splits.val))
+    started = time.perf_counter()
+    ids = train.long().numpy(), held_out.long().numpy()
+    counted = torch.from_numpy(kneser_ney(*ids, ORDER, len(data.alphabet)))
+    seconds = time.perf_counter() - started
+    alone, mixed = [], []
+    for outcome in outcomes:
+        net, _, context = load_network(outcome.folder / "checkpoints" / "last.ckpt", "variants")
+        windows = consecutive_windows(data.splits.val, "val", context, len(data.alphabet), Share())
+        with torch.inference_mode():
+            batches = map(data.read_windows, windows)
+            found = [net(b.inputs).softmax(-1).gather(-1, b.targets[..., None]) for b in batches]
+        own = torch.cat([part.flatten() for part in found])
+        alone.append(-float(own.log().mean()))
+        mixed.append(-float(own.lerp(counted.float(), COUNTED).log().mean()))
+    rows = [
+        ["", "loss"],
+        [f"Kneser-Ney of order {ORDER} ({seconds:.1f} s)", f"{-float(counted.log().mean()):.4f}"],
+        ["the networks of the first line", mean_and_range(alone)],
+        [f"both, Kneser-Ney with weight {COUNTED}", mean_and_range(mixed)],
+    ]
+    return markdown_table(rows)
 
 
 def run_all(steps: int) -> str:
-    """Train every variant with every seed; return two tables in Markdown."""
+    """Train every variant with every seed; return the tables in Markdown."""
     # `fit` finds the networks of variants.py by this path.
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
     import_plugin("variants")
     shared = ["--config=gpt_cpu", "--wandb.mode=disabled", *SLICE]
-    shared += [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}"]
-    flags = {name: [*shared, *own] for name, own in VARIANTS.items()}
-    base = next(iter(VARIANTS))
-    parts = {"Parts of gpt_cpu, replaced": KEPT, "Parts that it does not have, added": LEFT_OUT}
+    base = dict([next(iter(KEPT.items()))])
+    parts = {
+        f"Parts of gpt_cpu, replaced ({steps} steps)": (steps, KEPT),
+        f"Parts that it does not have, added ({steps} steps)": (steps, base | LEFT_OUT),
+        "Against memorising, in a run of 700 steps": (700, LONGER),
+    }
     tables = []
-    for title, variants in parts.items():
-        result = compare({name: flags[name] for name in (base, *variants)}, len(SEEDS), FOLDER)
+    for title, (length, variants) in parts.items():
+        own = [*shared, f"--trainer.max_steps={length}", f"--trainer.val_check_interval={length}"]
+        flags = {name: [*own, *more] for name, more in variants.items()}
+        result = compare(flags, len(SEEDS), FOLDER)
         tables.append(f"**{title}**\n\n{result.markdown()}")
-    return "\n\n".join(tables)
+    counted = count(result.outcomes[next(iter(LONGER))])
+    return "\n\n".join([*tables, f"**Counting, with 700 steps**\n\n{counted}"])
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -89,7 +149,7 @@ def main(args: Sequence[str] | None = None) -> None:
     options = parser.parse_args(args)
     with exit_on_input_error("make ablation"):
         tables = run_all(options.steps)
-    about = f"{options.steps} steps. The validation split is here a slice of the training text."
+    about = "The validation split is here a slice of the training text."
     publish("ablation", f"{about}\n\n{tables}", options.readme)
 
 

@@ -1,21 +1,26 @@
 """The networks of `make ablation`: ModernGPT with one part removed, replaced or added."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from lit_gpt_scratch.models.attention import AttentionFactory
 from lit_gpt_scratch.models.kv_cache import KVCache
 from lit_gpt_scratch.models.modern import (
     ModernBlock,
     ModernGPT,
+    NormedUnembedding,
     RotaryAttention,
     SquaredReLUMLP,
     apply_rope,
     rms_norm,
 )
+from lit_gpt_scratch.training import Muon
 
 
 class Variant(ModernGPT):
@@ -251,3 +256,110 @@ class HeadGates(Variant):
         for block in self.blocks:
             block.attention.gate = nn.Linear(self.width, block.attention.heads, bias=False)
             nn.init.zeros_(block.attention.gate.weight)
+
+
+# Variants that promise something for small corpora
+
+
+class TokenNoise(Variant):
+    """In training, a twentieth of the input characters is replaced by random ones."""
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        if self.training:
+            is_noise = torch.rand(ids.shape) < 0.05
+            ids = torch.where(is_noise, torch.randint(self.alphabet_size, ids.shape), ids)
+        return super().forward(ids, cache)
+
+
+class _AddLoss(torch.autograd.Function):
+    """Returns its first argument, and adds its second one, a loss, to what training minimizes."""
+
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor, _loss: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(_ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, grad.new_ones(())
+
+
+class TwoAhead(Variant):
+    """In training, also predicts the character after the next (Gloeckle et al. 2024)."""
+
+    def change(self) -> None:
+        self.second = nn.ModuleDict({"unembed": NormedUnembedding(self.width, self.alphabet_size)})
+        nn.init.zeros_(self.second["unembed"].character.weight)
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        x = self.embed(ids)
+        for block in self.blocks:
+            x = block(x)
+        if not self.training or ids.size(1) < 3:
+            return self.unembed(x)
+        logits = self.second["unembed"](x[:, :-2]).flatten(0, 1).float()
+        loss = F.cross_entropy(logits, ids[:, 2:].flatten())
+        return _AddLoss.apply(self.unembed(x), 0.3 * loss)
+
+
+class LoopedLate(Variant):
+    """In the second half of training and after it, the two middle blocks run twice."""
+
+    start = 350  # steps
+
+    def change(self) -> None:
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        self.steps += self.training
+        x = self.embed(ids)
+        first, *middle, last = self.blocks
+        for block in (first, *middle * (2 if self.steps > self.start else 1), last):
+            x = block(x)
+        return self.unembed(x)
+
+
+class Snapshots(Variant):
+    """Averages the probabilities at the end of each cycle of `Cycles` (Huang et al. 2017)."""
+
+    def change(self) -> None:
+        self.steps = 0
+        self.past: list[dict[str, Tensor]] = []  # weights
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        if self.training:
+            if self.steps and self.steps % Cycles.length == 0:
+                self.past.append({k: w.clone() for k, w in self.state_dict().items()})
+            self.steps += 1
+            return super().forward(ids, cache)
+        own, found = self.state_dict(), [super().forward(ids, cache).float().log_softmax(-1)]
+        own = {name: weight.clone() for name, weight in own.items()}
+        for weights in self.past:
+            self.load_state_dict(weights)
+            found.append(super().forward(ids, cache).float().log_softmax(-1))
+        if self.past:
+            self.load_state_dict(own)
+        return torch.stack(found).logsumexp(0)
+
+
+class Cycles(LambdaLR):
+    """A plateau and a line down to zero, again and again."""
+
+    length, decay = 350, 0.6
+
+    def __init__(self, optimizer: Optimizer, steps: float) -> None:
+        left = lambda step: 1 - step % self.length / self.length  # noqa: E731
+        super().__init__(optimizer, lambda step: min(1.0, (step + 1) / 20, left(step) / self.decay))
+
+
+class NorMuon(Muon):
+    """Muon whose updates have rows of about equal size over time (Li et al. 2025, 2510.05491)."""
+
+    def _muon_step(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
+        before = [p * (1 - group["lr"] * group["weight_decay"]) for p in params]
+        super()._muon_step(group, params, grads)
+        squares = self._states("row_squares", params, lambda p: p.new_zeros(p.size(0), 1))
+        for p, old, square in zip(params, before, squares, strict=True):
+            update = p - old
+            square.lerp_((update / max(group["lr"], 1e-12)).square().mean(1, keepdim=True), 0.05)
+            equal = update / square.sqrt().clamp(min=1e-8)
+            p.copy_(old + equal * (update.norm() / equal.norm().clamp(min=1e-8)))
