@@ -42,7 +42,7 @@ class LitCharLM(pl.LightningModule):
             `--model.schedule.help NAME`; null: constant.
         compile: Make steps faster with torch.compile. auto: where it makes the run shorter.
         teacher: Checkpoint or run whose predictions the network learns, too (distillation).
-        teacher_weight: Weight of the teacher's loss, from 0 to 1; the text's loss has the rest.
+        teacher_weight: Weight of the teacher's loss, from 0 to 1. The text's loss has the rest.
         teacher_temperature: Divides the logits in the teacher's loss.
         alphabet: All characters, sorted; in a script, give `data.alphabet`.
         context: Longest input of the network; in a script, give `data.context`.
@@ -55,7 +55,7 @@ class LitCharLM(pl.LightningModule):
         schedule: ScheduleFactory | None = WarmupStableDecay,
         compile: bool | Literal["auto"] = "auto",
         teacher: str | None = None,
-        teacher_weight: float = 0.5,
+        teacher_weight: float = 1.0,
         teacher_temperature: float = 1.0,
         alphabet: str = "",
         context: int = 256,

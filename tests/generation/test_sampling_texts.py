@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from laws import random_ids, with_random_weights
 from torch import Tensor, nn
 
+from lit_gpt_scratch.data import CharTokenizer
+from lit_gpt_scratch.generation import Prompts, generate_text, sampling
 from lit_gpt_scratch.generation.sampling import (
     SamplingSettings,
     generate,
@@ -288,3 +290,33 @@ def test_stream_yields_each_character_before_it_computes_the_next(net: nn.Module
         assert len(forwards) == yielded
     hook.remove()
     assert yielded == NEW
+
+
+@pytest.mark.parametrize("way", ["generate", "generate_text"])
+def test_few_texts_of_a_small_network_take_one_thread(
+    monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Then the number of threads is as before. A user's own number stays."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    net, seen = Bigram(16, CONTEXT), []
+    monkeypatch.setattr(sampling, "SMALL", 3 * 16 * 16)
+    net.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+
+    def threads(texts: int) -> int:
+        ids, how = torch.zeros(texts, 1, dtype=torch.long), SamplingSettings(max_new_tokens=1)
+        if way == "generate":
+            generate(net, ids, CONTEXT, how)
+        else:
+            generate_text(
+                net, CharTokenizer("abcdefghijklmnop"), CONTEXT, Prompts(ids, settings=how)
+            )
+        assert torch.get_num_threads() == 2
+        return seen[-1]
+
+    torch.set_num_threads(2)
+    try:
+        assert [threads(texts) for texts in (1, 2, 3, 4)] == [1, 1, 2, 2]
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        assert threads(1) == 2
+    finally:
+        torch.set_num_threads(1)  # as in conftest.py
