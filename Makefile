@@ -1,11 +1,12 @@
 # `make help` prints the comment behind each target.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-core report playground lab ladder ablation long bench figures faults fuzz lint format clean
+.PHONY: help setup train test test-core report playground lab ladder ablation long bench versions figures faults fuzz lint format clean
 
 CONFIG ?= gpt_cpu
 ARGS ?=
 RUNS ?=
 NANOGPT ?=
+OLD ?=
 # The first Python of a supported version.
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11
 SUPPORTED := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null
@@ -58,6 +59,9 @@ long: $(READY)  ## Train gpt_cpu_long for three seeds and write runs/long.md
 
 bench: $(READY)  ## Measure speed, also of a checkout NANOGPT=path of nanoGPT; write runs/bench.md
 	$(BIN)/python tests/benchmarks/bench.py $(if $(NANOGPT),--nanogpt $(NANOGPT)) $(ARGS)
+
+versions: $(READY)  ## Compare training with an older version, OLD=path of a checkout; write runs/versions.md
+	$(BIN)/python tests/benchmarks/versions.py --old $(OLD) $(ARGS)
 
 report: $(READY)  ## Write report.html of the newest run of each name, or of RUNS
 	$(BIN)/lit-gpt-scratch report $(RUNS) $(ARGS)

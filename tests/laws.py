@@ -42,6 +42,10 @@ NAMES_A_NET = ("--config", "--ckpt_path", "--model.net")
 class Parsed(CharCLI):
     """The command line of `fit`, which parses and builds a model, but creates no run folder."""
 
+    def before_instantiate_classes(self) -> None:
+        self.config.model.teacher = None  # the run that a config names is not here
+        super().before_instantiate_classes()
+
     def instantiate_trainer(self, **kwargs: Any) -> None:
         return None
 

@@ -30,6 +30,7 @@ import growth  # noqa: E402
 import ladder  # noqa: E402
 import long  # noqa: E402
 import variants  # noqa: E402
+import versions  # noqa: E402
 from count_model import discounts, kneser_ney  # noqa: E402
 
 VARIANTS = [
@@ -218,6 +219,19 @@ def test_seconds_to_a_loss_end_where_the_curve_first_reaches_it() -> None:
     assert math.isnan(run.seconds_to(1.39))
 
 
+def test_versions_are_compared_seed_by_seed() -> None:
+    old = [versions.Curve([50.0, 100.0], [2.0, 1.5]), versions.Curve([100.0, 200.0], [2.0, 1.4])]
+    new = [versions.Curve([40.0, 80.0], [1.5, 1.3]), versions.Curve([60.0, 120.0], [1.6, 1.45])]
+    rows = versions.report("gpt", {versions.SIDES[0]: old, "new": new}, 1.5).splitlines()
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in (rows[2], rows[3])]
+    assert cells == [
+        ["old version", "150 (100 to 200)", "1.00 (1.00 to 1.00)", "150 (100 to 200)",
+         "1.4500 (1.4000 to 1.5000)"],
+        ["new", "100 (80 to 120)", "0.70 (0.60 to 0.80)", "80 (40 to 120)",
+         "1.3750 (1.3000 to 1.4500)"],
+    ]  # fmt: skip
+
+
 def test_replace_section_changes_only_the_text_between_the_markers(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     begin, end = markers("speed")
@@ -226,7 +240,7 @@ def test_replace_section_changes_only_the_text_between_the_markers(tmp_path: Pat
     assert path.read_text(encoding="utf-8") == f"before\n{begin}| new |\n{end}\nafter\n"
 
 
-@pytest.mark.parametrize("name", ["ladder", "ablation", "long", "bench"])
+@pytest.mark.parametrize("name", ["ladder", "ablation", "long", "bench", "versions"])
 def test_each_table_has_one_place_in_the_readme_of_the_benchmarks(name: str) -> None:
     text = TABLES.read_text(encoding="utf-8")
     assert [text.count(marker) for marker in markers(name)] == [1, 1]
@@ -234,7 +248,7 @@ def test_each_table_has_one_place_in_the_readme_of_the_benchmarks(name: str) -> 
     assert [main.count(marker) for marker in markers(name)] == [name == "ladder"] * 2
 
 
-@pytest.mark.parametrize("name", ["ablation", "long", "bench"])
+@pytest.mark.parametrize("name", ["ablation", "long", "bench", "versions"])
 def test_publish_writes_a_table_into_the_readme_of_the_benchmarks(name: str, copies: Path) -> None:
     common.publish(name, "| new |", readme=True)
     assert section(common.TABLES, name) == "| new |\n"

@@ -19,6 +19,7 @@ class TrainedNetwork(NamedTuple):
     net: nn.Module
     alphabet: str
     context: int
+    data: dict[str, Any]  # hyperparameters of the data module
 
 
 def load_network(path: Path, plugin: str | None = None) -> TrainedNetwork:
@@ -35,7 +36,7 @@ def load_network(path: Path, plugin: str | None = None) -> TrainedNetwork:
         net = build(hparams["net"])(alphabet_size=len(alphabet), context=context)
     weights = checkpoint["state_dict"].items()
     net.load_state_dict({name.removeprefix(PREFIX): weight for name, weight in weights})
-    return TrainedNetwork(net.eval(), alphabet, context)
+    return TrainedNetwork(net.eval(), alphabet, context, checkpoint["datamodule_hyper_parameters"])
 
 
 def build(settings: dict[str, Any]) -> Callable[..., Any]:

@@ -6,8 +6,10 @@ A flag without an effect is not in `--help`. A config may have it: one config se
 import re
 import sys
 from argparse import SUPPRESS
+from pathlib import Path
 from typing import Any
 
+from lit_gpt_scratch.cli.program import own_configs
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.private_api import options
 from lit_gpt_scratch.runs.folder import runs_folder
@@ -177,7 +179,22 @@ def check_or_replace_values(command: str, config: Any) -> None:
         trainer.precision = supported(device, "--trainer.precision", "64-true")
     if command == "fit" and config.model.compile is True:
         config.model.compile = supported(device, "--model.compile", "true") == "true"
-    if command == "fit" and config.model.teacher:  # a run, or best, means a file
-        runs = runs_folder(trainer.default_root_dir)
-        path = find_checkpoint(config.model.teacher, runs, flag="--model.teacher")
-        config.model.teacher = path.as_posix()
+    if command == "fit" and config.model.teacher:
+        teacher = find_teacher(config.model.teacher, runs_folder(trainer.default_root_dir))
+        config.model.teacher = teacher.as_posix()
+
+
+def find_teacher(wanted: str, runs: Path) -> Path:
+    """Return the checkpoint that --model.teacher names: a path, runs/NAME, or best or last.
+
+    Raises InputError if there is none.
+    """
+    beside = runs.parent / wanted  # a config names runs/NAME; the runs may be in another folder
+    path = find_checkpoint(str(beside if beside.exists() else wanted), runs, flag="--model.teacher")
+    if not path.exists():
+        name = Path(wanted).name
+        remedy = "Give a run's folder, a .ckpt file, or best or last"
+        if name in own_configs():
+            remedy = f"Train it first: {PROGRAM} fit --config {name}"
+        raise InputError(f"--model.teacher {wanted}: there is no such run or file. {remedy}.")
+    return path

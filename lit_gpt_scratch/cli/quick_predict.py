@@ -35,7 +35,7 @@ def prepare(args: list[str]) -> Callable[[], None] | None:
             flags = parse(args)
             seed, wanted = flags.pop("seed_everything"), flags.pop("ckpt_path")
             settings = PredictSettings(**flags)
-            net, alphabet, context = load_network(find_checkpoint(wanted, runs_folder(None)))
+            net, alphabet, context, _ = load_network(find_checkpoint(wanted, runs_folder(None)))
             tokenizer = CharTokenizer(alphabet)
             batches = make_batches(tokenizer, settings, seed, writer)
     except Exception:  # the complete command finds the mistake again, and explains it

@@ -5,6 +5,8 @@ Shapes: B texts, T positions, V alphabet size.
 
 import hashlib
 import math
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ class Teacher:
         self.path, self.weight, self.temperature = Path(path), weight, temperature
         self.net: nn.Module | None = None  # until `load`
         self.sha256 = ""  # of its weights
+        self.data: dict[str, Any] = {}  # hyperparameters of its data module
 
     def load(self, alphabet: str, context: int, plugin: str | None) -> None:
         """Load the network, unless that is done already. It stays as it is in training.
@@ -50,7 +53,7 @@ class Teacher:
         if self.net is not None:
             return
         try:
-            net, known, longest = load_network(self.path, plugin)
+            net, known, longest, self.data = load_network(self.path, plugin)
         except InputError as error:
             raise InputError(f"teacher: {error}") from error
         except Exception as error:  # settings or weights that do not fit together
@@ -89,24 +92,38 @@ class Teacher:
 
 
 class LoadTeacher(Callback):
-    """Loads the teacher before training; refuses to resume with another one."""
+    """Loads the teacher, if there is one, before training. Refuses to resume with another one."""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        self._teacher: Teacher = pl_module.teacher
-        if stage == "fit":
+        self._teacher: Teacher | None = pl_module.teacher
+        if self._teacher and stage == "fit":
             plugin = find_plugin(pl_module.hparams)
             self._teacher.load(pl_module.tokenizer.alphabet, pl_module.context, plugin)
+            if trainer.datamodule and trainer.is_global_zero:
+                warn_of_other_splits(self._teacher.data, trainer.datamodule.hparams)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        assert self._teacher.net is not None
-        self._teacher.net.to(pl_module.device)
+        if self._teacher and self._teacher.net:
+            self._teacher.net.to(pl_module.device)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sha256": self._teacher.sha256}
+        return {"sha256": self._teacher.sha256} if self._teacher else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["sha256"] != self._teacher.sha256:
+        if self._teacher and state_dict.get("sha256") not in (None, self._teacher.sha256):
             raise InputError(
                 f"teacher {self._teacher.path} has other weights than when this run began: give "
                 "the old file, or start a new run."
+            )
+
+
+def warn_of_other_splits(teachers: Mapping[str, Any], students: Mapping[str, Any]) -> None:
+    """Print a notice if the teacher may have been trained on the student's validation split."""
+    for name in ("val_fraction", "test_fraction"):
+        before, now = teachers[name], students.get(name, teachers[name])
+        if teachers["sha256"] == students.get("sha256") and now != before:
+            print(
+                f"Notice: {name} is {now}, for the teacher it was {before}: the teacher may have "
+                "been trained on validation text.",
+                file=sys.stderr,
             )

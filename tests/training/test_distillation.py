@@ -225,7 +225,7 @@ def test_other_commands_do_not_need_the_teacher(
     assert len(capsys.readouterr().out) > 5
     with pytest.raises(SystemExit):  # but fit does
         train_small(tmp_path, f"--ckpt_path={student}", "--trainer.max_steps=6")
-    assert "teacher: checkpoint" in capsys.readouterr().err
+    assert "teacher.ckpt: there is no such run or file" in capsys.readouterr().err
 
 
 def test_an_ensemble_can_teach_and_be_taught(tmp_path: Path) -> None:
@@ -234,7 +234,34 @@ def test_an_ensemble_can_teach_and_be_taught(tmp_path: Path) -> None:
     teacher = train_small(tmp_path / "teacher", *ensemble).folder
     student = train_small(tmp_path / "student", *ensemble, f"--model.teacher={teacher}")
     assert isinstance(student.model.teacher.net, Ensemble)
+    named = f"--model.teacher=runs/{teacher.parent.name}"  # beside the student's run
+    assert train_small(tmp_path / "teacher", named).config.model.teacher.startswith(str(tmp_path))
     assert student.config.model.teacher == (teacher / "checkpoints" / "best.ckpt").as_posix()
+
+
+def test_a_notice_says_if_the_teacher_may_have_read_the_validation_split(
+    teacher_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teach = f"--model.teacher={teacher_path}"
+    train_small(tmp_path, teach)
+    assert "teacher may have" not in capsys.readouterr().err
+    train_small(tmp_path, teach, "--data.val_fraction=0.2")
+    assert (
+        "Notice: val_fraction is 0.2, for the teacher it was 0.1: the teacher may have been "
+        "trained on validation text." in capsys.readouterr().err
+    )
+    train_small(tmp_path, teach, "--data.val_fraction=0.2", "--data.sample_size=21000")
+    assert "teacher may have" not in capsys.readouterr().err  # another text
+
+
+def test_a_trainer_with_a_teachers_callback_trains_a_network_without_one(
+    teacher_path: Path,
+) -> None:
+    model, trainer = fit(teacher_path, 1)
+    model.teacher = None
+    trainer.fit_loop.epoch_loop.max_steps = 2
+    trainer.fit(model, trainer.datamodule)
+    assert trainer.global_step == 2
 
 
 # Mistakes
@@ -247,7 +274,14 @@ def test_an_ensemble_can_teach_and_be_taught(tmp_path: Path) -> None:
         (["--model.teacher_weight=.nan"], "--model.teacher_weight is nan: it must be from 0 to 1"),
         (["--model.teacher_temperature=0"], "--model.teacher_temperature is 0"),
         (["--model.teacher=best"], r"--model.teacher best: no run in .* has a best.ckpt"),
-        (["--model.teacher=no.ckpt"], "teacher: checkpoint no.ckpt: no such file"),
+        (
+            ["--model.teacher=no.ckpt"],
+            "--model.teacher no.ckpt: there is no such run or file. Give a run's folder",
+        ),
+        (
+            ["--model.teacher=runs/gpt_cpu_long"],
+            "no such run or file. Train it first: lit-gpt-scratch fit --config gpt_cpu_long",
+        ),
         (["--data.context=16"], "was trained with a context of 8: give --data.context 8 or less"),
     ],
 )

@@ -146,6 +146,17 @@ def test_two_processes_train_as_one(single: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_two_processes_learn_from_a_teacher_as_one(single: Path, tmp_path: Path) -> None:
+    teach = f"--model.teacher={single}"
+    one = ["fit", *FLAGS, teach, f"--trainer.default_root_dir={tmp_path / 'one'}"]
+    expected = cli.main(one).folder
+    end(start(tmp_path / "two", *TWO, teach))
+    assert_equal_rows(only_run(tmp_path / "two"), expected)
+    losses = [{row["train/loss"] for row in rows(folder)} for folder in (expected, single)]
+    assert losses[0] != losses[1]  # the teacher did something
+
+
+@pytest.mark.slow
 def test_a_run_resumes_with_any_number_of_processes(single: Path, tmp_path: Path) -> None:
     """Two processes (a signal to the second one stops them), then one, then three."""
     ask = ["--trainer.callbacks+=extra_callbacks.SendSignal", "--trainer.callbacks.step=19"]
