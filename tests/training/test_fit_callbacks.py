@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from lit_gpt_scratch.data import CharDataModule
 from lit_gpt_scratch.training.callbacks import SeedDropout, ValidateAtEnd, fit_callbacks
+from lit_gpt_scratch.training.compilation import CompileBlocks
+from lit_gpt_scratch.training.distillation import LoadTeacher, Teacher
 
 CPU = SimpleNamespace(device=torch.device("cpu"))
 
@@ -39,9 +41,14 @@ def test_batches_have_different_seeds() -> None:
 
 def test_a_second_fit_keeps_the_callbacks_of_the_first() -> None:
     trainer: Any = SimpleNamespace(callbacks=[])
-    trainer.callbacks += fit_callbacks(trainer, compile=True)
+    teacher = Teacher("a.ckpt", weight=1.0, temperature=1.0)
+    trainer.callbacks += fit_callbacks(trainer, True, teacher)
     assert len(trainer.callbacks) > 1
-    assert fit_callbacks(trainer, compile=True) == []
+    assert fit_callbacks(trainer, True, teacher) == []
+    only_if_asked = {CompileBlocks, LoadTeacher}
+    assert only_if_asked < {type(callback) for callback in trainer.callbacks}
+    other: Any = SimpleNamespace(callbacks=[])
+    assert only_if_asked.isdisjoint(map(type, fit_callbacks(other, False, None)))
 
 
 @pytest.mark.parametrize(
