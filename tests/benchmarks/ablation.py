@@ -102,8 +102,9 @@ def count(outcomes: Sequence[Outcome]) -> str:
     seconds = time.perf_counter() - started
     alone, mixed = [], []
     for outcome in outcomes:
-        net, _, context = load_network(outcome.folder / "checkpoints" / "last.ckpt", "variants")
-        windows = consecutive_windows(data.splits.val, "val", context, len(data.alphabet), Share())
+        loaded = load_network(outcome.folder / "checkpoints" / "last.ckpt", "variants")
+        net, sizes = loaded.net, (loaded.context, len(data.alphabet))
+        windows = consecutive_windows(data.splits.val, "val", *sizes, Share())
         with torch.inference_mode():
             batches = map(data.read_windows, windows)
             found = [net(b.inputs).softmax(-1).gather(-1, b.targets[..., None]) for b in batches]

@@ -266,8 +266,8 @@ class TokenNoise(Variant):
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         if self.training:
-            is_noise = torch.rand(ids.shape) < 0.05
-            ids = torch.where(is_noise, torch.randint(self.alphabet_size, ids.shape), ids)
+            is_noise = torch.rand(ids.shape, device=ids.device) < 0.05
+            ids = torch.where(is_noise, torch.randint_like(ids, self.alphabet_size), ids)
         return super().forward(ids, cache)
 
 
@@ -330,12 +330,12 @@ class Snapshots(Variant):
             if self.steps and self.steps % Cycles.length == 0:
                 self.past.append({k: w.clone() for k, w in self.state_dict().items()})
             self.steps += 1
-            return super().forward(ids, cache)
-        own, found = self.state_dict(), [super().forward(ids, cache).float().log_softmax(-1)]
+            return super().forward(ids)
+        own, found = self.state_dict(), [super().forward(ids).float().log_softmax(-1)]
         own = {name: weight.clone() for name, weight in own.items()}
         for weights in self.past:
             self.load_state_dict(weights)
-            found.append(super().forward(ids, cache).float().log_softmax(-1))
+            found.append(super().forward(ids).float().log_softmax(-1))
         if self.past:
             self.load_state_dict(own)
         return torch.stack(found).logsumexp(0)
