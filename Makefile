@@ -54,7 +54,7 @@ ladder: $(READY)  ## Train the rungs and write runs/ladder.md (ARGS=--readme: th
 ablation: $(READY)  ## Change one part of gpt_cpu at a time and write runs/ablation.md
 	$(BIN)/python tests/benchmarks/ablation.py $(ARGS)
 
-long: $(READY)  ## Train gpt_cpu_long for three seeds and write runs/long.md
+long: $(READY)  ## Train gpt_cpu_long and its students for three seeds and write runs/long.md
 	$(BIN)/python tests/benchmarks/long.py $(ARGS)
 
 bench: $(READY)  ## Measure speed, also of a checkout NANOGPT=path of nanoGPT; write runs/bench.md

@@ -104,7 +104,7 @@ def allow_clipping(optimizer: Any) -> None:
 def uncompiled() -> Any:
     """Return a context in which all networks run uncompiled, even those that were compiled.
 
-    If the compiler is not imported, nothing is compiled. Importing it would take a second.
+    Do not import the compiler for this, which takes a second: without it, nothing is compiled.
     """
     import torch
 

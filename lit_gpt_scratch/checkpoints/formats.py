@@ -25,7 +25,7 @@ from lit_gpt_scratch.checkpoints.untrusted import (
     require_plain_archive,
     require_state_of_fit,
 )
-from lit_gpt_scratch.errors import InputError, is_out_of_memory
+from lit_gpt_scratch.errors import InputError, is_out_of_memory, raise_user_bug
 from lit_gpt_scratch.files import atomic_write, staging_dir
 from lit_gpt_scratch.private_api import INSTANTIATOR_KEY, OVERFLOW
 
@@ -241,6 +241,24 @@ def limit_parameters(path: Path) -> Iterator[None]:
         raise
     finally:
         hook.remove()
+
+
+@contextmanager
+def require_fitting(path: Path) -> Iterator[None]:
+    """Raise `InputError` if a checkpoint's network cannot be built, or its weights do not fit it.
+
+    Build the network and load its weights in this `with` block.
+    """
+    try:
+        with limit_parameters(path):
+            yield
+    except Exception as error:  # damaged settings or weights can raise any exception
+        raise_user_bug(error)
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"checkpoint {path} does not fit together: its settings and weights disagree "
+            f"({reason}). Use another checkpoint."
+        ) from error
 
 
 def _with_current_class_paths(value: Any) -> Any:

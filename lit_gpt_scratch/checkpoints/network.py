@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from lit_gpt_scratch.checkpoints.formats import limit_parameters, read_checkpoint
+from lit_gpt_scratch.checkpoints.formats import read_checkpoint, require_fitting
 
 PREFIX = "net."  # how the names of a network's weights begin in a checkpoint
 
@@ -26,16 +26,15 @@ def load_network(path: Path, plugin: str | None = None) -> TrainedNetwork:
     """Load the network of a .ckpt file or an exported folder, on the CPU.
 
     `plugin` is an imported module, or its file, whose classes the checkpoint may name. Raises
-    `InputError` if the checkpoint is refused. If its settings or weights do not fit together, any
-    exception may be raised.
+    `InputError` if the checkpoint is refused, or does not fit together.
     """
     checkpoint = read_checkpoint(path, plugin, for_training=False)
     hparams = checkpoint["hyper_parameters"]
     alphabet, context = hparams["alphabet"], hparams["context"]
-    with limit_parameters(path):
-        net = build(hparams["net"])(alphabet_size=len(alphabet), context=context)
     weights = checkpoint["state_dict"].items()
-    net.load_state_dict({name.removeprefix(PREFIX): weight for name, weight in weights})
+    with require_fitting(path):
+        net = build(hparams["net"])(alphabet_size=len(alphabet), context=context)
+        net.load_state_dict({name.removeprefix(PREFIX): weight for name, weight in weights})
     return TrainedNetwork(net.eval(), alphabet, context, checkpoint["datamodule_hyper_parameters"])
 
 

@@ -10,6 +10,7 @@ import io
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,15 @@ def parse(args: list[str]) -> dict[str, Any]:
     """Return the values of flags of `predict`; raise ArgumentError or ValueError for all others."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--ckpt_path", type=plain_path)
-    for name in ("prompt", "stop"):
-        parser.add_argument(f"--{name}", type=str)
-    parser.add_argument("--prompt_file", type=plain_file)
-    for name in ("num_samples", "max_new_tokens", "top_k", "seed"):
-        parser.add_argument(f"--{name}", type=integer)
-    for name in ("temperature", "top_p", "min_p"):
-        parser.add_argument(f"--{name}", type=decimal)
+    kinds: dict[Any, Callable[[str], Any]] = {
+        int: integer,
+        int | None: integer,
+        float: decimal,
+        str: str,
+        str | None: plain_file,
+    }
+    for field in fields(PredictSettings):
+        parser.add_argument(f"--{field.name}", type=kinds[field.type])
     parser.add_argument("--seed_everything", type=integer, default=1337)
     flags, others = parser.parse_known_args(args)
     if others:
@@ -84,14 +87,14 @@ def plain_file(value: str) -> str:
 
 
 def integer(value: str) -> int:
-    """Return a number without a sign; raise ValueError for everything else."""
+    """Return a whole number. Raise ValueError for all other texts, also for a sign."""
     if not re.fullmatch("[0-9]{1,18}", value):
         raise ValueError(value)
     return int(value)
 
 
 def decimal(value: str) -> float:
-    """Return a decimal number without a sign; raise ValueError for everything else."""
+    """Return a decimal number. Raise ValueError for all other texts, also for a sign."""
     if not re.fullmatch(r"[0-9]{1,18}(\.[0-9]{1,18})?", value):
         raise ValueError(value)
     return float(value)

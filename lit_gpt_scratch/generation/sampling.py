@@ -6,7 +6,7 @@ Shapes: B texts, T characters so far, V alphabet size, N new characters.
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -143,24 +143,28 @@ def input_start(length: int, context: int) -> int:
 
 
 @contextmanager
-def one_thread_if_small(net: nn.Module, texts: int) -> Iterator[None]:
-    """In this `with` block, generate with one thread of the CPU if a step is small.
-
-    On an idle machine, a second thread gains 6 percent for one text. But threads wait for each
-    other many times in a step: if other programs use all cores, a step can take 200 times as long.
-    The number of threads stays as it is if the user has set it by OMP_NUM_THREADS.
-    """
-    threads, parameters = torch.get_num_threads(), list(net.parameters())
-    is_on_cpu = all(p.device.type == "cpu" for p in parameters)
-    is_small = sum(p.numel() for p in parameters) * texts < SMALL
-    if not (is_on_cpu and is_small) or "OMP_NUM_THREADS" in os.environ:
-        yield
-        return
+def one_thread() -> Iterator[None]:
+    """In this `with` block, compute with one thread of the CPU."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def one_thread_if_few(net: nn.Module, texts: int) -> AbstractContextManager[None]:
+    """Return a context in which few texts of a small network are generated with one thread.
+
+    On an idle machine, a second thread gains 6 percent for one text. But threads wait for each
+    other many times in a step: if other programs use all cores, a step can take 200 times as long.
+    The number of threads stays as it is if the user has set it by OMP_NUM_THREADS.
+    """
+    parameters = list(net.parameters())
+    is_on_cpu = all(p.device.type == "cpu" for p in parameters)
+    is_small = sum(p.numel() for p in parameters) * texts < SMALL
+    is_free = "OMP_NUM_THREADS" not in os.environ
+    return one_thread() if is_on_cpu and is_small and is_free else nullcontext()
 
 
 @torch.inference_mode()
@@ -220,6 +224,6 @@ def generate(
     cached: bool = True,
 ) -> Tensor:
     """Return prompts and their continuations by `stream` as ids (B, T + N)."""
-    with one_thread_if_small(net, len(prompt)):
+    with one_thread_if_few(net, len(prompt)):
         added = list(stream(net, prompt, context, settings, indices, cached=cached))
     return torch.cat([prompt, torch.stack(added, dim=1)], dim=1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gpt_scratch.data.tokenizer import CharTokenizer
-from lit_gpt_scratch.generation.sampling import SamplingSettings, one_thread_if_small, stream
+from lit_gpt_scratch.generation.sampling import SamplingSettings, one_thread_if_few, stream
 from lit_gpt_scratch.private_api import uncompiled
 
 OnText = Callable[[int, str], None]  # receives the number of a text and the next piece of it
@@ -56,7 +56,7 @@ def generate_text(
     net.eval()
     try:
         # A compiled network would be compiled again for each length of the cache.
-        with uncompiled(), one_thread_if_small(net, len(ids)):
+        with uncompiled(), one_thread_if_few(net, len(ids)):
             for new in stream(net, ids, context, prompts.settings, indices, stop_ids):
                 drawn.append(new)
                 if on_text:

@@ -5,9 +5,8 @@ from typing import Any
 
 from lightning.pytorch.cli import instantiate_module
 
-from lit_gpt_scratch.checkpoints.formats import limit_parameters, read_checkpoint
+from lit_gpt_scratch.checkpoints.formats import read_checkpoint, require_fitting
 from lit_gpt_scratch.checkpoints.plugins import import_plugin
-from lit_gpt_scratch.errors import InputError, raise_user_bug
 from lit_gpt_scratch.private_api import INSTANTIATOR_KEY
 from lit_gpt_scratch.training.module import LitCharLM
 
@@ -19,17 +18,9 @@ def build_model(checkpoint: dict[str, Any], path: Path) -> LitCharLM:
     """
     arguments = dict(checkpoint["hyper_parameters"])
     arguments.pop(INSTANTIATOR_KEY, None)
-    try:
-        with limit_parameters(path):
-            model = instantiate_module(LitCharLM, arguments)
+    with require_fitting(path):
+        model = instantiate_module(LitCharLM, arguments)
         model.load_state_dict(checkpoint["state_dict"])
-    except Exception as error:  # damaged settings or weights can raise any exception
-        raise_user_bug(error)
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"checkpoint {path} does not fit together: its settings and weights disagree "
-            f"({reason}). Use another checkpoint."
-        ) from error
     return model.eval()
 
 

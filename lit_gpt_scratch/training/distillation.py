@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_gpt_scratch.checkpoints.network import load_network
-from lit_gpt_scratch.errors import InputError, raise_user_bug
+from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.training.hyperparameters import find_plugin
 
 
@@ -46,9 +46,9 @@ class Teacher:
         self.data: dict[str, Any] = {}  # hyperparameters of its data module
 
     def load(self, alphabet: str, context: int, plugin: str | None) -> None:
-        """Load the network, unless that is done already. It stays as it is in training.
+        """Load the network. A second call does nothing. Training does not change the network.
 
-        Raises `InputError` if it does not know the same characters, or only a shorter context.
+        Raises `InputError` if its alphabet is another one, or if its context is shorter.
         """
         if self.net is not None:
             return
@@ -56,9 +56,6 @@ class Teacher:
             net, known, longest, self.data = load_network(self.path, plugin)
         except InputError as error:
             raise InputError(f"teacher: {error}") from error
-        except Exception as error:  # settings or weights that do not fit together
-            raise_user_bug(error)
-            raise InputError(f"teacher {self.path} does not fit together: {error}") from error
         if known != alphabet:
             raise InputError(
                 f"teacher {self.path} was trained on other characters ({len(known)}, the corpus "
@@ -78,9 +75,9 @@ class Teacher:
     def mix(self, data_loss: Tensor, logits: Tensor, ids: Tensor) -> Tensor:
         """Return the mean of the text's loss and the teacher's, by their weights.
 
-        The teacher's loss is the cross-entropy of the student's logits (B, T, V) for ids (B, T)
-        with its own probabilities. It is multiplied by the temperature squared, because a
-        temperature divides gradients by that.
+        The teacher's loss is the cross-entropy between the teacher's probabilities for ids (B, T)
+        and the student's logits (B, T, V). It is multiplied by the temperature squared: otherwise
+        a higher temperature would make the gradients smaller.
         """
         assert self.net is not None
         with torch.no_grad():

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.accelerators import MPSAccelerator
 from torch import nn
 
+from lit_gpt_scratch.generation.sampling import one_thread
 from lit_gpt_scratch.models import count_parameters
 from lit_gpt_scratch.training.distributed import is_rank_zero
 
@@ -98,11 +99,8 @@ def one_thread_if_small(trainer: Any, net: nn.Module, characters: int) -> Iterat
         yield
         return
     print(f"threads      1 of {threads}: the network is small", file=sys.stderr)
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def keep_freed_memory() -> None:

@@ -31,6 +31,7 @@ from common import (
     read_section,
     rounds,
     seconds,
+    seconds_to,
     under_trainer,
 )
 from growth import growth
@@ -138,7 +139,7 @@ def time_to_loss(peer: NanoGPT | None, count: int) -> tuple[Figures, str]:
             cli = fit(config, seed, "--wandb.mode=disabled", "--trainer.val_check_interval=25")
             curve = logged(cli, "val/loss")
             for threshold in THRESHOLDS:
-                first = next((at for at, loss in curve if loss <= threshold), math.nan)
+                first = seconds_to(threshold, curve)
                 found.setdefault(f"{config}: seconds to {threshold}", []).append(first)
             found.setdefault(f"{config}: seconds", []).append(curve[-1][0])
             found.setdefault(f"{config}: loss", []).append(curve[-1][1])

@@ -3,10 +3,11 @@
 import contextlib
 import csv
 import io
+import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -57,6 +58,19 @@ def logged(cli: CharCLI, name: str, by: str = "train_seconds") -> list[tuple[flo
     with (cli.folder / "metrics.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row.get(name)]
     return [(float(row[by]), float(row[name])) for row in rows]
+
+
+def seconds_to(threshold: float, curve: Iterable[tuple[float, float]]) -> float:
+    """Return the seconds until the loss is at most `threshold`, or NaN.
+
+    `curve` has the seconds of training and the loss of each validation.
+    """
+    return next((spent for spent, loss in curve if loss <= threshold), math.nan)
+
+
+def times_or_missed(times: Sequence[float], digits: int = 0) -> str:
+    """Format seconds to a loss; if a run has missed it (NaN), say so."""
+    return "not by all" if math.isnan(sum(times)) else median_and_range(times, digits)
 
 
 def median_and_range(values: Sequence[float], digits: int = 1) -> str:

@@ -10,7 +10,7 @@ Ints, Floats = NDArray[np.int64], NDArray[np.float64]
 
 
 def n_grams(ids: Ints, n: int, size: int) -> Ints:
-    """Return each n-gram of a text (N,) as one number (N - n + 1,) with n digits in base `size`."""
+    """Return the n-grams of a text (N,) as numbers (N - n + 1,): ids are digits in base `size`."""
     count = len(ids) - n + 1
     codes = np.zeros(count, np.int64)
     for i in range(n):
@@ -33,7 +33,7 @@ def counts(ids: Ints, n: int, order: int, size: int) -> tuple[Ints, Ints]:
 
 
 def discounts(found: Ints) -> Floats:
-    """Return what is taken from counts of 0, 1, 2, and over 2 (Chen and Goodman 1999, eq. 26)."""
+    """Return what to subtract from counts of 0, 1, 2, over 2 (Chen and Goodman 1999, eq. 26)."""
     times = [max(1, int((found == k).sum())) for k in range(1, 5)]
     y = times[0] / (times[0] + 2 * times[1])
     taken = [k - (k + 1) * y * times[k] / times[k - 1] for k in (1, 2, 3)]
@@ -41,11 +41,12 @@ def discounts(found: Ints) -> Floats:
 
 
 def kneser_ney(train: Ints, text: Ints, order: int, size: int) -> Floats:
-    """Return the probability (N - 1,) of each character of a text but the first.
+    """Return the probability (N - 1,) of each character of a text (N,), except the first.
 
     Interpolated modified Kneser-Ney smoothing (Chen and Goodman 1999) of `order` - 1 characters of
-    context: what the discounts take from the counts after a context is shared as the next shorter
-    context says. An alphabet of `size` characters must have size ** order < 2 ** 63.
+    context. The discounts take a part of the counts after a context. The probabilities after the
+    next shorter context distribute this part. An alphabet of `size` characters must have
+    size ** order < 2 ** 63.
     """
     probabilities = np.full(len(text) - 1, 1 / size)
     for n in range(1, min(order, len(text)) + 1):

@@ -6,7 +6,6 @@ runs/long.json, so that they can be trained one at a time. The tables are saved 
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -19,6 +18,8 @@ from common import (
     logged,
     median_and_range,
     publish,
+    seconds_to,
+    times_or_missed,
 )
 from tqdm import tqdm
 
@@ -57,8 +58,7 @@ class Run:
 
     def seconds_to(self, threshold: float) -> float:
         """Return the seconds of training until the loss is at most `threshold`, or NaN."""
-        curve = zip(self.seconds, self.losses, strict=True)
-        return next((seconds for seconds, loss in curve if loss <= threshold), math.nan)
+        return seconds_to(threshold, zip(self.seconds, self.losses, strict=True))
 
 
 def run(name: str, seed: int) -> Run:
@@ -93,7 +93,7 @@ def report(saved: dict[str, dict[str, Run]]) -> str:
 
 
 def table(name: str, by_seed: dict[str, Run]) -> str:
-    """Return the final losses, the time to each threshold and the loss curve of one name."""
+    """Return the final losses of a network, the seconds to each threshold, and the curve."""
     runs = list(by_seed.values())
     size = f"{runs[0].steps[-1]:,} steps, {runs[0].parameters:,} parameters"
     rows = [
@@ -104,9 +104,7 @@ def table(name: str, by_seed: dict[str, Run]) -> str:
     ]
     for threshold in THRESHOLDS:
         times = [r.seconds_to(threshold) for r in runs]
-        missed = math.isnan(sum(times))
-        cell = "not by all" if missed else median_and_range(times, 0)
-        rows.append([f"seconds to {threshold}", cell])
+        rows.append([f"seconds to {threshold}", times_or_missed(times)])
     curve = []
     for i, step in enumerate(runs[0].steps):
         seconds, losses = [r.seconds[i] for r in runs], [r.losses[i] for r in runs]

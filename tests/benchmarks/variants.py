@@ -258,7 +258,7 @@ class HeadGates(Variant):
             nn.init.zeros_(block.attention.gate.weight)
 
 
-# Variants that promise something for small corpora
+# Variants against memorising a small corpus
 
 
 class TokenNoise(Variant):
@@ -272,7 +272,7 @@ class TokenNoise(Variant):
 
 
 class _AddLoss(torch.autograd.Function):
-    """Returns its first argument, and adds its second one, a loss, to what training minimizes."""
+    """Returns x unchanged. The backward pass adds the gradient of a loss, the second argument."""
 
     @staticmethod
     def forward(_ctx: Any, x: Tensor, _loss: Tensor) -> Tensor:

@@ -6,8 +6,6 @@ again, which finds that code in the cache. The table is saved in runs/versions.m
 """
 
 import argparse
-import csv
-import math
 import os
 import subprocess
 import sys
@@ -17,11 +15,12 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from common import ROOT, SEEDS, median_and_range, publish
+from common import ROOT, SEEDS, median_and_range, publish, seconds_to, times_or_missed
 from tqdm import tqdm
 
 from lit_gpt_scratch.cli.compare import machine
 from lit_gpt_scratch.runs.comparison import markdown_table, mean_and_range
+from lit_gpt_scratch.runs.folder import validations
 
 SIDES = ("old version", "this version, empty cache", "this version, full cache")
 
@@ -34,8 +33,7 @@ class Curve(NamedTuple):
 
     def seconds_to(self, loss: float) -> float:
         """Return the seconds of training until the loss is at most `loss`, or NaN."""
-        pairs = zip(self.seconds, self.losses, strict=True)
-        return next((seconds for seconds, found in pairs if found <= loss), math.nan)
+        return seconds_to(loss, zip(self.seconds, self.losses, strict=True))
 
 
 def train(checkout: Path, config: str, seed: int, flags: Sequence[str], cache: Path) -> Curve:
@@ -48,14 +46,13 @@ def train(checkout: Path, config: str, seed: int, flags: Sequence[str], cache: P
             *[f"--trainer.default_root_dir={folder}", *flags],
         ]
         subprocess.run(command, cwd=checkout, env=environment, capture_output=True, check=True)
-        with Path(f"{folder}/runs/run/version_0/metrics.csv").open(encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row.get("val/loss")]
+        rows = validations(Path(folder) / "runs" / "run" / "version_0")
     seconds, losses = ([float(row[k]) for row in rows] for k in ("train_seconds", "val/loss"))
     return Curve(seconds, losses)
 
 
 def report(config: str, found: dict[str, list[Curve]], goal: float) -> str:
-    """Return the table of one config; `goal` is a loss whose time is of interest."""
+    """Return the table of one config. One column has the seconds to the loss `goal`."""
     base = [curve.seconds[-1] for curve in found[SIDES[0]]]
     rows = [
         [config, "seconds of training", "ratio", f"seconds to {goal:.4f}", "loss at the last step"]
@@ -64,13 +61,12 @@ def report(config: str, found: dict[str, list[Curve]], goal: float) -> str:
         seconds = [curve.seconds[-1] for curve in curves]
         ratios = [s / b for s, b in zip(seconds, base, strict=True)]
         times = [curve.seconds_to(goal) for curve in curves]
-        missed = math.isnan(sum(times))
         rows.append(
             [
                 side,
                 median_and_range(seconds, 0),
                 f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-                "not by all" if missed else median_and_range(times, 0),
+                times_or_missed(times),
                 mean_and_range([curve.losses[-1] for curve in curves]),
             ]
         )
@@ -82,7 +78,9 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="make versions", description=__doc__)
     parser.add_argument("--old", type=Path, required=True, help="a checkout of the old version")
     parser.add_argument("--config", default="gpt_cpu", help="default: gpt_cpu")
-    parser.add_argument("--goal", type=float, default=1.4893, help="a loss whose time to report")
+    parser.add_argument(
+        "--goal", type=float, default=1.4893, help="report the seconds to this loss"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="default: three")
     parser.add_argument("--readme", action="store_true", help="write tests/benchmarks/README.md")
     options, flags = parser.parse_known_args(args)

@@ -111,7 +111,7 @@ def fit(path: Path, steps: int, net: Any = Bigram, **how: Any) -> tuple[LitCharL
 
 @pytest.fixture(scope="module")
 def teacher_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint of a network with dropout, so that its mode matters."""
+    """The checkpoint of a network with dropout: it predicts differently in training mode."""
     folder = tmp_path_factory.mktemp("teacher")
     return last(train_small(folder, "--model.net=GPT", *SMALL_GPT).folder)
 
