@@ -127,9 +127,10 @@ def test_the_probabilities_of_the_count_model_sum_to_1(
     st.lists(st.integers(0, 2), min_size=5, max_size=60),
     st.lists(st.integers(0, 2), min_size=2, max_size=12),
     st.integers(1, 4),
+    st.none() | st.integers(1, 12),
 )
 def test_the_count_model_equals_its_definition(
-    train: list[int], text: list[int], order: int
+    train: list[int], text: list[int], order: int, window: int | None
 ) -> None:
     """Written out here as in the paper: recursively, with dictionaries."""
 
@@ -153,10 +154,11 @@ def test_the_count_model_equals_its_definition(
         own = table[gram] - discount[min(table[gram], 3)]
         return float((own + taken * shorter) / sum(after.values()))
 
-    expected = [
-        probability(tuple(text[max(0, i + 1 - order) : i + 1])) for i in range(1, len(text))
-    ]
-    found = kneser_ney(np.array(train), np.array(text), order, 3)
+    expected = []
+    for i in range(1, len(text)):
+        start_of_window = 0 if window is None else (i - 1) // window * window
+        expected.append(probability(tuple(text[max(start_of_window, i + 1 - order) : i + 1])))
+    found = kneser_ney(np.array(train), np.array(text), order, 3, window)
     assert found == pytest.approx(expected, abs=1e-12)
 
 
@@ -214,7 +216,7 @@ def test_exponent_is_that_of_the_power_law() -> None:
 
 
 def test_seconds_to_a_loss_end_where_the_curve_first_reaches_it() -> None:
-    run = long.Run([1, 2, 3, 4], [10.0, 20.0, 30.0, 40.0], [2.0, 1.5, 1.6, 1.4], 1.4, 1.0, 7)
+    run = long.Run([1, 2, 3, 4], [10.0, 20.0, 30.0, 40.0], [2.0, 1.5, 1.6, 1.4], 1.4, 1.0, 1.3, 7)
     assert [run.seconds_to(loss) for loss in (2.5, 1.5, 1.45, 1.4)] == [10, 20, 40, 40]
     assert math.isnan(run.seconds_to(1.39))
 

@@ -51,7 +51,7 @@ def run_facts(
 
 def format_header(model: Any, data: Any, folder: Path) -> str:
     """Return the lines that `fit` prints before training."""
-    net, splits = model.net, data.splits
+    net, splits, teacher = model.net, data.splits, model.teacher
     parts = [f"{name} {count_parameters(part):,}" for name, part in net.named_children()]
     lines = [
         f"network      {type(net).__name__}, {count_parameters(net):,} parameters "
@@ -59,6 +59,7 @@ def format_header(model: Any, data: Any, folder: Path) -> str:
         f"corpus       {data.hparams.corpus}: {len(splits.train):,} characters to train on, "
         f"{len(splits.val):,} to validate, alphabet of {len(data.alphabet)}",
         f"batch        {data.batch_size} windows of {data.context} characters",
+        *([f"teacher      {teacher.path}, weight {teacher.weight}"] if teacher else []),
         f"run          {folder}",
     ]
     return "\n".join(lines + large_alphabet_notice(model))

@@ -7,19 +7,16 @@ split. The runs are in comparisons/; finished ones are not repeated.
 
 import argparse
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from common import SEEDS, publish
-from count_model import kneser_ney
+from count_model import ORDER, WEIGHT, count, loss_with_counts
 
 from lit_gpt_scratch.checkpoints.network import load_network
 from lit_gpt_scratch.checkpoints.plugins import import_plugin
 from lit_gpt_scratch.cli.compare import FOLDER, compare
 from lit_gpt_scratch.data import CharDataModule
-from lit_gpt_scratch.data.windows import Share, consecutive_windows
 from lit_gpt_scratch.errors import exit_on_input_error
 from lit_gpt_scratch.runs.comparison import Outcome, markdown_table, mean_and_range
 
@@ -87,35 +84,23 @@ LONGER: dict[str, list[str]] = {
     ],
 }
 VARIANTS = KEPT | LEFT_OUT | LONGER
-COUNTED = 0.1  # weight of the count model's probabilities
-ORDER = 6
 
 
-def count(outcomes: Sequence[Outcome]) -> str:
+def with_counts(outcomes: Sequence[Outcome]) -> str:
     """Return the losses of a count model, and of its probabilities mixed into those of networks."""
     data = CharDataModule(val_fraction=0.1, test_fraction=0.1)
     data.open()
-    train, held_out = (data.tokens[s.start : s.stop] for s in (data.splits.train, data.splits.val))
-    started = time.perf_counter()
-    ids = train.long().numpy(), held_out.long().numpy()
-    counted = torch.from_numpy(kneser_ney(*ids, ORDER, len(data.alphabet)))
-    seconds = time.perf_counter() - started
-    alone, mixed = [], []
+    counted = count(data)
+    found = []
     for outcome in outcomes:
         loaded = load_network(outcome.folder / "checkpoints" / "last.ckpt", "variants")
-        net, sizes = loaded.net, (loaded.context, len(data.alphabet))
-        windows = consecutive_windows(data.splits.val, "val", *sizes, Share())
-        with torch.inference_mode():
-            batches = map(data.read_windows, windows)
-            found = [net(b.inputs).softmax(-1).gather(-1, b.targets[..., None]) for b in batches]
-        own = torch.cat([part.flatten() for part in found])
-        alone.append(-float(own.log().mean()))
-        mixed.append(-float(own.lerp(counted.float(), COUNTED).log().mean()))
+        found.append(loss_with_counts(loaded.net, data, counted))
+    alone, mixed = zip(*found, strict=True)
     rows = [
         ["", "loss"],
-        [f"Kneser-Ney of order {ORDER} ({seconds:.1f} s)", f"{-float(counted.log().mean()):.4f}"],
+        [f"Kneser-Ney of order {ORDER} ({counted.seconds:.1f} s)", f"{counted.loss:.4f}"],
         ["the networks of the first line", mean_and_range(alone)],
-        [f"both, Kneser-Ney with weight {COUNTED}", mean_and_range(mixed)],
+        [f"both, Kneser-Ney with weight {WEIGHT}", mean_and_range(mixed)],
     ]
     return markdown_table(rows)
 
@@ -138,7 +123,7 @@ def run_all(steps: int) -> str:
         flags = {name: [*own, *more] for name, more in variants.items()}
         result = compare(flags, len(SEEDS), FOLDER)
         tables.append(f"**{title}**\n\n{result.markdown()}")
-    counted = count(result.outcomes[next(iter(LONGER))])
+    counted = with_counts(result.outcomes[next(iter(LONGER))])
     return "\n\n".join([*tables, f"**Counting, with 700 steps**\n\n{counted}"])
 
 

@@ -244,7 +244,9 @@ def test_a_notice_says_if_the_teacher_may_have_read_the_validation_split(
 ) -> None:
     teach = f"--model.teacher={teacher_path}"
     train_small(tmp_path, teach)
-    assert "teacher may have" not in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"teacher      {teacher_path}, weight 1.0\n" in err
+    assert "teacher may have" not in err
     train_small(tmp_path, teach, "--data.val_fraction=0.2")
     assert (
         "Notice: val_fraction is 0.2, for the teacher it was 0.1: the teacher may have been "
