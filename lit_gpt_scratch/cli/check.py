@@ -20,7 +20,7 @@ from lit_gpt_scratch.cli.program import own_configs
 from lit_gpt_scratch.errors import InputError, describe_error, exit_on_input_error
 from lit_gpt_scratch.inspection import laws
 from lit_gpt_scratch.models import GPT, count_parameters
-from lit_gpt_scratch.models.attention import has_weights
+from lit_gpt_scratch.models.attention import shows_weights
 from lit_gpt_scratch.models.kv_cache import takes_cache
 from lit_gpt_scratch.shell import PROGRAM
 
@@ -182,7 +182,7 @@ def check(net: nn.Module) -> dict[str, str]:
     for name, (law, _) in LAWS.items():
         if name == "cache" and not takes_cache(net):
             continue
-        if name == "weights" and not any(map(has_weights, net.modules())):
+        if name == "weights" and not shows_weights(net):
             continue
         try:
             found[name] = law(net, ALPHABET_SIZE, CONTEXT)

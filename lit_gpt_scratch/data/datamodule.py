@@ -158,8 +158,9 @@ class CharDataModule(pl.LightningDataModule):
         """
         step, part = divmod(k, parts)
         size, length = self.batch_size, len(self.splits.train)
-        integers = random_bits(self.seed, step, parts * size + 1)
-        if self.order == "passes":
+        is_random = self.order == "random"
+        integers = random_bits(self.seed, step, 1 + parts * size * is_random)
+        if not is_random:
             starts = starts_in_passes(k * size, size, length, self.context, self.seed)
         else:
             start_count = np.uint64(length - self.context)

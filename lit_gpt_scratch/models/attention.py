@@ -34,6 +34,11 @@ def has_weights(module: nn.Module) -> bool:
     return callable(getattr(module, "weights", None))
 
 
+def shows_weights(net: nn.Module) -> bool:
+    """Return whether a network has an attention that shows its weights."""
+    return any(map(has_weights, net.modules()))
+
+
 def causal_mask(query_count: int, key_count: int, device: torch.device) -> Tensor:
     """Return a mask (Q, T) that is True where a query may attend: to its past and to itself.
 

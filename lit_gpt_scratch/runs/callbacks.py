@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from lit_gpt_scratch.errors import InputError, describe_error, write_errors_as_input_errors
 from lit_gpt_scratch.generation import SamplingSettings, default_prompt
 from lit_gpt_scratch.inspection import attention, draw_heads, visible
-from lit_gpt_scratch.models.attention import has_weights
+from lit_gpt_scratch.models.attention import shows_weights
 from lit_gpt_scratch.runs.folder import append_rows, count_lines, last_checkpoint, validation_losses
 from lit_gpt_scratch.runs.layers import LayerStatistics, start_of_validation
 from lit_gpt_scratch.runs.loggers import find_wandb_run
@@ -147,7 +147,7 @@ class AttentionRecorder(Recorder):
     is_costly = True
 
     def record(self, trainer: Any, pl_module: Any) -> None:
-        if not any(map(has_weights, pl_module.net.modules())):
+        if not shows_weights(pl_module.net):
             return
         text = start_of_validation(trainer.datamodule)
         image = draw_heads(attention(pl_module, text), text, cell=max(9, 160 // len(text)))

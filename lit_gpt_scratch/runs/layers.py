@@ -13,7 +13,7 @@ from torch.nn.utils import get_total_norm
 
 from lit_gpt_scratch.errors import describe_error
 from lit_gpt_scratch.inspection import attention
-from lit_gpt_scratch.models.attention import has_weights
+from lit_gpt_scratch.models.attention import shows_weights
 from lit_gpt_scratch.training.callbacks import is_log_step
 
 TEXT_LENGTH = 32  # characters whose attention is measured and drawn
@@ -96,7 +96,7 @@ def start_of_validation(data: Any) -> str:
 
 def attention_entropies(trainer: Any, pl_module: Any) -> dict[str, float]:
     """Return the mean entropy of the attention weights of each layer; empty: there are none."""
-    if not any(map(has_weights, pl_module.net.modules())):
+    if not shows_weights(pl_module.net):
         return {}
     found: dict[str, list[float]] = {}
     for name, weights in attention(pl_module, start_of_validation(trainer.datamodule)):

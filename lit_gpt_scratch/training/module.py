@@ -5,15 +5,13 @@ clipping, optimizer and schedule. For each validation: `validation_step` for eac
 `on_validation_epoch_end`. `training/callbacks.py` logs `train/loss`, and seeds dropout.
 """
 
-import math
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
 
 from lit_gpt_scratch.data.tokenizer import CharTokenizer
 from lit_gpt_scratch.data.windows import Batch
@@ -22,6 +20,7 @@ from lit_gpt_scratch.models import ModernGPT, NetFactory
 from lit_gpt_scratch.training.callbacks import fit_callbacks
 from lit_gpt_scratch.training.distillation import Teacher
 from lit_gpt_scratch.training.hyperparameters import plain_hyperparameters
+from lit_gpt_scratch.training.mean_losses import MeanLosses
 from lit_gpt_scratch.training.muon import Muon
 from lit_gpt_scratch.training.optim import (
     OptimizerFactory,
@@ -70,8 +69,7 @@ class LitCharLM(pl.LightningModule):
         how = teacher_weight, teacher_temperature
         self.teacher = Teacher(teacher, *how) if teacher else None  # only fit loads its checkpoint
         build_optimizer(self.net, optimizer, schedule, steps=1)  # only to refuse wrong values now
-        splits = ("val", "train sample", "test", "val_strided", "test_strided")
-        self.mean_losses: Any = nn.ModuleDict({split: MeanMetric() for split in splits})
+        self.mean_losses = MeanLosses()
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the logits (B, T, V) of ids (B, T)."""
@@ -93,36 +91,19 @@ class LitCharLM(pl.LightningModule):
         losses = self.character_losses(self(batch.inputs), batch.targets)
         if batch.counted is not None:  # windows overlap
             losses = losses[batch.counted]
-        self.mean_losses[batch.split].update(losses.mean(), weight=losses.numel())
+        self.mean_losses.add(batch.split, losses)
         return {"losses": losses}  # for SymbolLossRecorder
 
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         # It grows when the model overfits. The sample is spread evenly over the training text.
-        gap = self._log_loss("val") - self._mean_loss("train sample")
+        gap = self.mean_losses.log(self.log, "val") - self.mean_losses.take("train sample")
         if not gap.isnan():  # limit_val_batches may leave the sample out
             self.log("val/gap", gap)
 
     def on_test_epoch_end(self) -> None:
-        self._log_loss("test")
-
-    def _mean_loss(self, split: str) -> Tensor:
-        """Return the mean loss of a split, and reset it for the next evaluation."""
-        loss = self.mean_losses[split].compute()
-        self.mean_losses[split].reset()
-        return loss
-
-    def _log_loss(self, split: str) -> Tensor:
-        """Log the loss of a split, and that of its strided evaluation, if there is one."""
-        loss = self._mean_loss(split)
-        self.log(f"{split}/loss", loss, prog_bar=True)
-        self.log(f"{split}/bpc", loss / math.log(2))
-        self.log(f"{split}/perplexity", loss.exp())
-        strided = f"{split}_strided"
-        if strided in self.mean_losses and self.mean_losses[strided].update_called:
-            self._log_loss(strided)
-        return loss
+        self.mean_losses.log(self.log, "test")
 
     def predict_step(self, batch: Prompts | Tensor, batch_idx: int) -> list[str]:
         """Continue prompts, or plain ids (B, T). Return the texts, prompts included."""

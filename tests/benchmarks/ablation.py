@@ -21,7 +21,8 @@ from lit_gpt_scratch.errors import exit_on_input_error
 from lit_gpt_scratch.runs.comparison import Outcome, markdown_table, mean_and_range
 
 # Eight tenths of the corpus for training, one held out; the last is the validation split.
-SLICE = ["--data.val_fraction=0.1", "--data.test_fraction=0.1"]
+FRACTIONS = {"val_fraction": 0.1, "test_fraction": 0.1}
+SLICE = [f"--data.{name}={value}" for name, value in FRACTIONS.items()]
 ADAMW = "lit_gpt_scratch.training.AdamW"
 COSINE = "lit_gpt_scratch.training.WarmupCosine"
 # The variants: a name, and the flags of `fit` that produce it. First, parts that gpt_cpu has.
@@ -88,7 +89,7 @@ VARIANTS = KEPT | LEFT_OUT | LONGER
 
 def with_counts(outcomes: Sequence[Outcome]) -> str:
     """Return the losses of a count model, and of its probabilities mixed into those of networks."""
-    data = CharDataModule(val_fraction=0.1, test_fraction=0.1)
+    data = CharDataModule(**FRACTIONS)
     data.open()
     counted = count(data)
     found = []

@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lit_gpt_scratch.cli.playground_command import write_playground
-from lit_gpt_scratch.errors import InputError
+from lit_gpt_scratch.errors import InputError, exit_on_input_error
 from lit_gpt_scratch.files import atomic_write
 from lit_gpt_scratch.inspection.hooks import LayerAttention, attention
 from lit_gpt_scratch.inspection.plots import plot_attention
@@ -164,8 +164,6 @@ def draw_attention() -> None:
 
 def draw_playground() -> None:
     """Take a picture of the playground of all rungs in headless Chromium."""
-    if not CHROMIUM:
-        raise InputError("the picture of the playground needs Chromium: install it.")
     runs = [str(newest(rung).folder) for rung in RUNGS]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "playground.html"
@@ -187,10 +185,10 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.parse_args(args)
     torch.manual_seed(1337)
     FIGURES.mkdir(exist_ok=True)
-    try:
+    with exit_on_input_error("make figures"):
+        if not CHROMIUM:
+            raise InputError("the picture of the playground needs Chromium: install it.")
         runs = {rung: newest(rung) for rung in RUNGS}
-    except InputError as error:
-        parser.exit(2, f"{error}\n")
     draw_ladder(runs)
     draw_samples(runs)
     draw_attention()
