@@ -4,6 +4,7 @@ import math
 import re
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from laws import assert_causal, parse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_gpt_scratch.models import ModernGPT
+from lit_gpt_scratch.generation.sampling import SamplingSettings, generate
+from lit_gpt_scratch.models import GPT, Ensemble, ModernGPT
 from lit_gpt_scratch.runs.comparison import Outcome
 from lit_gpt_scratch.runs.reading import flatten
 from lit_gpt_scratch.training import Muon
@@ -26,6 +28,7 @@ sys.path.insert(0, str(FOLDER))  # as Python does for the scripts in that folder
 import ablation  # noqa: E402
 import bench  # noqa: E402
 import common  # noqa: E402
+import experiments  # noqa: E402
 import growth  # noqa: E402
 import ladder  # noqa: E402
 import long  # noqa: E402
@@ -208,6 +211,19 @@ def test_snapshots_average_the_ends_of_all_cycles(monkeypatch: pytest.MonkeyPatc
             own.load_state_dict(net.state_dict())
             expected.append(own(ids).softmax(-1))
     torch.testing.assert_close(net.eval()(ids).softmax(-1), torch.stack(expected).mean(0))
+
+
+def test_members_side_by_side_equal_members_one_after_the_other() -> None:
+    ensemble = experiments.randomised(Ensemble(5, 8, partial(ModernGPT, layers=2, width=8), 3))
+    ids = torch.randint(5, (6, 8))
+    found = experiments.together(ensemble, experiments.side_by_side, ids)
+    torch.testing.assert_close(found, ensemble(ids))
+
+
+def test_a_cache_of_fixed_size_gives_the_same_text() -> None:
+    net, settings = GPT(65, experiments.CONTEXT).eval(), SamplingSettings(max_new_tokens=40)
+    found = experiments.write(net, partial(experiments.static_step, net), settings)
+    assert found.equal(generate(net, torch.zeros(1, 1, dtype=torch.long), 256, settings))
 
 
 def test_exponent_is_that_of_the_power_law() -> None:

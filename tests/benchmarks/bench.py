@@ -34,6 +34,7 @@ from common import (
     seconds_to,
     under_trainer,
 )
+from experiments import experiments
 from growth import growth
 from input_and_start import start, throughput
 from nanogpt import NanoGPT
@@ -240,6 +241,7 @@ PARTS = {
         callbacks,
         arithmetic,
         growth,
+        experiments,
         playground,
     )
 } | {"input": throughput, "start": start, "checkpoints": checkpoints}
