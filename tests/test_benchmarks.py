@@ -3,15 +3,11 @@
 import math
 import re
 import sys
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from laws import assert_causal, parse
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,7 +30,6 @@ import ladder  # noqa: E402
 import long  # noqa: E402
 import variants  # noqa: E402
 import versions  # noqa: E402
-from count_model import discounts, kneser_ney  # noqa: E402
 
 VARIANTS = [
     value
@@ -111,58 +106,6 @@ def test_a_variant_trains_with_the_numbers_of_its_label(label: str) -> None:
     [parsed["trainer"]["callbacks"]] = parsed["trainer"]["callbacks"] or [{}]
     settings = dict(flatten(parsed))
     assert {name: float(settings[name]) for name in NUMBERS[label]} == NUMBERS[label]
-
-
-@given(
-    st.lists(st.integers(0, 2), min_size=5, max_size=40),
-    st.lists(st.integers(0, 2), max_size=5),
-    st.integers(1, 4),
-)
-def test_the_probabilities_of_the_count_model_sum_to_1(
-    train: list[int], context: list[int], order: int
-) -> None:
-    last = [kneser_ney(np.array(train), np.array([0, *context, c]), order, 3)[-1] for c in range(3)]
-    assert min(last) >= 0
-    assert sum(last) == pytest.approx(1, abs=1e-12)
-
-
-@given(
-    st.lists(st.integers(0, 2), min_size=5, max_size=60),
-    st.lists(st.integers(0, 2), min_size=2, max_size=12),
-    st.integers(1, 4),
-    st.none() | st.integers(1, 12),
-)
-def test_the_count_model_equals_its_definition(
-    train: list[int], text: list[int], order: int, window: int | None
-) -> None:
-    """Written out here as in the paper: recursively, with dictionaries."""
-
-    def grams(n: int) -> list[tuple[int, ...]]:
-        return [tuple(train[i : i + n]) for i in range(len(train) - n + 1)]
-
-    tables: dict[int, Counter[tuple[int, ...]]] = {order: Counter(grams(order))}
-    for n in range(1, order):
-        tables[n] = Counter(gram[1:] for gram in set(grams(n + 1)))
-
-    def probability(gram: tuple[int, ...]) -> float:
-        if not gram:
-            return 1 / 3
-        table = tables[len(gram)]
-        discount = discounts(np.array(list(table.values())))
-        after = {g: c for g, c in table.items() if g[:-1] == gram[:-1]}
-        shorter = probability(gram[1:])
-        if not after:
-            return shorter
-        taken = sum(discount[min(c, 3)] for c in after.values())
-        own = table[gram] - discount[min(table[gram], 3)]
-        return float((own + taken * shorter) / sum(after.values()))
-
-    expected = []
-    for i in range(1, len(text)):
-        start_of_window = 0 if window is None else (i - 1) // window * window
-        expected.append(probability(tuple(text[max(start_of_window, i + 1 - order) : i + 1])))
-    found = kneser_ney(np.array(train), np.array(text), order, 3, window)
-    assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_normuon_changes_the_directions_of_muon_but_not_the_size_of_a_step() -> None:

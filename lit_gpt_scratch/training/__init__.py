@@ -4,8 +4,9 @@ Each callback has one job: the training loss, finite checks, resume, checkpoint 
 several processes.
 """
 
+from lit_gpt_scratch.training.count_mixture import CountMixture
 from lit_gpt_scratch.training.module import LitCharLM
 from lit_gpt_scratch.training.muon import Muon
 from lit_gpt_scratch.training.optim import AdamW, WarmupCosine, WarmupStableDecay
 
-__all__ = ["AdamW", "LitCharLM", "Muon", "WarmupCosine", "WarmupStableDecay"]
+__all__ = ["AdamW", "CountMixture", "LitCharLM", "Muon", "WarmupCosine", "WarmupStableDecay"]

@@ -6,23 +6,22 @@ split. The runs are in comparisons/; finished ones are not repeated.
 """
 
 import argparse
+import contextlib
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from common import SEEDS, publish
-from count_model import ORDER, WEIGHT, count, loss_with_counts
 
-from lit_gpt_scratch.checkpoints.network import load_network
 from lit_gpt_scratch.checkpoints.plugins import import_plugin
+from lit_gpt_scratch.cli import main as main_program
 from lit_gpt_scratch.cli.compare import FOLDER, compare
-from lit_gpt_scratch.data import CharDataModule
 from lit_gpt_scratch.errors import exit_on_input_error
 from lit_gpt_scratch.runs.comparison import Outcome, markdown_table, mean_and_range
 
 # Eight tenths of the corpus for training, one held out; the last is the validation split.
-FRACTIONS = {"val_fraction": 0.1, "test_fraction": 0.1}
-SLICE = [f"--data.{name}={value}" for name, value in FRACTIONS.items()]
+SLICE = ["--data.val_fraction=0.1", "--data.test_fraction=0.1"]
 ADAMW = "lit_gpt_scratch.training.AdamW"
 COSINE = "lit_gpt_scratch.training.WarmupCosine"
 # The variants: a name, and the flags of `fit` that produce it. First, parts that gpt_cpu has.
@@ -87,21 +86,26 @@ LONGER: dict[str, list[str]] = {
 VARIANTS = KEPT | LEFT_OUT | LONGER
 
 
+def validate(outcome: Outcome, *flags: str) -> dict[str, float]:
+    """Return the metrics of the command `validate` for the last step of a run."""
+    last = outcome.folder / "checkpoints" / "last.ckpt"
+    command = ["validate", "--ckpt_path", str(last), "--plugin", "variants", *flags]
+    with contextlib.redirect_stdout(io.StringIO()):
+        metrics = main_program(command).trainer.callback_metrics
+    return {name: float(value) for name, value in metrics.items()}
+
+
 def with_counts(outcomes: Sequence[Outcome]) -> str:
-    """Return the losses of a count model, and of its probabilities mixed into those of networks."""
-    data = CharDataModule(**FRACTIONS)
-    data.open()
-    counted = count(data)
-    found = []
-    for outcome in outcomes:
-        loaded = load_network(outcome.folder / "checkpoints" / "last.ckpt", "variants")
-        found.append(loss_with_counts(loaded.net, data, counted))
-    alone, mixed = zip(*found, strict=True)
+    """Return the losses of networks, and those of the same networks with a count model mixed in."""
+    mix = "--trainer.callbacks+=CountMixture"
+    mixed = [validate(outcome, mix) for outcome in outcomes]
+    counted = validate(outcomes[0], mix, "--trainer.callbacks.weight=1")["val/loss_with_counts"]
+    both = mean_and_range([metrics["val/loss_with_counts"] for metrics in mixed])
     rows = [
         ["", "loss"],
-        [f"Kneser-Ney of order {ORDER} ({counted.seconds:.1f} s)", f"{counted.loss:.4f}"],
-        ["the networks of the first line", mean_and_range(alone)],
-        [f"both, Kneser-Ney with weight {WEIGHT}", mean_and_range(mixed)],
+        ["the networks of the first line", mean_and_range([m["val/loss"] for m in mixed])],
+        ["`CountMixture`: counts mixed in", both],
+        ["counts alone", f"{counted:.4f}"],
     ]
     return markdown_table(rows)
 
