@@ -15,7 +15,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lit_gpt_scratch.errors import InputError, causes
-from lit_gpt_scratch.files import atomic_write
+from lit_gpt_scratch.files import atomic_link, atomic_write
 from lit_gpt_scratch.private_api import FULL_DISK, not_counting_next_batch, set_logged_step
 
 
@@ -29,7 +29,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning's own goes through the system's temporary folder, which may be on another disk.
     """
 
+    same: Path | None = None  # a file with the contents of the next checkpoint; None: there is none
+
     def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        if self.same and atomic_link(self.same, Path(path)):
+            return
         try:
             with atomic_write(Path(path)) as file:
                 torch.save(checkpoint, file)
@@ -94,7 +98,11 @@ class SignalCheckpoint(Callback):
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Writes FOLDER/NAME.ckpt at each validation, or only if the metric `monitor` is the best."""
+    """Writes FOLDER/NAME.ckpt at each validation, or only if the metric `monitor` is the best.
+
+    After a validation that is the best, both have the same state. It is written once, because of
+    its size: last.ckpt is then a second name of the file best.ckpt.
+    """
 
     def __init__(self, folder: Path, name: str, monitor: str | None = None) -> None:
         super().__init__(
@@ -106,6 +114,17 @@ class RunCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=False,
         )
         self.path = Path(str(self.dirpath)) / f"{name}.ckpt"
+        self.has_saved = False  # at the newest validation; known only with `monitor`
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        best, score = best_checkpoint(trainer), self.current_score
+        io = trainer.strategy.checkpoint_io
+        io.same = best.path if best and best is not self and best.has_saved else None
+        try:
+            super().on_validation_end(trainer, pl_module)
+        finally:
+            io.same = None
+        self.has_saved = self.current_score is not score  # a save keeps its score
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Save the last step if no validation has done so."""
