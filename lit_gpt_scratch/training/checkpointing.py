@@ -16,7 +16,15 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lit_gpt_scratch.errors import InputError, causes
 from lit_gpt_scratch.files import atomic_link, atomic_write
-from lit_gpt_scratch.private_api import FULL_DISK, not_counting_next_batch, set_logged_step
+from lit_gpt_scratch.private_api import (
+    FULL_DISK,
+    not_counting_next_batch,
+    set_logged_step,
+    stop_asking_for_sigterm,
+)
+from lit_gpt_scratch.training.distributed import cpu_group, maxima
+
+AGREE_STEPS = 10  # after so many steps, several processes agree again whether to save or stop
 
 
 class GracefulStop(SystemExit):
@@ -52,7 +60,8 @@ class SignalCheckpoint(Callback):
     """Saves at intervals of time, and when SIGINT or SIGTERM arrives.
 
     After a signal, the current step ends, a checkpoint is saved, and `GracefulStop` is raised. A
-    second SIGINT stops at once.
+    second SIGINT stops at once. Several processes agree on this every `AGREE_STEPS` steps: one that
+    has a signal stops all, and the clock of rank 0 counts.
     """
 
     def __init__(self, path: Path | None, minutes: float = 5.0) -> None:
@@ -60,10 +69,14 @@ class SignalCheckpoint(Callback):
         self.seconds = 60 * minutes  # between two saves
         self.received = 0  # number of the signal
 
-    def on_train_start(self, *_: Any) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         # Not earlier: during set-up, Lightning wraps the handlers that it finds. It restores the
         # original handlers when the fit ends.
         self._saved = time.monotonic()  # when the last checkpoint was saved
+        self._steps, self._group = 0, cpu_group(trainer)  # steps of this fit so far
+        if trainer.received_sigterm:  # during set-up
+            self.received = signal.SIGTERM
+        stop_asking_for_sigterm(trainer)
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, self._remember_signal)
@@ -77,14 +90,15 @@ class SignalCheckpoint(Callback):
         if batch_idx % trainer.accumulate_grad_batches:
             return  # in the middle of a step
         set_logged_step(trainer)  # a resumed run would log its first rows under a wrong step
-        stop, due = bool(self.received), time.monotonic() - self._saved > self.seconds
-        # If one process has a signal, all of them save and stop.
-        due = trainer.strategy.reduce_boolean_decision(stop or due, all=False)
-        stop = due and trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if stop or due:
+        self._steps += 1
+        if trainer.world_size > 1 and self._steps % AGREE_STEPS != 1:
+            return  # processes that wait for each other at each step take longer
+        is_late = time.monotonic() - self._saved > self.seconds and trainer.is_global_zero
+        number, is_due = maxima([self.received, int(is_late)], self._group)
+        if number or is_due:
             self.save(trainer)
-        if stop:
-            raise GracefulStop(128 + (self.received or signal.SIGTERM))
+        if number:
+            raise GracefulStop(128 + number)
 
     def save(self, trainer: Any) -> None:
         """Save the state after the last step."""

@@ -213,6 +213,24 @@ def test_a_checkpoint_is_saved_at_intervals(
     assert same(state(folder), state(complete))
 
 
+class SignalInSetup(pl.Callback):
+    """Sends a signal while Lightning still handles signals itself."""
+
+    def on_train_start(self, *_: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_during_set_up_stops_before_the_first_step(complete: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train(tmp_path, "--trainer.callbacks+=test_checkpointing.SignalInSetup")
+    assert stop.value.code == 128 + signal.SIGTERM
+    folder = tmp_path / "runs" / "gpt_cpu" / "version_0"
+    assert state(folder)["global_step"] == 0
+    train(tmp_path, f"--ckpt_path={last(folder)}")
+    assert tables(folder) == tables(complete)
+    assert same(state(folder), state(complete))
+
+
 def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
     saver = saving.SignalCheckpoint(tmp_path / "last.ckpt")
     saver._remember_signal(signal.SIGINT, None)
