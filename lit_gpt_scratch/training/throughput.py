@@ -2,6 +2,7 @@
 
 import sys
 import time
+import warnings
 from copy import deepcopy
 from typing import Any
 
@@ -15,12 +16,22 @@ from lit_gpt_scratch.training.callbacks import is_log_step
 from lit_gpt_scratch.training.hardware import measured_flops
 
 
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the floating-point operations per second that a device can do.
+
+    This is its maker's figure, where Lightning knows it. Of other devices, such as CPUs, the speed
+    of a matrix product is measured.
+    """
+    with warnings.catch_warnings(action="ignore"):  # Lightning warns where it does not know it
+        known = get_available_flops(device, dtype)
+    return known or measured_flops(dtype, device=device)
+
+
 class Throughput(Callback):
     """Logs `chars_per_sec`, `mfu`, `tokens_seen` and `train_seconds`; validation time is left out.
 
     `mfu`, model-FLOP utilisation, is the floating-point operations that the network needs over
-    those that the device can do (Chowdhery et al. 2022, appendix B). The device's peak is its
-    maker's figure, or, on a CPU, the measured speed of a matrix product.
+    those that the device can do (Chowdhery et al. 2022, appendix B); see `peak_flops`.
     """
 
     def __init__(self) -> None:
@@ -34,8 +45,7 @@ class Throughput(Callback):
         device = trainer.strategy.root_device
         self._chars_per_step = data.batch_size * data.context * parts
         dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
-        peak = measured_flops(dtype) if device.type == "cpu" else get_available_flops(device, dtype)
-        self._peak_flops = (peak or 0.0) * trainer.world_size
+        self._peak_flops = peak_flops(device, dtype) * trainer.world_size
         ids = torch.zeros(data.batch_size, data.context, dtype=torch.long, device="meta")
         try:
             if isinstance(trainer.profiler, PyTorchProfiler):
@@ -67,7 +77,7 @@ class Throughput(Callback):
         self._read_clock()
         seconds, steps = self.train_seconds - self._logged_seconds, step - self._logged_step
         pl_module.log("chars_per_sec", steps * self._chars_per_step / seconds)
-        if self._flops_per_step and self._peak_flops:
+        if self._flops_per_step:
             pl_module.log("mfu", steps * self._flops_per_step / seconds / self._peak_flops)
         self._log_totals(trainer, pl_module)
         self._logged_step, self._logged_seconds = step, self.train_seconds
