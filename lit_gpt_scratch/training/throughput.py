@@ -13,7 +13,7 @@ from lightning.pytorch.profilers import PyTorchProfiler
 
 from lit_gpt_scratch.errors import describe_error
 from lit_gpt_scratch.training.callbacks import is_log_step
-from lit_gpt_scratch.training.hardware import measured_flops
+from lit_gpt_scratch.training.hardware import measured_flops, synchronize
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -42,10 +42,10 @@ class Throughput(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Count operations before the network is compiled."""
         data, parts = trainer.datamodule, trainer.accumulate_grad_batches
-        device = trainer.strategy.root_device
+        self._device = trainer.strategy.root_device
         self._chars_per_step = data.batch_size * data.context * parts
         dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
-        self._peak_flops = peak_flops(device, dtype) * trainer.world_size
+        self._peak_flops = peak_flops(self._device, dtype) * trainer.world_size
         ids = torch.zeros(data.batch_size, data.context, dtype=torch.long, device="meta")
         try:
             if isinstance(trainer.profiler, PyTorchProfiler):
@@ -68,7 +68,7 @@ class Throughput(Callback):
         self._logged_step = int(state_dict["logged_step"])
 
     def on_train_start(self, *_: Any) -> None:
-        self._started = time.perf_counter()
+        self._started = self._now()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         step = trainer.global_step
@@ -91,7 +91,7 @@ class Throughput(Callback):
 
     def on_validation_end(self, *_: Any) -> None:
         if self._started is not None:
-            self._started = time.perf_counter()
+            self._started = self._now()
 
     def on_train_end(self, *_: Any) -> None:
         self._read_clock()
@@ -101,9 +101,14 @@ class Throughput(Callback):
         pl_module.log("tokens_seen", float(trainer.global_step * self._chars_per_step))
         pl_module.log("train_seconds", self.train_seconds)
 
+    def _now(self) -> float:
+        """Return the time in seconds when the device has done all work so far."""
+        synchronize(self._device)
+        return time.perf_counter()
+
     def _read_clock(self) -> None:
         """Add the time since the clock was last read, unless it is stopped."""
         if self._started is not None:
-            now = time.perf_counter()
+            now = self._now()
             self.train_seconds += now - self._started
             self._started = now

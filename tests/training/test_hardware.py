@@ -24,6 +24,7 @@ from lit_gpt_scratch.training.hardware import (
     multiplies_bf16,
     one_thread_if_small,
     supported,
+    synchronize,
 )
 
 FAULTS = """
@@ -83,6 +84,43 @@ def test_the_peak_is_measured_where_lightning_does_not_know_it(
     monkeypatch.setattr(throughput, "measured_flops", measure)
     with warnings.catch_warnings(action="error"):
         assert throughput.peak_flops(gpu, torch.bfloat16) == peak
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is waited for, from now on; no GPU was there."""
+    waits: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waits.append(str(device)))
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waits.append("mps"))
+    return waits
+
+
+def test_a_gpu_is_waited_for(waits: list[str]) -> None:
+    for name in ("cuda:1", "mps", "cpu"):
+        synchronize(torch.device(name))
+    assert waits == ["cuda:1", "mps"]
+
+
+def test_the_clock_is_read_when_the_gpu_has_done_its_work(
+    waits: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each reading: at the start, at a log step, around a validation, and at the end."""
+
+    def read() -> float:
+        waits.append("clock")
+        return float(len(waits))
+
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=read))
+    callback = throughput.Throughput()
+    callback._device, callback._chars_per_step, callback._flops_per_step = torch.device("mps"), 1, 0
+    trainer = SimpleNamespace(global_step=10, log_every_n_steps=10)
+    callback.on_train_start()
+    callback.on_train_batch_end(trainer, SimpleNamespace(log=lambda *_: None))
+    callback.on_validation_start()
+    callback.on_validation_end()
+    callback.on_train_end()
+    assert waits == ["mps", "clock"] * 5
+    assert callback.train_seconds == 2 + 2 + 2, "the validation is left out"
 
 
 @pytest.mark.needs("linux", "glibc")
