@@ -79,6 +79,22 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)  # Windows renames no open file
 
 
+def atomic_link(source: Path, path: Path) -> bool:
+    """Give a file on disk a second name, `path`, without copying it; return whether it worked.
+
+    Some file systems have no hard links: then `path` stays as it was. Both names keep what they
+    have when `atomic_write` later replaces the other one; writing in place would change both.
+    """
+    try:
+        with staging_dir(path) as folder:
+            temporary = folder / path.name
+            temporary.hardlink_to(source)
+            temporary.replace(path)
+    except OSError:
+        return False
+    return True
+
+
 def render_html(template: str, **values: Any) -> str:
     """Return the page of a Jinja template. All values but those of type Markup are escaped."""
     from jinja2 import Environment, StrictUndefined

@@ -36,6 +36,11 @@ def not_counting_next_batch(trainer: Any) -> Iterator[None]:
     progress.is_last_batch = is_last
 
 
+def stop_asking_for_sigterm(trainer: Any) -> None:
+    """Let Lightning not ask rank 0 before each batch whether it has SIGTERM: a GPU would wait."""
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+
+
 def has_worker_processes(trainer: Any) -> bool:
     """Return whether training runs in worker processes, as with ddp_fork and ddp_spawn."""
     from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_gpt_scratch.files import atomic_write, lock, staging_dir
+from lit_gpt_scratch.files import atomic_link, atomic_write, lock, staging_dir
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -44,6 +44,42 @@ def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
         assert not path.exists()
     assert path.read_bytes() == b"all"
     assert files_in(tmp_path) == [path]
+
+
+def write(path: Path, content: bytes) -> None:
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def test_a_linked_file_keeps_its_contents_when_the_other_name_is_replaced(tmp_path: Path) -> None:
+    """Whichever of the two is replaced. A second link of the same file changes nothing."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for path in (first, second):
+        write(path, path.name.encode())
+    for replaced, kept in ((first, second), (second, first)):
+        write(first, b"shared")
+        for _ in range(2):
+            assert atomic_link(first, second)
+            assert first.samefile(second)
+        write(replaced, b"new")
+        assert (replaced.read_bytes(), kept.read_bytes()) == (b"new", b"shared")
+        assert sorted(tmp_path.iterdir()) == [first, second]
+
+
+def test_without_links_nothing_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on some file systems; here the call fails. Nor if the first file is missing."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    write(second, b"before")
+    assert not atomic_link(first, second)
+
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    write(first, b"new")
+    monkeypatch.setattr(os, "link", unsupported)
+    assert not atomic_link(first, second)
+    assert second.read_bytes() == b"before"
+    assert sorted(tmp_path.iterdir()) == [first, second]
 
 
 def test_a_written_file_has_the_usual_permissions(tmp_path: Path) -> None:

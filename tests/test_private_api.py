@@ -103,6 +103,18 @@ def test_set_logged_step_decides_when_lightning_logs() -> None:
     assert Shift.updates == [False, True, False]
 
 
+def test_lightning_asks_for_sigterm_by_a_method_that_is_replaced() -> None:
+    """Before each batch, if there are several processes."""
+    trainer = pl.Trainer(**QUIET)
+    loop: Any = trainer.fit_loop.epoch_loop
+    method = "_broadcast_sigterm_tensor"
+    assert method in type(loop).advance.__code__.co_names
+    assert getattr(loop, method).__func__ is getattr(type(loop), method)
+    private_api.stop_asking_for_sigterm(trainer)
+    assert getattr(loop, method)() is None
+    assert not hasattr(getattr(loop, method), "__func__")
+
+
 def test_not_counting_next_batch_counts_completed_batches_only() -> None:
     class Look(pl.Callback):
         seen: ClassVar[list[tuple[int, ...]]] = []

@@ -83,7 +83,7 @@ def _load(path: Path) -> Any:
             f"checkpoint {path}: no such file. Give a run's folder, a .ckpt file, or best or last; "
             "lit-gpt-scratch runs lists the runs."
         )
-    remedy = "use another; best.ckpt and last.ckpt of a run are independent"
+    remedy = "use another; best.ckpt and last.ckpt of a run may be one file with two names"
     try:
         if path.is_dir():
             remedy = "export it again"

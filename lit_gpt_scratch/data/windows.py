@@ -17,6 +17,7 @@ from lit_gpt_scratch.errors import InputError
 
 # Limits for one evaluation batch, so that its logits fit into memory. Losses do not depend on them.
 MAX_EVAL_TOKENS, MAX_EVAL_LOGITS = 8192, 16_777_216
+MAX_EVAL_TOKENS_ON_CUDA = 65_536  # with fewer, such a GPU waits for the processor
 
 
 class Windows(NamedTuple):
@@ -67,18 +68,21 @@ def split_corpus(size: int, val_fraction: float, test_fraction: float) -> Splits
 
 
 class Share(NamedTuple):
-    """The part of every batch that this process computes, if several train together.
+    """The part of every batch that this process computes, if several train together, and where.
 
     With one process, it is the whole batch: skip it on a first reading.
     """
 
     rank: int = 0
     world_size: int = 1
+    device: str = "cpu"  # its kind: cpu, cuda or mps
 
     @classmethod
     def of(cls, trainer: Any) -> "Share":
-        """Return the share of a Trainer's process; everything without a Trainer."""
-        return cls(trainer.global_rank, trainer.world_size) if trainer else cls()
+        """Return the share of a Trainer's process; without a Trainer, everything on the CPU."""
+        if not trainer:
+            return cls()
+        return cls(trainer.global_rank, trainer.world_size, trainer.strategy.root_device.type)
 
     def take(self, starts: Tensor) -> Tensor:
         return starts[self.rank :: self.world_size]
@@ -93,9 +97,10 @@ def require_divisible_batch(batch_size: int, world_size: int) -> None:
         )
 
 
-def eval_batch_size(length: int, alphabet_size: int) -> int:
-    """Return how many windows of `length` characters to evaluate at once."""
-    return max(1, min(MAX_EVAL_TOKENS, MAX_EVAL_LOGITS // alphabet_size) // length)
+def eval_batch_size(length: int, alphabet_size: int, device: str = "cpu") -> int:
+    """Return how many windows of `length` characters to evaluate at once on a kind of device."""
+    tokens = MAX_EVAL_TOKENS_ON_CUDA if device == "cuda" else MAX_EVAL_TOKENS
+    return max(1, min(tokens, MAX_EVAL_LOGITS // alphabet_size) // length)
 
 
 def consecutive_windows(
@@ -153,7 +158,7 @@ def _batches(
     counted: Tensor | None = None,
 ) -> Iterator[Windows]:
     """Yield this process' share of windows in batches that fit into memory."""
-    own, size = share.take(starts), eval_batch_size(length, alphabet_size)
+    own, size = share.take(starts), eval_batch_size(length, alphabet_size, share.device)
     for i in range(0, len(own), size):
         part = share.take(counted)[i : i + size] if counted is not None else None
         yield Windows(own[i : i + size], length, 0, name, part)

@@ -16,6 +16,7 @@ from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.models.kv_cache import KVCache, takes_cache
 
 SMALL = 4_000_000  # parameters times texts
+CHECK_EVERY = 64  # characters between two checks of a text that is shown later; a GPU waits at each
 
 
 @dataclass(frozen=True)
@@ -112,20 +113,26 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """Draw ids (B, 1): the first whose cumulative probability exceeds the uniform number (B, 1).
 
     This is inverse transform sampling. Each text has uniform numbers of its own, so a text does not
-    depend on the others in its batch, as it would with torch.multinomial.
-
-    Raises `InputError` if the probabilities (B, V) are not finite, because the model has diverged.
+    depend on the others in its batch, as it would with torch.multinomial. If the probabilities
+    (B, V) are not finite, the ids have no meaning, but a network can read them.
     """
     cumulative = cumulative_sum(probabilities)
-    total = cumulative[:, -1:]
-    if not math.isfinite(total.sum()):  # a sum is finite if all its terms are
+    # The last sum may differ from 1 by rounding: scale the uniform numbers by it. `right=True`
+    # never draws an id of probability 0.
+    drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+    return drawn.clamp_(max=probabilities.size(-1) - 1)
+
+
+def require_finite(total: Tensor) -> None:
+    """Raise `InputError` if a sum of probabilities is not finite: then the model has diverged.
+
+    This waits for the GPU.
+    """
+    if not math.isfinite(total):
         raise InputError(
             "the model's logits are not all finite numbers, so no text can be drawn: use an "
             "earlier checkpoint, or train with a lower --model.optimizer.lr."
         )
-    # The last sum may differ from 1 by rounding: scale the uniform numbers by it. `right=True`
-    # never draws an id of probability 0.
-    return torch.searchsorted(cumulative, uniform * total, right=True)
 
 
 def input_start(length: int, context: int) -> int:
@@ -176,6 +183,7 @@ def stream(
     indices: Sequence[int] | None = None,
     stop: Tensor | None = None,
     cached: bool = True,
+    check_every: int = 1,
 ) -> Iterator[Tensor]:
     """Continue prompts by one character at a time.
 
@@ -187,15 +195,21 @@ def stream(
         indices: A number for each text, which determines its draws. Default: 0, 1, ...
         stop: ids (S,). Generation ends when every text has generated this sequence.
         cached: Use a key-value cache if the network supports it. This changes only the speed.
+        check_every: Check whether the model has diverged at each character, or less often, and at
+            the end. Characters since the last check may have no meaning.
 
     Yields:
         ids (B,) of the next character of each text.
+
+    Raises:
+        InputError: Not all logits are finite.
     """
     batch, prompt_length = prompt.shape
     indices = range(batch) if indices is None else indices
     uniform = uniform_numbers(settings.seed, indices, settings.max_new_tokens).to(prompt.device)
     ids = torch.cat([prompt, prompt.new_empty(batch, settings.max_new_tokens)], dim=1)
     stopped = torch.zeros(batch, dtype=torch.bool, device=prompt.device)
+    total = torch.zeros((), device=prompt.device)  # of all probabilities so far
     cached = cached and takes_cache(net)
     cache: KVCache | None = None
     cache_start = -1  # where the input in the cache starts
@@ -208,11 +222,16 @@ def stream(
         logits = net(ids[:, start + cache.length : end], cache) if cache else net(ids[:, start:end])
         probabilities = next_distribution(logits[:, -1], settings)  # the last position: (B, V)
         ids[:, end : end + 1] = draw(probabilities, uniform[:, i : i + 1])
-        yield ids[:, end]
+        total += probabilities.sum()  # a sum is finite if all its terms are
+        is_last = i + 1 == settings.max_new_tokens
         if stop is not None and i + 1 >= len(stop):
             stopped |= (ids[:, end + 1 - len(stop) : end + 1] == stop).all(dim=1)
-            if stopped.all():
-                return
+            is_last |= bool(stopped.all())
+        if is_last or (i + 1) % check_every == 0:
+            require_finite(total)
+        yield ids[:, end]
+        if is_last:
+            return
 
 
 def generate(
@@ -225,5 +244,5 @@ def generate(
 ) -> Tensor:
     """Return prompts and their continuations by `stream` as ids (B, T + N)."""
     with one_thread_if_few(net, len(prompt)):
-        added = list(stream(net, prompt, context, settings, indices, cached=cached))
+        added = list(stream(net, prompt, context, settings, indices, None, cached, CHECK_EVERY))
     return torch.cat([prompt, torch.stack(added, dim=1)], dim=1)

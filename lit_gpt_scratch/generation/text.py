@@ -11,7 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from lit_gpt_scratch.data.tokenizer import CharTokenizer
-from lit_gpt_scratch.generation.sampling import SamplingSettings, one_thread_if_few, stream
+from lit_gpt_scratch.generation.sampling import (
+    CHECK_EVERY,
+    SamplingSettings,
+    one_thread_if_few,
+    stream,
+)
 from lit_gpt_scratch.private_api import uncompiled
 
 OnText = Callable[[int, str], None]  # receives the number of a text and the next piece of it
@@ -50,6 +55,7 @@ def generate_text(
     stop_ids = tokenizer.encode(stop).to(ids.device) if stop else None
     indices = range(len(ids)) if prompts.indices is None else prompts.indices
     drawn, generated = [], ""  # of all texts, and of the first
+    check_every = 1 if on_text else CHECK_EVERY  # show none without a meaning
     if on_text:
         on_text(indices[0], tokenizer.decode(ids[0].cpu()))
     was_training = net.training
@@ -57,7 +63,10 @@ def generate_text(
     try:
         # A compiled network would be compiled again for each length of the cache.
         with uncompiled(), one_thread_if_few(net, len(ids)):
-            for new in stream(net, ids, context, prompts.settings, indices, stop_ids):
+            characters = stream(
+                net, ids, context, prompts.settings, indices, stop_ids, check_every=check_every
+            )
+            for new in characters:
                 drawn.append(new)
                 if on_text:
                     generated += tokenizer.decode(new[:1].cpu())

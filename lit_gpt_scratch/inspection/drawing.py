@@ -48,6 +48,13 @@ def draw_heads(layers: Sequence[LayerAttention], text: str, cell: int = 9) -> An
     picture = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(picture)
     future = Image.fromarray(255 * torch.ones(len(text), len(text)).triu(1).byte().numpy())
+    # The letters of all heads are the same, and slow to draw. So draw them once, as two masks.
+    above = Image.new("L", (left + side + gap, 2 * cell))
+    beside = Image.new("L", (left, side + 2 * cell))
+    for i, character in enumerate(visible(text)):
+        middle = i * cell + cell // 2
+        ImageDraw.Draw(above).text((left + middle, cell), character, 255, font, "mm")
+        ImageDraw.Draw(beside).text((left // 2, cell + middle), character, 255, font, "mm")
     for row, (name, layer_weights) in enumerate(layers):
         y = row * height
         pen.text((gap + left, y), name, "black", font)
@@ -62,10 +69,8 @@ def draw_heads(layers: Sequence[LayerAttention], text: str, cell: int = 9) -> An
             heat_map.paste("#e0e0e0", mask=future)
             heat_map = heat_map.resize((side, side), Image.Resampling.NEAREST)
             picture.paste(heat_map, (x + left, y + top))
-            for i, character in enumerate(visible(text)):
-                middle = i * cell + cell // 2
-                pen.text((x + left + middle, y + top - cell), character, "black", font, "mm")
-                pen.text((x + left // 2, y + top + middle), character, "black", font, "mm")
+            picture.paste("black", (x, y + top - 2 * cell), above)
+            picture.paste("black", (x, y + top - cell), beside)
     # The scale.
     y, bar = len(layers) * height, 10 * cell
     ramp = Image.linear_gradient("L").rotate(90).resize((bar, cell))  # black at the left

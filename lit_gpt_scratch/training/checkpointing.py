@@ -15,8 +15,16 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lit_gpt_scratch.errors import InputError, causes
-from lit_gpt_scratch.files import atomic_write
-from lit_gpt_scratch.private_api import FULL_DISK, not_counting_next_batch, set_logged_step
+from lit_gpt_scratch.files import atomic_link, atomic_write
+from lit_gpt_scratch.private_api import (
+    FULL_DISK,
+    not_counting_next_batch,
+    set_logged_step,
+    stop_asking_for_sigterm,
+)
+from lit_gpt_scratch.training.distributed import cpu_group, maxima
+
+AGREE_STEPS = 10  # after so many steps, several processes agree again whether to save or stop
 
 
 class GracefulStop(SystemExit):
@@ -29,7 +37,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning's own goes through the system's temporary folder, which may be on another disk.
     """
 
+    same: Path | None = None  # a file with the contents of the next checkpoint; None: there is none
+
     def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        if self.same and atomic_link(self.same, Path(path)):
+            return
         try:
             with atomic_write(Path(path)) as file:
                 torch.save(checkpoint, file)
@@ -48,7 +60,8 @@ class SignalCheckpoint(Callback):
     """Saves at intervals of time, and when SIGINT or SIGTERM arrives.
 
     After a signal, the current step ends, a checkpoint is saved, and `GracefulStop` is raised. A
-    second SIGINT stops at once.
+    second SIGINT stops at once. Several processes agree on this every `AGREE_STEPS` steps: one that
+    has a signal stops all, and the clock of rank 0 counts.
     """
 
     def __init__(self, path: Path | None, minutes: float = 5.0) -> None:
@@ -56,10 +69,14 @@ class SignalCheckpoint(Callback):
         self.seconds = 60 * minutes  # between two saves
         self.received = 0  # number of the signal
 
-    def on_train_start(self, *_: Any) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         # Not earlier: during set-up, Lightning wraps the handlers that it finds. It restores the
         # original handlers when the fit ends.
         self._saved = time.monotonic()  # when the last checkpoint was saved
+        self._steps, self._group = 0, cpu_group(trainer)  # steps of this fit so far
+        if trainer.received_sigterm:  # during set-up
+            self.received = signal.SIGTERM
+        stop_asking_for_sigterm(trainer)
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, self._remember_signal)
@@ -73,14 +90,15 @@ class SignalCheckpoint(Callback):
         if batch_idx % trainer.accumulate_grad_batches:
             return  # in the middle of a step
         set_logged_step(trainer)  # a resumed run would log its first rows under a wrong step
-        stop, due = bool(self.received), time.monotonic() - self._saved > self.seconds
-        # If one process has a signal, all of them save and stop.
-        due = trainer.strategy.reduce_boolean_decision(stop or due, all=False)
-        stop = due and trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if stop or due:
+        self._steps += 1
+        if trainer.world_size > 1 and self._steps % AGREE_STEPS != 1:
+            return  # processes that wait for each other at each step take longer
+        is_late = time.monotonic() - self._saved > self.seconds and trainer.is_global_zero
+        number, is_due = maxima([self.received, int(is_late)], self._group)
+        if number or is_due:
             self.save(trainer)
-        if stop:
-            raise GracefulStop(128 + (self.received or signal.SIGTERM))
+        if number:
+            raise GracefulStop(128 + number)
 
     def save(self, trainer: Any) -> None:
         """Save the state after the last step."""
@@ -94,7 +112,11 @@ class SignalCheckpoint(Callback):
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Writes FOLDER/NAME.ckpt at each validation, or only if the metric `monitor` is the best."""
+    """Writes FOLDER/NAME.ckpt at each validation, or only if the metric `monitor` is the best.
+
+    After a validation that is the best, both have the same state. It is written once, because of
+    its size: last.ckpt is then a second name of the file best.ckpt.
+    """
 
     def __init__(self, folder: Path, name: str, monitor: str | None = None) -> None:
         super().__init__(
@@ -106,6 +128,17 @@ class RunCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=False,
         )
         self.path = Path(str(self.dirpath)) / f"{name}.ckpt"
+        self.has_saved = False  # at the newest validation; known only with `monitor`
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        best, score = best_checkpoint(trainer), self.current_score
+        io = trainer.strategy.checkpoint_io
+        io.same = best.path if best and best is not self and best.has_saved else None
+        try:
+            super().on_validation_end(trainer, pl_module)
+        finally:
+            io.same = None
+        self.has_saved = self.current_score is not score  # a save keeps its score
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Save the last step if no validation has done so."""

@@ -5,9 +5,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
@@ -108,6 +109,22 @@ def follow_workers(trainer: Any) -> Iterator[None]:
             process.join(GRACE_SECONDS)  # after Ctrl-C they are still saving
         if is_main_thread:
             signal.signal(signal.SIGTERM, before)
+
+
+def cpu_group(trainer: Any) -> Any:
+    """Return a group of all processes, to communicate without a GPU; None: there is only one."""
+    return torch.distributed.new_group(backend="gloo") if trainer.world_size > 1 else None
+
+
+def maxima(numbers: Sequence[int], group: Any) -> list[int]:
+    """Return the largest value of each number over the processes of `cpu_group`.
+
+    Each process waits for the others, but not for its GPU.
+    """
+    values = torch.tensor(numbers)
+    if group is not None:
+        torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, group)
+    return values.tolist()
 
 
 class RankConsistencyCheck(Callback):

@@ -22,6 +22,8 @@ MPS_LACKS = {
     "--model.compile true": ("false", "torch.compile is unfinished (pytorch/pytorch#150121)"),
 }
 
+CPU = torch.device("cpu")
+
 # Parameters times characters of a batch. The rung `transformer` has 4 million; `gpt_cpu_short`, the
 # smallest network that is trained on all cores, has 600 million. This lies between, as a ratio.
 SMALL = 50_000_000
@@ -69,14 +71,30 @@ def fastest_precision() -> Literal["bf16-mixed", "32-true"]:
     return "bf16-mixed" if multiplies_bf16(kind_of_device()) else "32-true"
 
 
-def measured_flops(dtype: torch.dtype, size: int = 768) -> float:
-    """Estimate the CPU's peak, in floating-point operations per second.
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done all its work: a GPU computes while the program goes on."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
-    This is the speed of the fastest of six products of square matrices.
+
+def measured_flops(
+    dtype: torch.dtype, size: int | None = None, device: torch.device = CPU
+) -> float:
+    """Estimate the peak of a device, in floating-point operations per second.
+
+    This is the speed of the fastest of six products of square matrices, (size, size). By default,
+    they are large enough to keep all of the device busy.
     """
-    a = torch.ones(size, size, dtype=dtype)
-    seconds = min(timeit.repeat(lambda: a @ a, number=1, repeat=6))
-    return 2 * size**3 / seconds
+    size = size or (768 if device.type == "cpu" else 4096)
+    a = torch.ones(size, size, dtype=dtype, device=device)
+
+    def multiply() -> None:
+        torch.matmul(a, a)
+        synchronize(device)
+
+    return 2 * size**3 / min(timeit.repeat(multiply, number=1, repeat=6))
 
 
 def is_small(net: nn.Module, characters: int) -> bool:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+import warnings
 from copy import deepcopy
 from typing import Any
 
@@ -12,15 +13,25 @@ from lightning.pytorch.profilers import PyTorchProfiler
 
 from lit_gpt_scratch.errors import describe_error
 from lit_gpt_scratch.training.callbacks import is_log_step
-from lit_gpt_scratch.training.hardware import measured_flops
+from lit_gpt_scratch.training.hardware import measured_flops, synchronize
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the floating-point operations per second that a device can do.
+
+    This is its maker's figure, where Lightning knows it. Of other devices, such as CPUs, the speed
+    of a matrix product is measured.
+    """
+    with warnings.catch_warnings(action="ignore"):  # Lightning warns where it does not know it
+        known = get_available_flops(device, dtype)
+    return known or measured_flops(dtype, device=device)
 
 
 class Throughput(Callback):
     """Logs `chars_per_sec`, `mfu`, `tokens_seen` and `train_seconds`; validation time is left out.
 
     `mfu`, model-FLOP utilisation, is the floating-point operations that the network needs over
-    those that the device can do (Chowdhery et al. 2022, appendix B). The device's peak is its
-    maker's figure, or, on a CPU, the measured speed of a matrix product.
+    those that the device can do (Chowdhery et al. 2022, appendix B); see `peak_flops`.
     """
 
     def __init__(self) -> None:
@@ -31,11 +42,10 @@ class Throughput(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Count operations before the network is compiled."""
         data, parts = trainer.datamodule, trainer.accumulate_grad_batches
-        device = trainer.strategy.root_device
+        self._device = trainer.strategy.root_device
         self._chars_per_step = data.batch_size * data.context * parts
         dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
-        peak = measured_flops(dtype) if device.type == "cpu" else get_available_flops(device, dtype)
-        self._peak_flops = (peak or 0.0) * trainer.world_size
+        self._peak_flops = peak_flops(self._device, dtype) * trainer.world_size
         ids = torch.zeros(data.batch_size, data.context, dtype=torch.long, device="meta")
         try:
             if isinstance(trainer.profiler, PyTorchProfiler):
@@ -58,7 +68,7 @@ class Throughput(Callback):
         self._logged_step = int(state_dict["logged_step"])
 
     def on_train_start(self, *_: Any) -> None:
-        self._started = time.perf_counter()
+        self._started = self._now()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         step = trainer.global_step
@@ -67,7 +77,7 @@ class Throughput(Callback):
         self._read_clock()
         seconds, steps = self.train_seconds - self._logged_seconds, step - self._logged_step
         pl_module.log("chars_per_sec", steps * self._chars_per_step / seconds)
-        if self._flops_per_step and self._peak_flops:
+        if self._flops_per_step:
             pl_module.log("mfu", steps * self._flops_per_step / seconds / self._peak_flops)
         self._log_totals(trainer, pl_module)
         self._logged_step, self._logged_seconds = step, self.train_seconds
@@ -81,7 +91,7 @@ class Throughput(Callback):
 
     def on_validation_end(self, *_: Any) -> None:
         if self._started is not None:
-            self._started = time.perf_counter()
+            self._started = self._now()
 
     def on_train_end(self, *_: Any) -> None:
         self._read_clock()
@@ -91,9 +101,14 @@ class Throughput(Callback):
         pl_module.log("tokens_seen", float(trainer.global_step * self._chars_per_step))
         pl_module.log("train_seconds", self.train_seconds)
 
+    def _now(self) -> float:
+        """Return the time in seconds when the device has done all work so far."""
+        synchronize(self._device)
+        return time.perf_counter()
+
     def _read_clock(self) -> None:
         """Add the time since the clock was last read, unless it is stopped."""
         if self._started is not None:
-            now = time.perf_counter()
+            now = self._now()
             self.train_seconds += now - self._started
             self._started = now

@@ -71,11 +71,17 @@ def open_text(tmp_path_factory: pytest.TempPathFactory) -> Opener:
 
 
 def as_rank(
-    module: CharDataModule, rank: int, world: int, global_step: int = 0, accumulate: int = 1
+    module: CharDataModule,
+    rank: int,
+    world: int,
+    global_step: int = 0,
+    accumulate: int = 1,
+    device: str = "cpu",
 ) -> CharDataModule:
-    """Attach a trainer that reports this rank and number of processes."""
+    """Attach a trainer that reports this rank, number of processes, and kind of device."""
     trainer: Any = SimpleNamespace(
         state=SimpleNamespace(fn="validate"),
+        strategy=SimpleNamespace(root_device=torch.device(device)),
         global_rank=rank,
         world_size=world,
         global_step=global_step,
@@ -298,6 +304,28 @@ def test_every_character_but_the_first_is_evaluated_exactly_once(
             assert len(windows.starts) * windows.length <= max(batch, windows.length)
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_cuda_gpu_evaluates_the_same_windows_in_larger_batches(
+    open_text: Opener, world: int
+) -> None:
+    """The Trainer knows the device; no GPU was there. The strided evaluation is included."""
+    module = open_text(100_000, context=8, val_fraction=0.45, test_fraction=0.45, stride=5)
+    found: dict[str, list[list[Windows]]] = {}
+    for device in ("cpu", "cuda"):
+        module = as_rank(module, 0, world, device=device)
+        loaders = [module.val_dataloader(), module.test_dataloader()]
+        found[device] = [list(loader) for loader in loaders]
+    for on_cpu, on_cuda in zip(found["cpu"], found["cuda"], strict=True):
+        assert max(len(windows.starts) for windows in on_cpu) == 1024
+        assert 4096 < max(len(windows.starts) for windows in on_cuda) <= 8192
+        for split in {windows.split for windows in on_cpu}:
+            starts = [
+                torch.cat([windows.starts for windows in batches if windows.split == split])
+                for batches in (on_cpu, on_cuda)
+            ]
+            assert torch.equal(*starts)
+
+
 @given(layouts())
 def test_the_train_slice_lies_inside_the_training_split(
     open_text: Opener, layout: dict[str, Any]
@@ -358,7 +386,7 @@ def test_the_evaluation_loss_is_exact_for_every_batch_size(
         enable_checkpointing=False,
     )  # fmt: skip
     found = []
-    for batch_size, tokens in ((1, 1), (3, 24), (16, 100), (64, 8192)):
+    for batch_size, tokens in ((1, 1), (3, 24), (16, 100), (64, 8192), (2, 65_536)):
         monkeypatch.setattr(data_windows, "MAX_EVAL_TOKENS", tokens)
         options = {"val_fraction": 0.3, "test_fraction": 0.3, "batch_size": batch_size}
         module = open_text(1003, context=8, alphabet=ALPHABET, **options)

@@ -36,13 +36,16 @@ def test_splits_are_consecutive_and_have_the_requested_sizes(
     assert pair[1] or not test
 
 
+@pytest.mark.parametrize(("device", "most"), [("cpu", 8192), ("mps", 8192), ("cuda", 65_536)])
 @given(st.integers(1, 1 << 20), st.integers(1, 1 << 20))
-def test_an_evaluation_batch_fits_into_memory(length: int, alphabet_size: int) -> None:
+def test_an_evaluation_batch_fits_into_memory(
+    device: str, most: int, length: int, alphabet_size: int
+) -> None:
     """The limit is a number of characters for small alphabets, and of logits for large ones."""
-    count = eval_batch_size(length, alphabet_size)
+    count = eval_batch_size(length, alphabet_size, device)
     assert count == 1 or count * length * alphabet_size <= 1 << 24
-    assert count == 1 or count * length <= 8192
-    assert alphabet_size > 2048 or (count + 1) * length > 8192
+    assert count == 1 or count * length <= most
+    assert alphabet_size > (1 << 24) // most or (count + 1) * length > most
 
 
 def test_random_bits_depend_on_seed_and_number_only() -> None:

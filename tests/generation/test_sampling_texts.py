@@ -6,6 +6,7 @@ Shapes: B texts, T time, V alphabet size.
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import random_ids, with_random_weights
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_gpt_scratch.data import CharTokenizer
+from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.generation import Prompts, generate_text, sampling
 from lit_gpt_scratch.generation.sampling import (
     SamplingSettings,
@@ -29,6 +32,7 @@ from lit_gpt_scratch.models.kv_cache import KVCache
 from lit_gpt_scratch.models.modern import ModernGPT
 
 SIZE, CONTEXT, NEW = 11, 6, 20
+ALPHABET = CharTokenizer("abcdefghijk")
 
 gpt, modern = (partial(kind, layers=2, width=16) for kind in (GPT, ModernGPT))
 WITH_CACHE: dict[str, NetFactory] = {
@@ -290,6 +294,81 @@ def test_stream_yields_each_character_before_it_computes_the_next(net: nn.Module
         assert len(forwards) == yielded
     hook.remove()
     assert yielded == NEW
+
+
+# Networks that diverge, and how often a GPU is waited for
+
+
+class Diverging(nn.Module):
+    """All characters are equally likely. From a length of the text on, the logits are not finite.
+
+    Fails if it reads an id that does not exist: on a GPU, that would end the process.
+    """
+
+    def __init__(self, length: int, number: float) -> None:
+        super().__init__()
+        self.length, self.number = length, number
+
+    def forward(self, ids: Tensor) -> Tensor:
+        assert 0 <= ids.min() <= ids.max() < SIZE
+        logits = torch.zeros(*ids.shape, SIZE)
+        logits[:1, self.length - 1 :, 3] = self.number  # in the first text
+        return logits
+
+
+LONG = SamplingSettings(max_new_tokens=150)
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+@pytest.mark.parametrize("length", [1, 2, 64, 65, 150])
+def test_no_text_of_a_diverged_network_is_returned(length: int, number: float) -> None:
+    """Also if only the last character is drawn from logits that are not finite."""
+    net, prompt = Diverging(length, number), torch.zeros(2, 1, dtype=torch.long)
+    with pytest.raises(InputError, match="logits are not all finite"):
+        generate(net, prompt, 200, LONG)
+    with pytest.raises(InputError, match="logits are not all finite"):
+        generate_text(net, ALPHABET, 200, Prompts(prompt, settings=LONG))
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+@pytest.mark.parametrize("stop", ["", "kkkk"])
+def test_no_character_of_a_diverged_network_is_shown(number: float, stop: str) -> None:
+    """What was drawn before is shown, as without the error."""
+    prompt, shown = torch.zeros(2, 1, dtype=torch.long), []
+    net, finite = Diverging(80, number), Diverging(80, 0.0)
+    show = Prompts(prompt, settings=LONG, stop=stop, on_text=lambda _, piece: shown.append(piece))
+    with pytest.raises(InputError, match="logits are not all finite"):
+        generate_text(net, ALPHABET, 200, show)
+    before, shown[:] = "".join(shown), []
+    generate_text(finite, ALPHABET, 200, show)
+    assert before == "".join(shown)[: 80 - len(stop)]
+    drawn = []
+    with pytest.raises(InputError, match="logits are not all finite"):
+        drawn.extend(stream(net, prompt, 200, LONG))
+    assert len(drawn) == 79
+
+
+class CountWaits(TorchDispatchMode):
+    """Counts the numbers that the program takes out of tensors: each time, a GPU is waited for."""
+
+    count = 0
+    names = ("aten.item.default", "aten.is_nonzero.default", "aten._local_scalar_dense.default")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += str(func) in self.names
+        return func(*args, **kwargs or {})
+
+
+def test_a_gpu_is_waited_for_once_in_64_characters(net: nn.Module) -> None:
+    """And at the end. A text that is shown while it is drawn takes one wait for each character."""
+    prompt = random_ids(SIZE, 2, 4)
+    with CountWaits() as waits:
+        generate(net, prompt, CONTEXT, LONG)
+    assert waits.count == 3
+    with CountWaits() as waits:
+        for drawn, _ in enumerate(stream(net, prompt, CONTEXT, LONG), 1):
+            assert waits.count == drawn
+    assert drawn == 150
 
 
 @pytest.mark.parametrize("way", ["generate", "generate_text"])

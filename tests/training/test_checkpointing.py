@@ -1,5 +1,7 @@
 """Saving and resuming: a resumed run equals an uninterrupted one."""
 
+import errno
+import os
 import re
 import shutil
 import signal
@@ -108,6 +110,76 @@ def test_rows_after_the_checkpoint_are_logged_again(complete: Path, tmp_path: Pa
         assert same(state(folder), state(complete))
 
 
+class CopyCheckpoints(pl.Callback):
+    """Copies both checkpoints of the validation after step 4, before another one replaces them."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        best = saving.best_checkpoint(trainer)
+        if best and trainer.global_step == 4:
+            for name in ("best", "last"):
+                shutil.copy(best.path.with_stem(name), best.path.with_stem(f"copy of {name}"))
+
+
+@pytest.fixture(params=["linked", "written twice"])
+def saved_twice(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The checkpoints of a run with both names for its best step, on a disk with or without links.
+
+    Copies of the checkpoints of step 4, which was the best until then, are beside them.
+    """
+
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if request.param == "written twice":
+        monkeypatch.setattr(os, "link", unsupported)
+    copy = "--trainer.callbacks+=test_checkpointing.CopyCheckpoints"
+    folder = last(train(tmp_path, copy).folder).parent
+    best, newest = folder / "best.ckpt", folder / "last.ckpt"
+    assert best.samefile(newest) == (request.param == "linked")
+    return folder
+
+
+def test_both_checkpoints_of_the_best_step_are_complete(saved_twice: Path, complete: Path) -> None:
+    """They differ in nothing but the state that the writer of last.ckpt does not use again."""
+    for names in (("best", "last"), ("copy of best", "copy of last")):
+        best, newest = (
+            torch.load(saved_twice / f"{name}.ckpt", weights_only=True) for name in names
+        )
+        for checkpoint in (best, newest):
+            unused = checkpoint["callbacks"].pop("RunCheckpoint: last")
+            writer = saving.RunCheckpoint(saved_twice, "last")
+            before = writer.state_dict()
+            writer.load_state_dict(unused)
+            assert writer.state_dict() == before
+        assert same(best, newest)
+    assert same(state(saved_twice.parent), state(complete))
+
+
+@pytest.mark.parametrize("name", ["copy of best", "copy of last"])
+def test_a_run_resumes_from_either_checkpoint_of_the_best_step(
+    name: str, saved_twice: Path, complete: Path, tmp_path: Path
+) -> None:
+    run = train(tmp_path, f"--ckpt_path={saved_twice / name}.ckpt")
+    assert run.folder == saved_twice.parent
+    assert tables(run.folder) == tables(complete)
+    assert same(state(run.folder), state(complete))
+
+
+def test_the_best_checkpoint_stays_when_the_last_is_replaced(tmp_path: Path) -> None:
+    """Until then both are one file. The resumed run becomes worse, so it writes last.ckpt only."""
+    flags = ["--trainer.val_check_interval=2", "--model.schedule=null"]
+    newest = last(train_small(tmp_path, *flags).folder)
+    best = newest.with_name("best.ckpt")
+    assert best.samefile(newest)
+    content = best.read_bytes()
+    large = ["--model.optimizer.lr=3", "--model.optimizer.adamw_lr=3", "--trainer.max_steps=6"]
+    train_small(tmp_path, *flags, *large, f"--ckpt_path={newest}")
+    assert best.read_bytes() == content
+    assert torch.load(newest, weights_only=True)["global_step"] == 6
+
+
 def test_a_checkpoint_outside_its_run_starts_a_new_folder(complete: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere.ckpt"
     elsewhere.write_bytes(last(complete).read_bytes())
@@ -137,6 +209,24 @@ def test_a_checkpoint_is_saved_at_intervals(
     monkeypatch.setattr(saving.SignalCheckpoint, "save", note)
     folder = train(tmp_path).folder
     assert steps == [*range(12)]
+    assert tables(folder) == tables(complete)
+    assert same(state(folder), state(complete))
+
+
+class SignalInSetup(pl.Callback):
+    """Sends a signal while Lightning still handles signals itself."""
+
+    def on_train_start(self, *_: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_during_set_up_stops_before_the_first_step(complete: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train(tmp_path, "--trainer.callbacks+=test_checkpointing.SignalInSetup")
+    assert stop.value.code == 128 + signal.SIGTERM
+    folder = tmp_path / "runs" / "gpt_cpu" / "version_0"
+    assert state(folder)["global_step"] == 0
+    train(tmp_path, f"--ckpt_path={last(folder)}")
     assert tables(folder) == tables(complete)
     assert same(state(folder), state(complete))
 

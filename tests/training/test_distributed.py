@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -19,6 +21,7 @@ from nbclient import NotebookClient
 
 from lit_gpt_scratch import cli
 from lit_gpt_scratch.runs import read_wandb
+from lit_gpt_scratch.training import distributed
 
 HERE = Path(__file__).parents[1]
 LIMIT = 240  # seconds, after which a process hangs
@@ -173,6 +176,28 @@ def test_a_run_resumes_with_any_number_of_processes(single: Path, tmp_path: Path
     end(start(tmp_path, *resumed(folder, "--trainer.devices=3", "--trainer.strategy=ddp")))
     assert only_run(tmp_path) == folder
     assert_equal_rows(folder, single)
+
+
+@pytest.mark.slow
+def test_processes_agree_every_ten_steps_and_stop_at_the_same_one(tmp_path: Path) -> None:
+    """They wait for each other at no other step. One has the signal; the clock of rank 0 counts."""
+    ask = ["--trainer.callbacks+=extra_callbacks.SendSignal", "--trainer.callbacks.step=23"]
+    ask += ["--trainer.callbacks.rank=1", "--trainer.callbacks+=extra_callbacks.RecordCollectives"]
+    ask += [f"--trainer.callbacks.folder={tmp_path}", "--data.sample_size=100000"]
+    rare = ["--trainer.val_check_interval=1000", "--trainer.log_every_n_steps=1000"]
+    said = end(start(tmp_path, *TWO, *ask, *rare), 143)
+    assert "Stopped at step 30 of 50" in said
+    assert state(only_run(tmp_path))["global_step"] == 30
+    for rank in range(2):
+        calls = json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8"))
+        assert calls[:4] == [[step, "all_reduce"] for step in (0, 10, 20, 30)]
+        assert {step for step, _ in calls[4:]} == {30}, "the rest is the checkpoint of the end"
+        assert calls[-1] == [30, "end"]
+
+
+def test_one_process_agrees_with_nobody() -> None:
+    assert distributed.cpu_group(SimpleNamespace(world_size=1)) is None
+    assert distributed.maxima([15, 0], None) == [15, 0]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,13 +15,16 @@ from lightning.pytorch.accelerators import MPSAccelerator
 
 from lit_gpt_scratch.models import count_parameters
 from lit_gpt_scratch.runs.callbacks import SymbolLossRecorder
+from lit_gpt_scratch.training import throughput
 from lit_gpt_scratch.training.hardware import (
     SMALL,
     fastest_precision,
     kind_of_device,
+    measured_flops,
     multiplies_bf16,
     one_thread_if_small,
     supported,
+    synchronize,
 )
 
 FAULTS = """
@@ -57,6 +61,66 @@ def test_the_fastest_precision_fits_the_device_that_lightning_chooses() -> None:
     else:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     assert fastest_precision() == ("bf16-mixed" if multiplies_bf16(device) else "32-true")
+
+
+def test_the_measured_peak_is_plausible() -> None:
+    assert 1e8 < measured_flops(torch.float32, 256) < 1e15
+    assert 1e8 < throughput.peak_flops(torch.device("cpu"), torch.float32) < 1e15
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"), [("NVIDIA A100-SXM4-40GB", 312e12), ("NVIDIA H200", 1.5), ("A new one", 1.5)]
+)
+def test_the_peak_is_measured_where_lightning_does_not_know_it(
+    name: str, peak: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a warning. No GPU was there: its name and the measurement are fakes."""
+    gpu = torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: {gpu: name}[device])
+
+    def measure(dtype: torch.dtype, device: torch.device) -> float:
+        return {(torch.bfloat16, gpu): 1.5}[dtype, device]
+
+    monkeypatch.setattr(throughput, "measured_flops", measure)
+    with warnings.catch_warnings(action="error"):
+        assert throughput.peak_flops(gpu, torch.bfloat16) == peak
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is waited for, from now on; no GPU was there."""
+    waits: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waits.append(str(device)))
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waits.append("mps"))
+    return waits
+
+
+def test_a_gpu_is_waited_for(waits: list[str]) -> None:
+    for name in ("cuda:1", "mps", "cpu"):
+        synchronize(torch.device(name))
+    assert waits == ["cuda:1", "mps"]
+
+
+def test_the_clock_is_read_when_the_gpu_has_done_its_work(
+    waits: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each reading: at the start, at a log step, around a validation, and at the end."""
+
+    def read() -> float:
+        waits.append("clock")
+        return float(len(waits))
+
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=read))
+    callback = throughput.Throughput()
+    callback._device, callback._chars_per_step, callback._flops_per_step = torch.device("mps"), 1, 0
+    trainer = SimpleNamespace(global_step=10, log_every_n_steps=10)
+    callback.on_train_start()
+    callback.on_train_batch_end(trainer, SimpleNamespace(log=lambda *_: None))
+    callback.on_validation_start()
+    callback.on_validation_end()
+    callback.on_train_end()
+    assert waits == ["mps", "clock"] * 5
+    assert callback.train_seconds == 2 + 2 + 2, "the validation is left out"
 
 
 @pytest.mark.needs("linux", "glibc")
