@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-sys.path.append(str(Path(__file__).parents[2]))  # where the package is not installed
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the package need not be installed
 
 from common import CONFIGS, ROOT, SEEDS, publish, seconds_to
 
@@ -219,7 +219,7 @@ def say_run(
 
 
 def gpt(work: Work) -> None:
-    """The recipe of the reference to its end: there 1.6357 after 20 minutes of an A100."""
+    """The reference's recipe (20 minutes of an A100: 1.6357) to its end. Goal: 120 s training."""
     train(work, "gpt", *(send("SIGTERM", 3) if work.smoke else []), expected=STOPPED)
 
 
@@ -234,7 +234,7 @@ def gpt_rest(work: Work) -> None:
 
 
 def gpt_gpu(work: Work) -> None:
-    """`gpt_gpu` to its end: 1.4697 in at most 30 s of training? At or under 1.36 at the end?"""
+    """`gpt_gpu` to its end. Goals: 1.4697 in 30 s of training, 1.36 at the end."""
     checkpoint = train(work, "gpt_gpu") / "checkpoints" / "best.ckpt"
     exact = [f"--ckpt_path={checkpoint}", "--trainer.precision=32-true"]
     [printed] = work.run({"validate": [*PROGRAM, "validate", *exact]})
@@ -260,7 +260,7 @@ def seeds(work: Work) -> None:
 
 def rungs(work: Work) -> None:
     """Each smaller rung once, side by side: their losses count, their times mean little."""
-    names = ("bigram", "transformer") if work.smoke else RUNGS
+    names = RUNGS[:1] if work.smoke else RUNGS
     work.run({name: work.fit(name, name) for name in names})
     for name in names:
         figures = figures_of(work.folder(name))
@@ -364,7 +364,7 @@ PARTS = {
         Part(gpt, limit=220, least=60),
         Part(gpt_gpu, limit=110, least=45),
         Part(gpt_cpu, limit=50, least=25),
-        Part(numerics, limit=100, least=20),
+        Part(numerics, limit=110, least=25),
         Part(resume, limit=90, least=35),
         Part(rungs, limit=70, least=25),
         Part(generation, limit=50, least=15),
