@@ -1,6 +1,6 @@
 # `make help` prints the comment behind each target.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-core report playground lab ladder ablation long bench versions figures faults fuzz lint format clean
+.PHONY: help setup train test test-core report playground lab ladder ablation long bench versions gpu figures faults fuzz lint format clean
 
 CONFIG ?= gpt_cpu
 ARGS ?=
@@ -62,6 +62,9 @@ bench: $(READY)  ## Measure speed, also of a checkout NANOGPT=path of nanoGPT; w
 
 versions: $(READY)  ## Compare training with an older version, OLD=path of a checkout; write runs/versions.md
 	$(BIN)/python tests/benchmarks/versions.py --old $(OLD) $(ARGS)
+
+gpu: $(READY)  ## Measure what one GPU can tell and write runs/gpu/ (ARGS=--smoke: try it on a CPU)
+	$(BIN)/python tests/benchmarks/gpu.py $(if $(NANOGPT),--nanogpt $(NANOGPT)) $(ARGS)
 
 report: $(READY)  ## Write report.html of the newest run of each name, or of RUNS
 	$(BIN)/lit-gpt-scratch report $(RUNS) $(ARGS)

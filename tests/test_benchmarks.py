@@ -1,10 +1,14 @@
-"""The benchmarks' helper functions and where their tables go; no measurement is run here."""
+"""The benchmarks' helper functions and where their tables go. Only `make gpu` runs here, tiny."""
 
+import json
 import math
+import os
 import re
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ from laws import assert_causal, parse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_gpt_scratch.files import lock
 from lit_gpt_scratch.generation.sampling import SamplingSettings, generate
 from lit_gpt_scratch.models import GPT, Ensemble, ModernGPT
 from lit_gpt_scratch.runs.comparison import Outcome
@@ -25,9 +30,11 @@ import ablation  # noqa: E402
 import bench  # noqa: E402
 import common  # noqa: E402
 import experiments  # noqa: E402
+import gpu  # noqa: E402
 import growth  # noqa: E402
 import ladder  # noqa: E402
 import long  # noqa: E402
+import nanogpt  # noqa: E402
 import variants  # noqa: E402
 import versions  # noqa: E402
 
@@ -201,7 +208,7 @@ def test_replace_section_changes_only_the_text_between_the_markers(tmp_path: Pat
     assert path.read_text(encoding="utf-8") == f"before\n{begin}| new |\n{end}\nafter\n"
 
 
-@pytest.mark.parametrize("name", ["ladder", "ablation", "long", "bench", "versions"])
+@pytest.mark.parametrize("name", ["ladder", "ablation", "long", "bench", "versions", "gpu"])
 def test_each_table_has_one_place_in_the_readme_of_the_benchmarks(name: str) -> None:
     text = TABLES.read_text(encoding="utf-8")
     assert [text.count(marker) for marker in markers(name)] == [1, 1]
@@ -209,7 +216,7 @@ def test_each_table_has_one_place_in_the_readme_of_the_benchmarks(name: str) -> 
     assert [main.count(marker) for marker in markers(name)] == [name == "ladder"] * 2
 
 
-@pytest.mark.parametrize("name", ["ablation", "long", "bench", "versions"])
+@pytest.mark.parametrize("name", ["ablation", "long", "bench", "versions", "gpu"])
 def test_publish_writes_a_table_into_the_readme_of_the_benchmarks(name: str, copies: Path) -> None:
     common.publish(name, "| new |", readme=True)
     assert section(common.TABLES, name) == "| new |\n"
@@ -255,3 +262,223 @@ def test_each_row_of_the_ladder_links_to_its_config(path: Path, configs: str) ->
     assert len(links) == len(ladder.REFERENCE)
     assert all((path.parent / link).is_file() for link in links)
     assert [link for link in links if f"]({link})" not in section(path, "ladder")] == []
+
+
+# `make gpu`
+
+NANOGPT_OUTPUT = """step 0: train loss 4.2874, val loss 4.2823
+iter 0: loss 4.2664, time 30512.11ms, mfu -100.00%
+iter 1: loss 4.1634, time 9.00ms, mfu -100.00%
+iter 249: loss 1.9634, time 11.50ms, mfu 18.31%
+step 250: train loss 1.9000, val loss 2.0000
+"""
+
+
+def test_the_output_of_nanogpt_gives_times_and_estimates() -> None:
+    assert nanogpt.step_seconds(NANOGPT_OUTPUT) == {0: 30.51211, 1: 0.009, 249: 0.0115}
+    assert nanogpt.estimated_losses(NANOGPT_OUTPUT) == {0: 4.2823, 250: 2.0}
+
+
+METRICS = """step,chars_per_sec,mfu,train_seconds,val/loss
+1,,,2.0,4.1
+50,1000,0.1,3.0,
+100,4000,0.4,3.5,
+100,,,3.6,1.46
+120,5000,0.5,4.0,
+120,,,4.1,1.5
+"""
+
+
+def test_figures_of_a_run_leave_out_the_interval_that_compiles(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text(METRICS, encoding="utf-8")
+    config = "data: {batch_size: 3, context: 30}\ntrainer: {max_steps: 1200}\n"
+    (tmp_path / "config.yaml").write_text(config, encoding="utf-8")
+    (tmp_path / "probe.json").write_text('{"TFLOP a step": 0.5, "first step, s": 2}', "utf-8")
+    assert gpu.figures_of(tmp_path) == {
+        "steps": "120 of 1,200",
+        "seconds of training": 4.1,
+        "seconds of training to 1.4697": 3.6,
+        "validation, last": 1.5,
+        "validation, best": 1.46,
+        "curve": [(1, 2.0, 4.1), (100, 3.6, 1.46), (120, 4.1, 1.5)],
+        "ms a step": 20.0,
+        "characters/s": 4500.0,
+        "TFLOP a step": 0.5,
+        "TFLOP/s": 25.0,
+        "first step, s": 2,
+        "utilisation (mfu)": 0.45,
+    }
+    (tmp_path / "metrics.csv").write_text("step,val/loss\n50,\n", encoding="utf-8")
+    with pytest.raises(RuntimeError, match="no validation"):
+        gpu.figures_of(tmp_path)
+
+
+def test_the_readme_lists_all_parts_in_their_order() -> None:
+    found = re.findall(r"^\| `(\w+)` \| (.*) \|$", TABLES.read_text(encoding="utf-8"), re.MULTILINE)
+    described = {name: " ".join(part.measure.__doc__.split()) for name, part in gpu.PARTS.items()}
+    assert found == list(described.items())
+
+
+def test_tables_show_figures_without_curves() -> None:
+    figures = {"validation, best": 1.36789, "characters/s": 1234567.8, "curve": [[1, 2.0]]}
+    figures |= {"equal to the last bit": True, "steps": "5 of 9"}
+    result = {"ended": "ended", "seconds": 12.3, "figures": figures}
+    left_out = {"ended": "left out: 3 s were left", "figures": {}}
+    first, table, second = gpu.tables({"gpt": result, "seeds": left_out}).split("\n\n")
+    assert first.startswith("**gpt**: The reference's recipe")
+    assert first.endswith("(ended after 12 s)")
+    assert second.endswith("(left out: 3 s were left)")
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()[2:]]
+    assert cells == [
+        ["validation, best", "1.3679"],
+        ["characters/s", "1,234,568"],
+        ["equal to the last bit", "True"],
+        ["steps", "5 of 9"],
+    ]
+
+
+def test_without_a_gpu_it_ends_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        gpu.main([f"--out={tmp_path / 'out'}", "--budget=0"])
+    assert stop.value.code == 2
+    assert re.fullmatch(r"make gpu: error: no CUDA GPU .* --smoke .*\n", capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Parts of a test; `hang` starts a process that holds the lock of a folder until it is killed.
+PARTS = f"""
+import subprocess, sys, time
+sys.path[:0] = [{str(FOLDER)!r}, {str(ROOT)!r}]
+import gpu
+
+HOLD = "import pathlib, sys, time; from lit_gpt_scratch.files import lock; "
+HOLD += "held = lock(pathlib.Path(sys.argv[1])); print(held, flush=True); time.sleep(600)"
+
+def good(work):
+    work.say("a figure", 1)
+    work.run({{"a command": [sys.executable, "-c", "print('done')"]}})
+
+def wrong(work):
+    "It fails."
+    work.say("before", 2)
+    work.run({{"a wrong command": [sys.executable, "-c", "raise SystemExit('it is broken')"]}})
+
+def stops(work):
+    work.run({{"a long command": [sys.executable, "-c", "import time; time.sleep(600)"]}})
+    work.say("its command was stopped", True)
+
+def hang(work):
+    command = [sys.executable, "-c", HOLD, str(work.out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    work.say("locked", "None" not in process.stdout.readline())
+    time.sleep(600)
+
+def costly(work):
+    work.say("it was started", True)
+
+gpu.SCRIPT, gpu.SLOW = gpu.Path(__file__), 1
+limits = [(good, 60, 0), (wrong, 60, 0), (stops, 13, 0), (hang, 8, 0), (costly, 60, 10_000)]
+gpu.PARTS = {{part.__name__: gpu.Part(part, *seconds) for part, *seconds in limits}}
+sys.exit(gpu.main())
+"""
+
+
+@pytest.mark.needs("unix", "process groups")
+def test_parts_run_in_turn_and_no_part_stops_the_next(tmp_path: Path) -> None:
+    """Neither does one that fails, nor one that hangs: all its processes are killed in time."""
+    (tmp_path / "parts.py").write_text(PARTS, encoding="utf-8")
+    out = tmp_path / "out"
+
+    def run(*args: str) -> dict[str, Any]:
+        command = [sys.executable, str(tmp_path / "parts.py"), "--smoke", f"--out={out}", *args]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == (0 if args else 1), done.stderr
+        assert (out / "gpu.md").read_text(encoding="utf-8") in done.stdout
+        return json.loads((out / "results.json").read_text(encoding="utf-8"))
+
+    results = run()
+    assert {name: result["ended"] for name, result in results.items()} == {
+        "good": "ended",
+        "wrong": "failed: RuntimeError: a wrong command ended with 1: it is broken",
+        "stops": "ended",
+        "hang": "out of time",
+        "costly": results["costly"]["ended"],
+    }
+    assert re.fullmatch(r"left out: \d+ s were left", results["costly"]["ended"])
+    assert {name: result["figures"] for name, result in results.items()} == {
+        "good": {"a figure": 1},
+        "wrong": {"before": 2},
+        "stops": {"its command was stopped": True},
+        "hang": {"locked": True},
+        "costly": {},
+    }
+    held = lock(out)
+    assert held is not None, "a process of a killed part is left"
+    held.release()
+    again = run("--only", "costly", "good", "--skip", "good", "--budget", "20000")
+    assert [*again] == [*results]
+    assert again["costly"]["figures"] == {"it was started": True}
+    assert {**again, "costly": None} == {**results, "costly": None}, "earlier figures stay"
+
+
+RUN = ["steps", "seconds of training", "seconds of training to 1.4697", "seconds of the command"]
+RUN += ["validation, last", "validation, best", "curve", "ms a step", "characters/s", "TFLOP/s"]
+RUN += ["utilisation (mfu)", "first step, s", "peak memory, GB"]
+PROMISED = {
+    "environment": ["machine", "Python", "lightning", "torchmetrics", "numpy", "copy, GB/s",
+                    "matrix product in bfloat16, TFLOP/s", "time of a small operation, us"],
+    "gpt": RUN,
+    "gpt_gpu": [*RUN, "validation, best, in fp32"],
+    "gpt_cpu": RUN,
+    "numerics": [
+        f"{config}: {figure}" for config in ("gpt", "gpt_gpu", "gpt_cpu")
+        for figure in ("fp32 logits, GPU minus CPU, largest", "bf16 logits minus fp32, relative",
+                       "compiled gradients minus eager, relative")
+    ],
+    "resume": ["gpt: equal to the last bit", "gpt: equal rows of all tables",
+               "gpt: largest difference of a weight"],
+    "rungs": ["bigram: steps", "bigram: validation, last", "bigram: ms a step"],
+    "generation": [*(f"{config}: {texts} texts, characters/s" for config in ("gpt_cpu", "gpt")
+                     for texts in (1, 64)), "predict: 64 texts of 256 characters, s"],
+    "nanogpt": ["nothing to do"],
+    "seeds": [*(f"seed 1338: {figure}" for figure in RUN),
+              "validation, last: mean and range of 2 seeds"],
+    "gpt_rest": RUN,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.needs("unix", "process groups")
+def test_all_parts_of_make_gpu_work_without_what_a_gpu_machine_may_lack(tmp_path: Path) -> None:
+    """That is W&B, plotly, the packages of tests, a network, and this package in site-packages."""
+    lacks = tmp_path / "lacks"
+    lacks.mkdir()
+    for name in ("wandb", "plotly", "pytest", "hypothesis"):
+        (lacks / f"{name}.py").write_text("raise ImportError('it is not here')", encoding="utf-8")
+    command = [sys.executable, str(FOLDER / "gpu.py"), "--smoke", "--budget=3000", "--out=out"]
+    environment = os.environ | {"PYTHONPATH": str(lacks)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert {name: result["ended"] for name, result in results.items()} == dict.fromkeys(
+        gpu.PARTS, "ended"
+    )
+    assert done.returncode == 0, done.stderr
+    found = {name: result["figures"] for name, result in results.items()}
+    missing = {
+        name: [f for f in wanted if f not in found[name]] for name, wanted in PROMISED.items()
+    }
+    assert not any(missing.values()), missing
+    assert found["gpt"]["steps"] == "4 of 6", "it was stopped, and has saved"
+    assert found["gpt_rest"]["steps"] == found["seeds"]["seed 1338: steps"] == "6 of 6"
+    assert found["gpt_rest"]["curve"][: len(found["gpt"]["curve"])] == found["gpt"]["curve"]
+    assert found["resume"]["gpt: equal to the last bit"] is True
+    assert found["resume"]["gpt: equal rows of all tables"] is True
+    assert found["resume"]["gpt: largest difference of a weight"] == 0
+    numbers = found["numerics"]
+    assert max(value for name, value in numbers.items() if "fp32 logits" in name) == 0
+    assert max(value for name, value in numbers.items() if "compiled" in name) < 0.05
+    exact = found["gpt_gpu"]["validation, best, in fp32"]
+    assert exact == pytest.approx(found["gpt_gpu"]["validation, best"], abs=0.01)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from lit_gpt_scratch.errors import InputError, require_positive
 
-Ints, Floats = NDArray[np.int64], NDArray[np.float64]
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 class Table(NamedTuple):
@@ -99,5 +100,6 @@ def _n_grams(ids: Ints, n: int, alphabet_size: int) -> Ints:
 def _table(grams: Ints, counts: Ints, alphabet_size: int) -> Table:
     discount = discounts(counts)[np.minimum(counts, 3)]
     contexts, place = np.unique(grams // alphabet_size, return_inverse=True)
-    totals, taken = np.bincount(place, counts), np.bincount(place, discount)
+    totals: Floats = np.bincount(place, counts.astype(np.float64))
+    taken: Floats = np.bincount(place, discount)
     return Table(grams, counts - discount, contexts, totals, taken)

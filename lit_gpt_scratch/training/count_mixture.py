@@ -62,7 +62,11 @@ class CountMixture(Callback):
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self._log("val", trainer, pl_module)
 
-    on_test_start, on_test_batch_end = on_validation_start, on_validation_batch_end
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        self.on_validation_start(trainer, pl_module)
+
+    def on_test_batch_end(self, *args: Any) -> None:
+        self.on_validation_batch_end(*args)
 
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self._log("test", trainer, pl_module)

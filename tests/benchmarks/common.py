@@ -1,4 +1,8 @@
-"""Functions that all benchmarks use: silent training runs, timing, tables in README files."""
+"""Functions that all benchmarks use: silent training runs, timing, tables in README files.
+
+PyTorch and Lightning are imported inside functions, because `gpu.py` starts processes that import
+them again.
+"""
 
 import contextlib
 import csv
@@ -9,16 +13,16 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from lit_gpt_scratch.cli import main
-from lit_gpt_scratch.cli.commands import CharCLI
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.files import atomic_write
-from lit_gpt_scratch.training.optim import parameter_groups
+
+if TYPE_CHECKING:
+    from lit_gpt_scratch.cli.commands import CharCLI
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests"))  # the folder of chromium.py
@@ -35,7 +39,7 @@ QUICK = [*TOY, "--name=bench", "--wandb.mode=disabled", "--trainer.limit_val_bat
 Figures = dict[str, list[float]]  # name: one number for each round
 
 
-def fit(config: str, *args: str) -> CharCLI:
+def fit(config: str, *args: str) -> "CharCLI":
     """Train a config of `configs/` with the command `fit`, and print nothing.
 
     Raises:
@@ -49,7 +53,7 @@ def fit(config: str, *args: str) -> CharCLI:
         raise InputError(output.getvalue().strip().splitlines()[-1]) from error
 
 
-def logged(cli: CharCLI, name: str, by: str = "train_seconds") -> list[tuple[float, float]]:
+def logged(cli: "CharCLI", name: str, by: str = "train_seconds") -> list[tuple[float, float]]:
     """Return (seconds of training, value) for each row of metrics.csv that has the metric `name`.
 
     Args:
@@ -99,14 +103,14 @@ def replace_section(path: Path, name: str, text: str) -> None:
         file.write(f"{before}{begin}\n{text}\n{end}{after}".encode())
 
 
-def publish(name: str, text: str, readme: bool) -> None:
-    """Print a result and save it as runs/NAME.md.
+def publish(name: str, text: str, readme: bool, folder: Path | None = None) -> None:
+    """Print a result and save it as NAME.md in a folder; the default is runs/.
 
     Args:
         readme: Whether to write it into tests/benchmarks/README.md as well.
     """
     print(text)
-    with atomic_write(ROOT / "runs" / f"{name}.md") as file:
+    with atomic_write((folder or ROOT / "runs") / f"{name}.md") as file:
         file.write(text.encode())
     if readme:
         replace_section(TABLES, name, text)
@@ -136,6 +140,11 @@ def raw_loop(config: str, steps: int, *args: str) -> float:
 
     As in `under_trainer`, this is the median over intervals of `log_every_n_steps` steps.
     """
+    import torch
+    from torch.nn import functional as F
+
+    from lit_gpt_scratch.training.optim import parameter_groups
+
     cli = fit(config, *QUICK, "--trainer.max_steps=1", *args)
     model, data = cli.model.train(), cli.datamodule
     optimizer = model.make_optimizer(params=parameter_groups(model.net))

@@ -1,4 +1,4 @@
-"""Run the scripts of a nanoGPT checkout without changes, for `make bench`.
+"""Run the scripts of a nanoGPT checkout without changes, for `make bench` and `make gpu`.
 
 https://github.com/karpathy/nanoGPT
 """
@@ -21,6 +21,25 @@ RECIPE = [
     "--eval_iters=1", "--always_save_checkpoint=True", "--block_size=64", "--batch_size=12",
     "--n_layer=4", "--n_head=4", "--n_embd=128", "--dropout=0.0",
 ]  # fmt: skip
+
+# nanoGPT's own settings for a GPU, with the time of each step, and shorter estimates of the loss.
+GPU_RECIPE = ["config/train_shakespeare_char.py", "--log_interval=1", "--eval_iters=20"]
+SMALLEST = [  # to try it on a CPU
+    "--device=cpu", "--compile=False", "--max_iters=6", "--eval_interval=3", "--eval_iters=1",
+    "--block_size=16", "--batch_size=2", "--n_layer=1", "--n_head=2", "--n_embd=16",
+]  # fmt: skip
+
+
+def step_seconds(output: str) -> dict[int, float]:
+    """Return the seconds of each step that train.py has printed."""
+    found = re.findall(r"^iter (\d+): loss [\d.]+, time ([\d.]+)ms", output, re.MULTILINE)
+    return {int(step): float(ms) / 1000 for step, ms in found}
+
+
+def estimated_losses(output: str) -> dict[int, float]:
+    """Return the validation losses, by step, that train.py has estimated on random batches."""
+    found = re.findall(r"^step (\d+): train loss [\d.]+, val loss ([\d.]+)", output, re.MULTILINE)
+    return {int(step): float(loss) for step, loss in found}
 
 
 class NanoGPT:
@@ -52,9 +71,8 @@ class NanoGPT:
     def train(self, steps: int) -> list[float]:
         """Train, and return the seconds of each step, except steps that also evaluate."""
         limits = [f"--max_iters={steps}", f"--lr_decay_iters={steps}", f"--eval_interval={steps}"]
-        output = self._run("train.py", *RECIPE, *limits)
-        found = re.findall(r"iter (\d+): loss [\d.]+, time ([\d.]+)ms", output)
-        return [float(ms) / 1000 for step, ms in found if int(step) % steps]
+        found = step_seconds(self._run("train.py", *RECIPE, *limits))
+        return [spent for step, spent in found.items() if step % steps]
 
     @torch.no_grad()
     def exact_validation(self) -> float:
