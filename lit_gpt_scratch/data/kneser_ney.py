@@ -100,6 +100,5 @@ def _n_grams(ids: Ints, n: int, alphabet_size: int) -> Ints:
 def _table(grams: Ints, counts: Ints, alphabet_size: int) -> Table:
     discount = discounts(counts)[np.minimum(counts, 3)]
     contexts, place = np.unique(grams // alphabet_size, return_inverse=True)
-    totals: Floats = np.bincount(place, counts.astype(np.float64))
-    taken: Floats = np.bincount(place, discount)
+    totals, taken = (np.bincount(place, values).astype(float) for values in (counts, discount))
     return Table(grams, counts - discount, contexts, totals, taken)
