@@ -348,6 +348,22 @@ def test_without_a_gpu_it_ends_with_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("flags", [[], ["--smoke"]], ids=["GPU", "smoke"])
+def test_a_smoke_run_replaces_no_figures_of_a_gpu(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu, "publish", lambda *args: published.extend(args))
+    monkeypatch.setattr(gpu.signal, "signal", lambda *_: None)
+    assert gpu.main(["--budget=0", "--readme", *flags]) == 0
+    _, _, readme, folder = published
+    assert readme is not bool(flags)
+    assert folder == tmp_path / "runs" / ("gpu-smoke" if flags else "gpu")
+    assert [*json.loads((folder / "results.json").read_text(encoding="utf-8"))] == [*gpu.PARTS]
+
+
 # Parts of a test; `hang` starts a process that holds the lock of a folder until it is killed.
 PARTS = f"""
 import subprocess, sys, time

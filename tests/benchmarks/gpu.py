@@ -422,7 +422,7 @@ def run_parts(
     """Run parts in turn, as long as the budget lasts. Yield the name and the result of each."""
     end = time.monotonic() + options.budget
     for name, part in parts.items():
-        left = end - time.monotonic()
+        left = max(0.0, end - time.monotonic())
         if left < part.least:
             yield name, {"ended": f"left out: {left:.0f} s were left", "figures": {}}
         else:
@@ -457,14 +457,15 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="these parts")
     parser.add_argument("--skip", nargs="+", choices=PARTS, default=[], help="all but these parts")
     parser.add_argument("--smoke", action="store_true", help="try all parts on the CPU, tiny")
-    out = "folder of results and runs (default: runs/gpu)"
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu", help=out)
+    out = "folder of results and runs (default: runs/gpu, for a smoke run runs/gpu-smoke)"
+    parser.add_argument("--out", type=Path, help=out)
     parser.add_argument("--nanogpt", type=Path, help="folder of a nanoGPT checkout")
     parser.add_argument("--readme", action="store_true", help="write tests/benchmarks/README.md")
     for internal in ("--part", "--seconds"):  # of the process of a part
         parser.add_argument(internal, help=argparse.SUPPRESS)
     options = parser.parse_args(args)
-    options.out = options.out.resolve()
+    folder = ROOT / "runs" / ("gpu-smoke" if options.smoke else "gpu")
+    options.out = (options.out or folder).resolve()
     options.nanogpt = options.nanogpt and options.nanogpt.resolve()
     if options.part:
         PARTS[options.part].measure(Work(options.part, float(options.seconds), options))
@@ -488,7 +489,7 @@ def main(args: Sequence[str] | None = None) -> int:
         results = {name: results[name] for name in PARTS if name in results}
         with atomic_write(path) as file:
             file.write(json.dumps(results, indent=1).encode())
-    publish("gpu", tables(results), options.readme, options.out)
+    publish("gpu", tables(results), options.readme and not options.smoke, options.out)
     return int(bad)
 
 
