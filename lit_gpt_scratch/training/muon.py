@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from lit_gpt_scratch.private_api import (
 )
 from lit_gpt_scratch.training.hardware import multiplies_bf16
 from lit_gpt_scratch.training.optim import require_learning_rates
+from lit_gpt_scratch.training.sharding import local_parts, on_whole_matrices
 
 MAX_ITERATIONS = 100  # more, from an untrusted checkpoint, would make a step run forever
 
@@ -109,26 +111,30 @@ class Muon(torch.optim.Optimizer):
 
     def _muon_step(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         means = self._states("momentum_buffer", params)
+        rows, grads, means = map(local_parts, (params, grads, means))  # all, unless they are split
         foreach_lerp_(means, grads, 1 - group["momentum"])
         updates = foreach_lerp(grads, means, group["momentum"])  # Nesterov's look ahead
         half = not group["exact"] and multiplies_bf16(params[0].device.type)
         dtype = torch.bfloat16 if half else torch.float32
+        function = partial(orthogonalize, steps=group["iterations"], dtype=dtype)
         if group["weight_decay"]:
-            foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            foreach_mul_(rows, 1 - group["lr"] * group["weight_decay"])
         for shape in dict.fromkeys(p.shape for p in params):
+            height, width = shape
             members = [i for i, p in enumerate(params) if p.shape == shape]
             stacked = torch.stack([updates[i] for i in members])
-            orthogonal = orthogonalize(stacked, group["iterations"], dtype)
+            orthogonal = on_whole_matrices(function, stacked, params[members[0]])
             # Entries of a tall matrix with singular values of 1 are small: scale them up.
-            scale = math.sqrt(max(1.0, shape[0] / shape[1]))
-            foreach_add_([params[i] for i in members], [*orthogonal], -group["lr"] * scale)
+            scale = math.sqrt(max(1.0, height / width))
+            foreach_add_([rows[i] for i in members], [*orthogonal], -group["lr"] * scale)
 
     def _adamw_step(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         steps = self._states("step", params, lambda p: torch.zeros((), device=p.device))
-        means = self._states("exp_avg", params), self._states("exp_avg_sq", params)
+        first, second = (self._states(name, params) for name in ("exp_avg", "exp_avg_sq"))
+        params, grads, first, second = map(local_parts, (params, grads, first, second))
         beta1, beta2 = group["betas"]
         settings = {name: group[name] for name in ("lr", "weight_decay", "fused")}
         adamw(
-            params, grads, *means, [], steps, beta1=beta1, beta2=beta2, eps=1e-8,
+            params, grads, first, second, [], steps, beta1=beta1, beta2=beta2, eps=1e-8,
             amsgrad=False, maximize=False, **settings,
         )  # fmt: skip
