@@ -101,6 +101,20 @@ def foreach_lerp_(starts: list[Any], ends: list[Any], weight: float) -> None:
     torch._foreach_lerp_(starts, ends, weight)
 
 
+def foreach_add_(tensors: list[Any], others: list[Any], alpha: float) -> None:
+    """Add `alpha` times another tensor to each of many tensors, in place."""
+    import torch
+
+    torch._foreach_add_(tensors, others, alpha=alpha)
+
+
+def foreach_mul_(tensors: list[Any], factor: float) -> None:
+    """Multiply in place."""
+    import torch
+
+    torch._foreach_mul_(tensors, factor)
+
+
 def allow_clipping(optimizer: Any) -> None:
     """Let Lightning clip gradients; it refuses for fused optimizers, which may unscale them."""
     optimizer._step_supports_amp_scaling = False

@@ -171,6 +171,18 @@ def test_lerp_interpolates() -> None:
     torch.testing.assert_close(a, wanted)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_many_tensors_are_added_and_multiplied(transposed: bool) -> None:
+    """Whether they are contiguous or not."""
+    a, b = ([torch.randn(3, 2), torch.randn(3, 4)] for _ in range(2))
+    if transposed:
+        b = [torch.randn(2, 3).mT, torch.randn(4, 3).mT]
+    wanted = [0.5 * x - 0.25 * y for x, y in zip(a, b, strict=True)]
+    private_api.foreach_mul_(a, 0.5)
+    private_api.foreach_add_(a, b, alpha=-0.25)
+    torch.testing.assert_close(a, wanted)
+
+
 @pytest.mark.parametrize("allowed", [True, False])
 def test_lightning_clips_a_fused_optimizer_only_when_allowed(allowed: bool) -> None:
     class Fused(Model):

@@ -62,6 +62,8 @@ LIMIT = "It replaces the default of max_steps."
 HELP = {
     "accelerator": "The kind of device: cpu, gpu (CUDA or MPS), or auto, a GPU if there is one.",
     "devices": "Number of devices, a list of their numbers, or auto: all GPUs, or one CPU.",
+    "strategy": "How devices train together. ddp: each has all weights. fsdp2: weights are split "
+    "between them. auto: ddp, if there are several.",
     "precision": "Of weights and computation: as bf16-mixed, weights in fp32, products in bf16.",
     "logger": "More loggers. false: none at all; fit then writes no metrics.csv and no W&B run.",
     "fast_dev_run": "Run only this number of batches, to find bugs. true: one batch.",

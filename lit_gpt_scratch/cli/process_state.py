@@ -21,6 +21,8 @@ def restore_process_state() -> Iterator[None]:
     # Lightning adds PL_GLOBAL_SEED and other variables; `patch.dict` restores the environment.
     with warnings.catch_warnings(), patch.dict(os.environ):
         warnings.filterwarnings("ignore", module="lightning|torchmetrics")
+        # PyTorch's advice to who changes the output of a layer in place; nothing here does.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
         try:
             for logger, level in loggers.items():
                 logger.setLevel(level)

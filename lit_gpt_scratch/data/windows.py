@@ -157,11 +157,19 @@ def _batches(
     share: Share,
     counted: Tensor | None = None,
 ) -> Iterator[Windows]:
-    """Yield this process' share of windows in batches that fit into memory."""
+    """Yield this process' share of windows in batches that fit into memory.
+
+    All processes get the same number of batches, because those that split the weights can only
+    compute together. One that has no windows left reads the first window, and counts nothing.
+    """
     own, size = share.take(starts), eval_batch_size(length, alphabet_size, share.device)
-    for i in range(0, len(own), size):
+    longest = -(-len(starts) // share.world_size)  # share; others have one window less, or as many
+    for i in range(0, longest, size):
         part = share.take(counted)[i : i + size] if counted is not None else None
-        yield Windows(own[i : i + size], length, 0, name, part)
+        if i < len(own):
+            yield Windows(own[i : i + size], length, 0, name, part)
+        else:
+            yield Windows(starts[:1], length, 0, name, torch.zeros(1, dtype=torch.int64))
 
 
 def random_bits(seed: int, k: int, count: int) -> NDArray[np.uint64]:

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lit_gpt_scratch.errors import InputError, describe_error, write_errors_as_input_errors
 from lit_gpt_scratch.generation import SamplingSettings, default_prompt
-from lit_gpt_scratch.inspection import attention, draw_heads, visible
+from lit_gpt_scratch.inspection import LayerAttention, attention, draw_heads, visible
 from lit_gpt_scratch.models.attention import shows_weights
 from lit_gpt_scratch.runs.folder import append_rows, count_lines, last_checkpoint, validation_losses
 from lit_gpt_scratch.runs.layers import LayerStatistics, start_of_validation
@@ -30,14 +30,16 @@ from lit_gpt_scratch.training.checkpointing import (
 )
 from lit_gpt_scratch.training.distributed import RankConsistencyCheck
 from lit_gpt_scratch.training.progress import progress_line
+from lit_gpt_scratch.training.sharding import is_sharded
 from lit_gpt_scratch.training.throughput import Throughput
 
 
 class Recorder(Callback, ABC):
     """Base class: adds something to the run's folder and to W&B at each validation of `fit`.
 
-    A subclass overrides `record`, which rank 0 calls. If `record` raises an error, the recorder
-    prints a notice and stops recording; training continues.
+    A subclass overrides `record`, which rank 0 calls, and `look` if it needs the network: all
+    ranks call that if the weights are split between them. If one of them raises an error, the
+    recorder prints a notice and stops recording; training continues.
     """
 
     is_costly = False  # record at validations 1 to 4, 8, 16, 32, ... and at the last step only
@@ -54,9 +56,12 @@ class Recorder(Callback, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.validations = int(state_dict["validations"])
 
+    def look(self, trainer: Any, pl_module: Any) -> Any:
+        """Return what the network does, for `record`."""
+
     @abstractmethod
-    def record(self, trainer: Any, pl_module: Any) -> None:
-        """Write to the folder and to W&B."""
+    def record(self, trainer: Any, pl_module: Any, seen: Any) -> None:
+        """Write to the folder and to W&B what `look` returned."""
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.state.fn != "fit":
@@ -65,16 +70,22 @@ class Recorder(Callback, ABC):
         is_chosen = self.validations < 4 or self.validations.bit_count() == 1
         is_last = trainer.should_stop or trainer.global_step >= trainer.max_steps > 0
         is_due = is_chosen or is_last or not self.is_costly
-        if self._has_failed or not is_due or not trainer.is_global_zero:
+        is_needed = trainer.is_global_zero or is_sharded(pl_module.net)
+        if self._has_failed or not is_due or not is_needed:
             return
         try:
-            self.record(trainer, pl_module)
+            seen = self.look(trainer, pl_module)
+            if trainer.is_global_zero:
+                self.record(trainer, pl_module, seen)
         except InputError:  # a full disk, for example
             raise
         except Exception as error:  # for example, a new attention may not return weights
             self._has_failed = True
-            notice = f"Notice: {type(self).__name__} has failed ({describe_error(error)})."
-            print(f"{notice} Training continues without it.", file=sys.stderr)
+            if trainer.is_global_zero:
+                notice = f"Notice: {type(self).__name__} has failed ({describe_error(error)})."
+                print(f"{notice} Training continues without it.", file=sys.stderr)
+        if is_sharded(pl_module.net):  # all ranks stop together
+            self._has_failed = trainer.strategy.reduce_boolean_decision(self._has_failed, all=False)
 
     def add_rows(self, trainer: Any, key: str, columns: list[str], rows: list[Any]) -> None:
         """Append rows to KEY.csv and to the W&B table KEY."""
@@ -95,10 +106,16 @@ class SampleRecorder(Recorder):
     settings = SamplingSettings(max_new_tokens=80, temperature=0.8)
     count = 2
 
-    def record(self, trainer: Any, pl_module: Any) -> None:
+    def look(self, trainer: Any, pl_module: Any) -> list[str]:
+        prompt = pl_module.tokenizer.encode(default_prompt(pl_module.tokenizer))
+        ids = prompt.repeat(self.count, 1).to(pl_module.device)
+        texts: list[str] = pl_module.generate(
+            ids, replace(self.settings, seed=trainer.datamodule.seed)
+        )
+        return texts
+
+    def record(self, trainer: Any, pl_module: Any, texts: list[str]) -> None:
         prompt, step = default_prompt(pl_module.tokenizer), trainer.global_step
-        ids = pl_module.tokenizer.encode(prompt).repeat(self.count, 1).to(pl_module.device)
-        texts = pl_module.generate(ids, replace(self.settings, seed=trainer.datamodule.seed))
         rows = [(step, prompt, text) for text in texts]
         self.add_rows(trainer, "samples", ["step", "prompt", "text"], rows)
         if bar := trainer.progress_bar_callback:
@@ -124,7 +141,8 @@ class SymbolLossRecorder(Recorder):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any
     ) -> None:
         if batch.split == "val":
-            ids = batch.targets.flatten().cpu()
+            ids = batch.targets if batch.counted is None else batch.targets[batch.counted]
+            ids = ids.flatten().cpu()
             losses = outputs["losses"].flatten().cpu().double()  # MPS has no doubles
             self.sums[0].index_add_(0, ids, torch.ones_like(losses))
             self.sums[1].index_add_(0, ids, losses)
@@ -134,7 +152,7 @@ class SymbolLossRecorder(Recorder):
             self.sums = trainer.strategy.reduce(self.sums.to(pl_module.device), reduce_op="sum")
         super().on_validation_end(trainer, pl_module)
 
-    def record(self, trainer: Any, pl_module: Any) -> None:
+    def record(self, trainer: Any, pl_module: Any, _: None) -> None:
         totals = zip(pl_module.tokenizer.alphabet, *self.sums.tolist(), strict=True)
         step = trainer.global_step
         rows = [(step, c, int(n), round(total / n, 6)) for c, n, total in totals if n]
@@ -146,11 +164,16 @@ class AttentionRecorder(Recorder):
 
     is_costly = True
 
-    def record(self, trainer: Any, pl_module: Any) -> None:
+    def look(self, trainer: Any, pl_module: Any) -> list[LayerAttention]:
         if not shows_weights(pl_module.net):
+            return []
+        return attention(pl_module, start_of_validation(trainer.datamodule))
+
+    def record(self, trainer: Any, pl_module: Any, layers: list[LayerAttention]) -> None:
+        if not layers:
             return
         text = start_of_validation(trainer.datamodule)
-        image = draw_heads(attention(pl_module, text), text, cell=max(9, 160 // len(text)))
+        image = draw_heads(layers, text, cell=max(9, 160 // len(text)))
         path = self.folder / "attention" / f"step_{trainer.global_step:06}.png"
         with write_errors_as_input_errors(path):
             path.parent.mkdir(exist_ok=True)

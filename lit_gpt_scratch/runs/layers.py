@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 
 from lit_gpt_scratch.errors import describe_error
 from lit_gpt_scratch.inspection import attention
 from lit_gpt_scratch.models.attention import shows_weights
 from lit_gpt_scratch.training.callbacks import is_log_step
+from lit_gpt_scratch.training.sharding import total_norm
 
 TEXT_LENGTH = 32  # characters whose attention is measured and drawn
 # The layer of a parameter: its name up to the first number, else the first part of the name.
@@ -48,7 +48,7 @@ class LayerStatistics(Callback):
         with self._noticing_errors(trainer):
             for layer, parameters in layers(pl_module.net).items():
                 gradients = [p.grad for p in parameters if p.grad is not None]
-                self.values[f"layer_grad_norm/{layer}"] = float(get_total_norm(gradients))
+                self.values[f"layer_grad_norm/{layer}"] = float(total_norm(gradients))
                 self._before[layer] = [p.clone() for p in parameters]
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
@@ -56,7 +56,7 @@ class LayerStatistics(Callback):
         with self._noticing_errors(trainer):
             for layer, parameters in layers(pl_module.net).items() if before else ():
                 changes = [p - old for p, old in zip(parameters, before[layer], strict=True)]
-                ratio = get_total_norm(changes) / get_total_norm(before[layer]).clamp(min=1e-12)
+                ratio = total_norm(changes) / total_norm(before[layer]).clamp(min=1e-12)
                 self.values[f"update_ratio/{layer}"] = float(ratio)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -71,7 +71,7 @@ class LayerStatistics(Callback):
         try:
             with torch.no_grad():
                 yield
-        except Exception as error:  # for example, weights that are split between processes
+        except Exception as error:  # for example, a new attention may not return weights
             if not self._has_failed and trainer.is_global_zero:
                 notice = f"Notice: statistics of layers are not logged ({describe_error(error)})."
                 print(notice, file=sys.stderr)

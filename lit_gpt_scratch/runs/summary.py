@@ -23,6 +23,7 @@ from lit_gpt_scratch.shell import checkpoint_flags, in_shell, plugin_flag, shell
 from lit_gpt_scratch.training.checkpointing import best_checkpoint
 from lit_gpt_scratch.training.distributed import is_rank_zero
 from lit_gpt_scratch.training.optim import parameter_groups
+from lit_gpt_scratch.training.sharding import is_sharded
 from lit_gpt_scratch.training.throughput import Throughput
 
 
@@ -112,9 +113,11 @@ class FitSummary(Callback):
             )
         if trainer.is_global_zero:
             mark_finished(self.folder)
+        if trainer.is_global_zero or is_sharded(pl_module.net):  # it has a sample
             data = trainer.datamodule
             text = format_summary(trainer, pl_module, data, self.folder, self.plugin)
-            print(text, flush=True)
+            if trainer.is_global_zero:
+                print(text, flush=True)
 
 
 def sample_text(model: Any, seed: int) -> str:

@@ -12,12 +12,17 @@ from lit_gpt_scratch.training.compilation import CompileBlocks
 from lit_gpt_scratch.training.distillation import LoadTeacher, Teacher
 from lit_gpt_scratch.training.hardware import seed_device
 from lit_gpt_scratch.training.optim import parameter_groups
+from lit_gpt_scratch.training.sharding import require_supported, total_norm
 
 REMEDY = "lower --model.optimizer.lr, or use --trainer.precision 32-true."
 
 
 def fit_callbacks(trainer: Any, compile: bool | str, teacher: Teacher | None) -> list[Callback]:
-    """Return the callbacks of a fit, except those that the Trainer has from an earlier fit."""
+    """Return the callbacks of a fit, except those that the Trainer has from an earlier fit.
+
+    Raise InputError for a strategy that is not supported.
+    """
+    require_supported(trainer)
     kinds: list[type[Callback]] = [SeedDropout, ApplyOptimizerSettings, TrainLoss, ValidateAtEnd]
     kinds += [RequireFinite, *[CompileBlocks] * bool(compile), *[LoadTeacher] * bool(teacher)]
     present = {type(callback) for callback in trainer.callbacks}
@@ -77,7 +82,7 @@ class TrainLoss(Callback):
         # Before clipping, and only at log steps: the norm of all gradients takes time.
         if is_log_step(trainer, trainer.global_step + 1):
             grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            pl_module.log("grad_norm", torch.nn.utils.get_total_norm(grads))
+            pl_module.log("grad_norm", total_norm(grads))
             pl_module.log("lr", optimizer.param_groups[0]["lr"])
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
@@ -138,7 +143,9 @@ class RequireFinite(Callback):
                 raise InputError(f"the validation loss is {loss} after step {step}: {REMEDY}")
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        if not all(weight.isfinite().all() for weight in checkpoint["state_dict"].values()):
+        is_finite = all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
+        # Only rank 0 may have the weights.
+        if not trainer.strategy.reduce_boolean_decision(is_finite):
             step = trainer.global_step
             raise InputError(f"not all weights are finite numbers after step {step}: {REMEDY}")
 

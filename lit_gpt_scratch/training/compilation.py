@@ -94,6 +94,12 @@ def why_not() -> str | None:
     return None
 
 
+def blocks_of(net: nn.Module) -> list[nn.Module]:
+    """Return the blocks of a network, and of the networks in it, each once."""
+    blocks = (block for module in net.modules() for block in getattr(module, "blocks", ()))
+    return list(dict.fromkeys(blocks))
+
+
 def compile_blocks(net: nn.Module, **how: Any) -> None:
     """Compile each block of a network. A network without blocks is compiled as a whole.
 
@@ -101,6 +107,5 @@ def compile_blocks(net: nn.Module, **how: Any) -> None:
     """
     # Store cosines and sines as constants: otherwise compiled code computes them for each vector.
     torch.compiler.assume_constant_result(cosines_and_sines)  # type: ignore[no-untyped-call]
-    blocks = [block for module in net.modules() for block in getattr(module, "blocks", ())]
-    for part in blocks or [net]:
+    for part in blocks_of(net) or [net]:
         part.compile(dynamic=False, **how)

@@ -55,7 +55,7 @@ class CountMixture(Callback):
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        if batch.split in ("val", "test"):
+        if batch.split in ("val", "test") and batch.counted is None:  # else nothing counts
             mixed = self.mixed_losses(outputs["losses"], batch.inputs, batch.targets)
             self._sums += torch.stack([mixed.sum(), torch.tensor(mixed.numel())])
 

@@ -20,8 +20,9 @@ class MeanLosses(nn.ModuleDict):
         super().__init__({split: MeanMetric() for split in splits})
 
     def add(self, split: str, losses: Tensor) -> None:
-        """Add losses of any shape, in nats."""
-        self._metric(split).update(losses.mean(), weight=losses.numel())
+        """Add losses of any shape, in nats; there may be none."""
+        mean = losses.mean() if losses.numel() else losses.sum()
+        self._metric(split).update(mean, weight=losses.numel())
 
     def take(self, split: str) -> Tensor:
         """Return the mean loss of a split, and begin anew; NaN if there were no losses."""

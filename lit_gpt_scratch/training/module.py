@@ -28,6 +28,7 @@ from lit_gpt_scratch.training.optim import (
     WarmupStableDecay,
     build_optimizer,
 )
+from lit_gpt_scratch.training.sharding import shard
 
 
 class LitCharLM(pl.LightningModule):
@@ -89,7 +90,7 @@ class LitCharLM(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         losses = self.character_losses(self(batch.inputs), batch.targets)
-        if batch.counted is not None:  # windows overlap
+        if batch.counted is not None:  # windows overlap, or nothing counts
             losses = losses[batch.counted]
         self.mean_losses.add(batch.split, losses)
         return {"losses": losses}  # for SymbolLossRecorder
@@ -114,6 +115,10 @@ class LitCharLM(pl.LightningModule):
     def generate(self, prompt: Tensor, settings: SamplingSettings, **how: Any) -> list[str]:
         """Continue prompts (B, T); see `generation.Prompts` for more arguments."""
         return self.predict_step(Prompts(prompt, settings=settings, **how), 0)
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:  # with --trainer.strategy fsdp2
+            shard(self.net, self.device_mesh.device_type)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         steps = self.trainer.estimated_stepping_batches  # infinite if only time limits the fit

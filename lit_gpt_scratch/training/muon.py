@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,27 +10,36 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from lit_gpt_scratch.errors import InputError
-from lit_gpt_scratch.private_api import foreach_lerp, foreach_lerp_
+from lit_gpt_scratch.private_api import (
+    foreach_add_,
+    foreach_lerp,
+    foreach_lerp_,
+    foreach_mul_,
+)
 from lit_gpt_scratch.training.hardware import multiplies_bf16
 from lit_gpt_scratch.training.optim import require_learning_rates
+from lit_gpt_scratch.training.sharding import local_parts, on_whole_matrices
 
 MAX_ITERATIONS = 100  # more, from an untrusted checkpoint, would make a step run forever
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Return, for matrices (N, R, C) with R <= C, the nearest ones with singular values near 1.
+    """Return, for matrices (N, R, C), the nearest ones with singular values near 1.
 
     The Newton-Schulz iteration of Jordan et al. 2024: an odd polynomial of a matrix acts on its
     singular values alone. Five steps of this one bring all of them between 0.7 and 1.2. It needs
     only matrix products, and bf16 is precise enough.
     """
-    x = matrices.to(dtype)
+    is_tall = matrices.size(1) > matrices.size(2)
+    # Wide, so that the products below are small.
+    x = (matrices.mT.contiguous() if is_tall else matrices).to(dtype)
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315)
         x = torch.baddbmm(x, polynomial, x, beta=3.4445)
-    return x.to(matrices.dtype)
+    # Contiguous: on a GPU, one kernel then adds all of them to the weights.
+    return (x.mT.contiguous() if is_tall else x).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -101,29 +111,30 @@ class Muon(torch.optim.Optimizer):
 
     def _muon_step(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         means = self._states("momentum_buffer", params)
+        rows, grads, means = map(local_parts, (params, grads, means))  # all, unless they are split
         foreach_lerp_(means, grads, 1 - group["momentum"])
         updates = foreach_lerp(grads, means, group["momentum"])  # Nesterov's look ahead
-        # Tall matrices are transposed, so that they stack with wide ones.
-        wide = [u.mT if u.size(0) > u.size(1) else u for u in updates]
         half = not group["exact"] and multiplies_bf16(params[0].device.type)
         dtype = torch.bfloat16 if half else torch.float32
-        for shape in dict.fromkeys(w.shape for w in wide):
-            members = [i for i, w in enumerate(wide) if w.shape == shape]
-            stacked = torch.stack([wide[i] for i in members])
-            orthogonal = orthogonalize(stacked, group["iterations"], dtype)
-            for i, update in zip(members, orthogonal, strict=True):
-                rows, columns = params[i].shape
-                # Entries of a tall matrix with singular values of 1 are small: scale them up.
-                scale = math.sqrt(max(1.0, rows / columns))
-                params[i].mul_(1 - group["lr"] * group["weight_decay"])
-                params[i].add_(update.mT if rows > columns else update, alpha=-group["lr"] * scale)
+        function = partial(orthogonalize, steps=group["iterations"], dtype=dtype)
+        if group["weight_decay"]:
+            foreach_mul_(rows, 1 - group["lr"] * group["weight_decay"])
+        for shape in dict.fromkeys(p.shape for p in params):
+            height, width = shape
+            members = [i for i, p in enumerate(params) if p.shape == shape]
+            stacked = torch.stack([updates[i] for i in members])
+            orthogonal = on_whole_matrices(function, stacked, params[members[0]])
+            # Entries of a tall matrix with singular values of 1 are small: scale them up.
+            scale = math.sqrt(max(1.0, height / width))
+            foreach_add_([rows[i] for i in members], [*orthogonal], -group["lr"] * scale)
 
     def _adamw_step(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         steps = self._states("step", params, lambda p: torch.zeros((), device=p.device))
-        means = self._states("exp_avg", params), self._states("exp_avg_sq", params)
+        first, second = (self._states(name, params) for name in ("exp_avg", "exp_avg_sq"))
+        params, grads, first, second = map(local_parts, (params, grads, first, second))
         beta1, beta2 = group["betas"]
         settings = {name: group[name] for name in ("lr", "weight_decay", "fused")}
         adamw(
-            params, grads, *means, [], steps, beta1=beta1, beta2=beta2, eps=1e-8,
+            params, grads, first, second, [], steps, beta1=beta1, beta2=beta2, eps=1e-8,
             amsgrad=False, maximize=False, **settings,
         )  # fmt: skip

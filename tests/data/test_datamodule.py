@@ -16,13 +16,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from laws import random_ids
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_gpt_scratch.data import corpus
 from lit_gpt_scratch.data import windows as data_windows
 from lit_gpt_scratch.data.datamodule import CharDataModule
-from lit_gpt_scratch.data.windows import Windows, split_corpus
+from lit_gpt_scratch.data.windows import Batch, Windows, split_corpus
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.models.attention import SingleHeadAttention
 from lit_gpt_scratch.models.gpt import AttentionLM
@@ -106,13 +107,14 @@ def is_equal(first: Windows, second: Windows) -> bool:
 
 
 def target_counts(loader: Any, split: str) -> Counter[int]:
-    """Count how often each position of the corpus is a target of the windows of a split."""
+    """Count how often each position of the corpus is a target that counts, in a split's windows."""
     return Counter(
         start + offset
         for windows in loader
         if windows.split == split
-        for start in windows.starts.tolist()
+        for i, start in enumerate(windows.starts.tolist())
         for offset in range(1, windows.length + 1)
+        if windows.counted is None or offset > windows.length - windows.counted[i]
     )
 
 
@@ -341,16 +343,16 @@ def test_the_train_slice_lies_inside_the_training_split(
 def test_ranks_divide_the_evaluation_windows(
     open_text: Opener, world: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No window is repeated to give all ranks the same number: that would change the mean."""
+    """All ranks get as many batches, but no window counts twice: that would change the mean."""
     monkeypatch.setattr(data_windows, "MAX_EVAL_TOKENS", 24)
-    module = open_text(1003, context=8, test_fraction=0.2)
+    module = open_text(1003, context=8, test_fraction=0.2, stride=3)
     for loader in ("val_dataloader", "test_dataloader"):
         alone = list(getattr(as_rank(module, 0, 1), loader)())
+        shares = [list(getattr(as_rank(module, rank, world), loader)()) for rank in range(world)]
+        assert len({tuple(windows.split for windows in share) for share in shares}) == 1
+        assert all(len(windows.starts) for share in shares for windows in share)
         for split in {windows.split for windows in alone}:
-            rank_batches = (
-                getattr(as_rank(module, rank, world), loader)() for rank in range(world)
-            )
-            combined = sum((target_counts(share, split) for share in rank_batches), Counter())
+            combined = sum((target_counts(share, split) for share in shares), Counter())
             assert combined == target_counts(alone, split)
 
 
@@ -397,6 +399,17 @@ def test_the_evaluation_loss_is_exact_for_every_batch_size(
     assert (len(part) - 1) % 8
     expected = direct_loss(lit.net, module.tokens[part.start : part.stop].long(), 8)
     assert found == pytest.approx([expected] * len(found), abs=1e-5)
+
+
+def test_a_batch_in_which_nothing_counts_does_not_change_a_loss(lit: LitCharLM) -> None:
+    """A process reads one if the others have more windows."""
+    ids = random_ids(len(ALPHABET), 3, 9)
+    batch = Batch(ids[:, :-1], ids[:, 1:], 0, "val")
+    nothing = batch._replace(counted=torch.zeros_like(batch.inputs, dtype=torch.bool))
+    lit.validation_step(batch, 0)
+    loss = lit.mean_losses["val"].compute()
+    assert lit.validation_step(nothing, 1)["losses"].shape == (0,)
+    assert lit.mean_losses["val"].compute() == loss > 0
 
 
 # Hyperparameters that checkpoints store

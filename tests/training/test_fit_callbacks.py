@@ -40,14 +40,14 @@ def test_batches_have_different_seeds() -> None:
 
 
 def test_a_second_fit_keeps_the_callbacks_of_the_first() -> None:
-    trainer: Any = SimpleNamespace(callbacks=[])
+    trainer: Any = SimpleNamespace(callbacks=[], strategy=None)
     teacher = Teacher("a.ckpt", weight=1.0, temperature=1.0)
     trainer.callbacks += fit_callbacks(trainer, True, teacher)
     assert len(trainer.callbacks) > 1
     assert fit_callbacks(trainer, True, teacher) == []
     only_if_asked = {CompileBlocks, LoadTeacher}
     assert only_if_asked < {type(callback) for callback in trainer.callbacks}
-    other: Any = SimpleNamespace(callbacks=[])
+    other: Any = SimpleNamespace(callbacks=[], strategy=None)
     assert only_if_asked.isdisjoint(map(type, fit_callbacks(other, False, None)))
 
 

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from laws import CONFIGS, random_ids, small, with_random_weights
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_gpt_scratch.errors import InputError
 from lit_gpt_scratch.models import GPT, Ensemble
@@ -129,6 +131,9 @@ def test_orthogonalize_changes_only_singular_values(
         after = sum(c * after**power for c, power in zip(STEEP, (1, 3, 5), strict=True))
     exact = (left * after[:, None]) @ right.mT
     torch.testing.assert_close(orthogonalize(matrices, dtype=torch.double), exact)
+    tall = orthogonalize(matrices.mT, dtype=torch.double)
+    torch.testing.assert_close(tall, exact.mT)
+    assert tall.is_contiguous()
     rounded = orthogonalize(matrices)
     assert rounded.dtype == torch.double
     found = torch.linalg.svdvals(rounded)
@@ -210,6 +215,31 @@ def test_muon_in_fp32_equals_a_loop_over_matrices() -> None:
             further = math.sqrt(rows / columns) if rows > columns else 1
             expected[name] = (1 - 0.05 * 0.5) * expected[name] - 0.05 * further * x
             torch.testing.assert_close(p.detach(), expected[name], atol=1e-5, rtol=1e-4)
+
+
+class CountKernels(TorchDispatchMode):
+    """Counts the operations that compute something: on a GPU, each is one launch or a few."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+        self.count += not function.is_view
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_of_muon_launches_as_many_kernels_for_many_matrices_as_for_few() -> None:
+    """And one more with weight decay: without, it does not multiply all weights by 1."""
+    counts = {}
+    for layers, weight_decay in ((1, 0.0), (3, 0.0), (3, 0.1)):
+        net = GPT(11, 7, layers=layers, width=16)
+        optimizer = Muon(parameter_groups(net), weight_decay=weight_decay)
+        train(net, optimizer, range(1))  # makes the state
+        with CountKernels() as mode:
+            optimizer.step()
+        counts[layers, weight_decay] = mode.count
+    assert counts[1, 0.0] == counts[3, 0.0] == counts[3, 0.1] - 1
 
 
 def test_muon_ignores_the_length_of_a_gradient() -> None:
