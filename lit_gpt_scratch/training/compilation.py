@@ -16,7 +16,8 @@ from lit_gpt_scratch.training.distributed import is_rank_zero
 from lit_gpt_scratch.training.hardware import is_small
 
 # Parameters times characters of a whole run; `gpt_cpu` has 2.3e12. Compiling takes 5 seconds if the
-# code is in the cache, else half a minute. Then each step takes a quarter less time.
+# code is in the cache, else half a minute. Then each step takes a quarter less time (a tenth, where
+# the processor lacks bf16: AMD EPYC with AVX2).
 LONG = 2e12
 # Do not test first which instruction sets the compiler supports: that takes ten seconds.
 OPTIONS: dict[str, Any] = {"cpp.vec_isa_ok": True}
