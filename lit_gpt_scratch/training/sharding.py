@@ -116,7 +116,7 @@ StrategyRegistry.register("fsdp2", FSDP2Strategy, "Weights are split between pro
 
 
 def own_rows(whole: Any, like: Any) -> Any:
-    """Return this process' rows of a tensor, as a copy, if `like`, of the same shape, is split."""
+    """Return a copy of this process' rows of a tensor, if `like`, of the same shape, is split."""
     if not isinstance(like, DTensor) or getattr(whole, "shape", None) != like.shape:
         return whole
     mesh, placements = like.device_mesh, like.placements
