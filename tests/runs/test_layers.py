@@ -112,7 +112,7 @@ def test_an_error_is_one_notice(
     def fail(*_: Any) -> Any:
         raise RuntimeError("weights are split")
 
-    monkeypatch.setattr(layers, "get_total_norm", fail)
+    monkeypatch.setattr(layers, "total_norm", fail)
     run = train_small(tmp_path, *OFTEN)
     said = capsys.readouterr().err
     assert said.count("Notice: statistics of layers are not logged (RuntimeError in") == 1

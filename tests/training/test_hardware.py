@@ -244,7 +244,7 @@ def test_losses_of_characters_are_doubled_in_size_only_on_the_cpu(tmp_path: Path
     recorder = SymbolLossRecorder(tmp_path)
     module = SimpleNamespace(tokenizer="ab")
     recorder.on_validation_start(None, module)
-    batch = SimpleNamespace(split="val", targets=torch.tensor([[0, 1, 1]]))
+    batch = SimpleNamespace(split="val", targets=torch.tensor([[0, 1, 1]]), counted=None)
     losses = torch.tensor([[1.0, 2.0, 3.0]]).as_subclass(OnMPS)
     recorder.on_validation_batch_end(None, module, {"losses": losses}, batch)
     assert recorder.sums.tolist() == [[1.0, 2.0], [1.0, 5.0]]
